@@ -1,0 +1,36 @@
+# Every target makes what it needs: the environment lives in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: help train test lab bench clean
+help:
+	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
+	@echo "make test    run every notebook and every test"
+	@echo "make lab     open the book in JupyterLab"
+	@echo "make bench   measure speed against other code"
+	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
+
+.venv/ready: settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: .venv/ready
+	$(BIN)/isd_train
+
+test: .venv/ready
+	$(BIN)/ruff check isd_nb tests benchmarks
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS)
+	$(BIN)/python -m pytest -q tests
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist isd_nb.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,27 @@
+"""Reads everything about the package from settings.ini."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(here / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    license="Apache-2.0",
+    packages=find_packages(include=["isd_nb", "isd_nb.*"]),
+    include_package_data=True,
+    python_requires=f">={settings['min_python']}",
+    install_requires=settings["requirements"].split(),
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "bench", "dev")},
+    entry_points={"console_scripts": settings["console_scripts"].split(),
+                  "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
+)

@@ -1,0 +1,119 @@
+"""`isd_train` as a user meets it: good input gives a whole run, bad input one clear sentence."""
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from isd_nb.encoders import load_encoder
+
+
+def one_sentence(result) -> str:
+    "The message of a failed command, which must be a single line without a stack trace."
+    assert result.returncode not in (0, None), result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("isd_train:")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    return lines[0]
+
+
+def test_a_whole_run(isd_train, tmp_path: Path) -> None:
+    result = isd_train("--out", "run")
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} >= {"config.json", "metrics.csv", "summary.json", "checkpoints", "figures",
+                                               "encoder.safetensors"}
+    assert {p.name for p in (run / "figures").iterdir()} == {"curves.png", "neighbours.png", "umap.png"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"knn1_teacher", "knn1_student", "knn20_teacher", "knn20_student", "knn20_untrained", "knn20_pixels",
+            "images_per_second", "seconds", "images_seen"} <= set(summary)
+    assert summary["images_seen"] == 12 * 16
+    assert "trained with labels" in result.stdout and "Next:" in result.stdout
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [int(r["step"]) for r in rows] == list(range(13))
+    assert sum(bool(r["knn20_teacher"]) for r in rows) == 4  # before training and three times during it
+    features = load_encoder(run)(torch.rand(3, 1, 16, 16))
+    assert features.shape == (3, 32) and not features.requires_grad
+
+    again = isd_train("--out", "run")
+    assert "run exists already; add --resume" in one_sentence(again)
+    resumed = isd_train("--out", "run", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((run / "summary.json").read_text())["knn20_teacher"] == summary["knn20_teacher"]
+    changed = isd_train("--out", "run", "--resume", "--seed", "1")
+    assert "changed from seed 0 to 1" in one_sentence(changed)
+
+
+def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
+    make_folder("split/train", {"a": 20, "ünïcode <b>$": 20})
+    make_folder("split/val", {"a": 5, "ünïcode <b>$": 5})
+    result = isd_train("--data", f"folder:{tmp_path / 'split'}", "--out", "one", "--set", "backbone=tiny")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert (summary["images"], summary["test_images"]) == (40, 10)
+
+    make_folder("classes", {"a": 20, "b": 20})
+    result = isd_train("--data", "folder:classes", "--out", "two", "--set", "backbone=tiny")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["test_images"] == 8
+
+    plain = make_folder("plain", {".": 30})
+    result = isd_train("--data", f"folder:{plain}", "--out", "three", "--set", "backbone=tiny")
+    assert result.returncode == 0, result.stderr
+    assert "No labels, so no accuracy" in result.stdout
+    assert not any(k.startswith("knn") for k in json.loads((tmp_path / "three" / "summary.json").read_text()))
+
+
+def test_unreadable_images(isd_train, make_folder) -> None:
+    few = make_folder("few", {"a": 30, "b": 30})
+    (few / "a" / "broken.jpg").write_bytes(b"not an image")
+    (few / "b" / "cut.png").write_bytes((few / "b" / "000.png").read_bytes()[:200])
+    result = isd_train("--data", f"folder:{few}", "--set", "backbone=tiny")
+    assert result.returncode == 0, result.stderr
+    assert "2 of 62 files" in result.stderr and "broken.jpg" in result.stderr and "cut.png" in result.stderr
+
+    for i in range(4):
+        (few / "a" / f"broken{i}.jpg").write_bytes(b"not an image")
+    message = one_sentence(isd_train("--data", f"folder:{few}"))
+    assert "6 of 66 files" in message and "More than 5%" in message
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--recipe", "digit"], "did you mean 'digits'?"),
+    (["--method", "ids"], "did you mean 'isd'?"),
+    (["--data", "torchvision:CIFAR11"], "did you mean 'CIFAR10'?"),
+    (["--data", "digit"], "did you mean 'digits'?"),
+    (["--data", "folder:nowhere"], "nowhere is not a folder"),
+    (["--device", "gpu"], "unknown device 'gpu'"),
+    (["--epochs", "2"], "either --epochs or --steps, not both"),
+    (["--batch-size", "6000", "--set", "queue_size=6000"], "a batch of 6000 is larger than the set of 5188 images"),
+    (["--set", "queue_size=8"], "a queue of 8 anchors is smaller than a batch"),
+    (["--set", "student_temperature=0"], "student_temperature must be positive"),
+    (["--set", "momentum=[0.9,1.2]"], "momentum"),
+    (["--set", "tempo=3"], "--set takes name=value"),
+    (["--set", "backbone=resnet19"], "did you mean 'resnet18'"),
+    (["--set", "learning_rate=fast"], "learning_rate"),
+    (["--resume"], "there is no run of digits-isd"),
+])
+def test_bad_input(isd_train, arguments: list[str], message: str) -> None:
+    result = isd_train(*["--steps", "12", "--device", "cpu", *arguments], tiny=False)
+    assert message in one_sentence(result)
+
+
+def test_empty_and_small_folders(isd_train, make_folder, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no image in empty" in one_sentence(isd_train("--data", "folder:empty"))
+    make_folder("single", {".": 1})
+    assert "takes at least 2" in one_sentence(isd_train("--data", "folder:single"))
+
+
+def test_a_loss_that_is_not_finite(isd_train, tmp_path: Path) -> None:
+    message = one_sentence(isd_train("--set", "learning_rate=1e30", "--set", "precision=float32", "--out", "run"))
+    assert "not finite at step" in message and "learning rate" in message and "temperatures" in message
+    assert list((tmp_path / "run" / "checkpoints").glob("state_*.pt"))
+
+
+def test_without_a_network(isd_train) -> None:
+    message = one_sentence(isd_train("--data", "torchvision:KMNIST", "--root", "nothing_here"))
+    assert "KMNIST" in message and "could not be downloaded" in message

@@ -1,0 +1,14 @@
+"""What a GPU server imports, and what it must not need."""
+import subprocess
+import sys
+
+import pytest
+
+ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "training", "evaluation")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_light_imports(room: str) -> None:
+    heavy = "matplotlib umap IPython ipywidgets anywidget jupyterlab nbdev sklearn accelerate typer".split()
+    code = f"import sys, isd_nb.{room}; print([m for m in {heavy!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,143 @@
+"""Two processes, and processes that are killed: every run ends as the undisturbed one."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import TINY
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+SCRIPT = '''
+import sys
+from dataclasses import replace
+from isd_nb.data import digits
+from isd_nb.training import Stopped, find_recipe, train
+recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4, projector=(8,), predictor=(8,),
+                 evaluations=1, precision="float32", batch_norm_splits={splits})
+images = digits()[0].subset(range(100))
+try:
+    trained = train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu", save_every={save_every}, show=False)
+except Stopped:
+    sys.exit(130)
+'''
+
+
+def start(script: Path, *arguments: str, processes: int = 1) -> subprocess.Popen:
+    launch = [sys.executable] if processes == 1 else [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+        "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
+    return subprocess.Popen([*launch, str(script), *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-2000:]
+
+
+def newest(run: Path) -> dict:
+    return torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)
+
+
+def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float = 60) -> Path:
+    path.write_text(SCRIPT.format(steps=steps, splits=splits, save_every=save_every))
+    return path
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_do_what_one_does(tmp_path: Path, processes: int) -> None:
+    "Halves of a batch in two processes: the queue, the weights and the losses of one process, up to rounding."
+    one = write_script(tmp_path / "one.py", splits=processes)  # batch norm in as many parts as there are processes
+    many = write_script(tmp_path / "many.py")
+    finish(start(one, str(tmp_path / "alone")))
+    finish(start(many, str(tmp_path / "together"), processes=processes))
+    alone, together = newest(tmp_path / "alone"), newest(tmp_path / "together")
+    assert alone["step"] == together["step"] == 12
+    torch.testing.assert_close(together["method"], alone["method"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together["method"]["queue.anchors"], alone["method"]["queue.anchors"], rtol=1e-3, atol=1e-4)
+    a, b = ((tmp_path / name / "metrics.csv").read_text().splitlines()[1:] for name in ("alone", "together"))
+    losses = [[float(line.split(",")[2] or 0) for line in rows] for rows in (a, b)]
+    assert len(losses[0]) == 13 and losses[0][1] > 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_resume_with_another_number_of_processes(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "train.py", steps=4000, save_every=0.2)
+    run = tmp_path / "run"
+    process = start(script, str(run), processes=2)
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    before = newest(run)["step"]
+    process = start(script, str(run), "--resume")
+    while newest(run)["step"] <= before:
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=30)
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not list(run.glob("checkpoints/state_*.pt")):
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_exact_resume_after_a_signal(tmp_path: Path, stop: int) -> None:
+    script = write_script(tmp_path / "train.py", steps=150, save_every=0.1)
+    finish(start(script, str(tmp_path / "straight")))
+    process = start(script, str(tmp_path / "stopped"))
+    wait_for_checkpoint(tmp_path / "stopped", process)
+    process.send_signal(stop)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert newest(tmp_path / "stopped")["step"] < 150
+    finish(start(script, str(tmp_path / "stopped"), "--resume"))
+    same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
+
+
+def same(a: dict, b: dict) -> None:
+    "Bit for bit."
+    for part in ("method", "optimizer"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+
+
+def test_kills_at_random_moments(tmp_path: Path) -> None:
+    "SIGKILL while training and while saving (every step saves): each time the run goes on and ends bit for bit the same."
+    script = write_script(tmp_path / "train.py", steps=60, save_every=0)
+    finish(start(script, str(tmp_path / "straight")))
+    rng, kills, run = random.Random(0), 0, tmp_path / "killed"
+    for _ in range(int(os.environ.get("ISD_NB_KILLS", 4))):
+        process = start(script, str(run), "--resume")
+        if not list(run.glob("checkpoints/state_*.pt")):
+            wait_for_checkpoint(run, process)
+        before = newest(run)["step"]
+        while process.poll() is None and newest(run)["step"] == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        kills += process.poll() is None
+        process.kill()
+        process.communicate(timeout=30)
+        torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)  # the newest is whole
+    assert kills
+    finish(start(script, str(run), "--resume"))
+    same(newest(tmp_path / "straight"), newest(run))
+
+
+def test_the_command_in_two_processes(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+              "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "isd_nb.cli"]
+    result = subprocess.run([*launch, "--out", "run", *TINY], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+                            timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert result.stdout.count("Next:") == 1  # one process reports
