@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help train test lab bench clean
+.PHONY: help train test lab bench browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
+	@echo "make browser install chromium for the tests of the explorer (Debian, as root)"
 	@echo "make lab     open the book in JupyterLab"
 	@echo "make bench   measure speed against other code"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
@@ -24,6 +25,11 @@ test: .venv/ready
 	$(BIN)/ruff check isd_nb tests benchmarks
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS)
 	$(BIN)/python -m pytest -q tests
+
+# The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
+browser:
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) \
+	  || echo "chromium is missing and could not be installed with apt-get; the browser tests will be skipped"
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -314,9 +314,10 @@ def place(glyphs: Tensor,  # float (N, 1, h, w) in [0, 1], light on dark
     bright = light[0] + (light[1] - light[0]) * draw[4].view(n, 1, 1, 1)
     return (255 * canvas * bright).round().to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #c52-e93996
+# %% ../nbs/01_data.ipynb #c52-0c8ed0
 def digits(size: int = 16,  # height and width of the canvas, in pixels
            copies: int = 4,  # how often each training digit is placed
+           zoom: tuple[float, float] = (1.1, 1.9),  # size of the digits, see `place`; narrower is easier
            seed: int = 0,  # of the split and the placing
            ) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "scikit-learn's handwritten digits, placed at random on a canvas; 500 of the 1,797 are held out."
@@ -329,7 +330,7 @@ def digits(size: int = 16,  # height and width of the canvas, in pixels
     rows = [np.repeat(rows[0], copies), rows[1]]
     generator = torch.Generator().manual_seed(seed)
     classes = tuple(str(c) for c in data.target_names)
-    return tuple(ImageSet(place(glyphs[r], size, (1.1, 1.9), 15, (0.5, 1.0), generator),
+    return tuple(ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator),
                           torch.from_numpy(data.target[r]).long(), classes) for r in rows)
 
 # %% ../nbs/01_data.ipynb #c61-cd62d3

@@ -5,30 +5,34 @@
 # %% auto #0
 __all__ = ['Output', 'Method', 'ISD']
 
-# %% ../nbs/07_isd.ipynb #c03-1a77dc
-from collections.abc import Mapping
+# %% ../nbs/07_isd.ipynb #c03-d42e52
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data import ImageSet, InputError, nearest
 from .encoders import Encoder, mlp
 from .loss import streaming_soft_label_loss
 from .queue import AnchorQueue, gather_keys
-from .teacher import EMATeacher, cosine_momentum, pure_call, write_buffers
+from .teacher import EMATeacher, cosine_momentum, write_buffers
+from .views import Views
 
-# %% ../nbs/07_isd.ipynb #c06-232258
+# %% ../nbs/07_isd.ipynb #c06-db4ff5
 class Output(NamedTuple):
     "What `forward` computed and `update` needs."
     loss: Tensor  # a scalar, the mean over the batch
     keys: Tensor | None = None  # (B, D) what enters the queue, for methods that have one
     buffers: Mapping[str, Mapping[str, Tensor]] = {}  # batch norm's next statistics, by the name of the part
+    extra: Mapping[str, Tensor] = {}  # what only this method's `update` needs, e.g. the indices of the images
 
-# %% ../nbs/07_isd.ipynb #c08-877299
+# %% ../nbs/07_isd.ipynb #c08-75b483
 class Method(nn.Module):
     "A student, perhaps a teacher, and two verbs: `forward` compares and changes nothing, `update` moves."
     needs: tuple[str, ...] = ()  # what `forward` takes beside views: "labels", "indices"
+    options: Mapping[str, Any] = {}  # what only this method knows, with defaults; a recipe's `options` change them
     student: Encoder
     teacher: EMATeacher | None
 
@@ -38,13 +42,29 @@ class Method(nn.Module):
 
     def call(self, part: str, inputs: Tensor, buffers: dict[str, Any]) -> Tensor:
         "Run the part of this name and collect what its batch norms would remember."
-        output, buffers[part] = pure_call(self.get_submodule(part), inputs)
-        return output
+        module = self.get_submodule(part)
+        if part not in buffers:
+            buffers[part] = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return torch.func.functional_call(module, buffers[part], (inputs,))
 
     @classmethod
-    def from_recipe(cls, student: Encoder, recipe: Any, classes: int = 0) -> "Method":  # classes of the labels, if any
+    def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Method":  # the images it will be trained on
         "Build the method from the settings of an `isd_nb.training.Recipe`."
         raise NotImplementedError(f"{cls.__name__} must say how it is built from a recipe")
+
+    @classmethod
+    def settings(cls, recipe: Any) -> dict[str, Any]:  # the method's options, changed by the recipe's
+        "What only this method knows; a name that it does not know is refused."
+        for name in recipe.options:
+            if name not in cls.options:
+                raise InputError(f"{cls.__name__} has no option {name!r}: {nearest(name, cls.options)}"
+                                 if cls.options else f"{cls.__name__} has no options of its own, and {name!r} was given")
+        return {**cls.options, **recipe.options}
+
+    @classmethod
+    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:  # each called like `Views`: (images, generator, part)
+        "What makes the inputs of `forward` of a batch: two kinds of views."
+        return [Views(kind, recipe.image_size) for kind in (recipe.views, recipe.key_views or recipe.views)]
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         raise NotImplementedError(f"{type(self).__name__} must say how it compares two views")
@@ -76,7 +96,7 @@ def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor
     parts = flat.split([b.numel() for b in floats.values()])
     return {**buffers, **{n: p.view_as(b) for (n, b), p in zip(floats.items(), parts)}}
 
-# %% ../nbs/07_isd.ipynb #c11-1e8239
+# %% ../nbs/07_isd.ipynb #c11-c008f0
 class ISD(Method):
     r"Iterative Similarity Distillation (Abbasi Koohpayegani et al., ICCV 2021)."
 
@@ -96,7 +116,7 @@ class ISD(Method):
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 
     @classmethod
-    def from_recipe(cls, student: Encoder, recipe: Any, classes: int = 0) -> "ISD":
+    def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
         "Build from the settings of an `isd_nb.training.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
         return cls(student, predictor, recipe.queue_size, recipe.student_temperature, recipe.teacher_temperature,

@@ -92,9 +92,9 @@ def attend(looks: Tensor,  # (B, D) queries or keys, already divided by their te
     silence = 0 * looks.sum(dim=1, keepdim=True)  # zero, or nan where a look is not finite
     return mean[0, 0] + silence, logsumexp.flatten() + silence[:, 0]
 
-# %% ../nbs/05_soft_labels.ipynb #c38-76cce5
+# %% ../nbs/05_soft_labels.ipynb #c38-b642db
 class StreamingKL(torch.autograd.Function):
-    r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $(m_p - m_r)/\tau_s$ from one read of the queue."
+    r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $(m_p - m_r)/\tau_s$, from one read."
 
     @staticmethod
     def forward(ctx, queries, keys, anchors, student_temperature, teacher_temperature, block):

@@ -10,7 +10,7 @@ __all__ = ['recipes', 'methods', 'Recipe', 'total_steps', 'check_recipe', 'find_
            'read_metrics', 'write_metrics', 'Stopped', 'stop_signals', 'Trained', 'train', 'run_steps', 'Log',
            'save_encoders']
 
-# %% ../nbs/08_training.ipynb #c03-66ef69
+# %% ../nbs/08_training.ipynb #c03-96a472
 import csv
 import importlib
 import json
@@ -19,7 +19,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .data import ImageSet, InputError, nearest
 from .encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, save_encoder, split_batch_norm
 from .isd import Method
-from .views import GENTLE, STRONG, ViewRecipe, Views
+from .views import GENTLE, STRONG, ViewRecipe
 
 # %% ../nbs/08_training.ipynb #c06-e55602
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def check_recipe(recipe: Recipe, images: int) -> None:
 # %% ../nbs/08_training.ipynb #c09-3e7d13
 choices = dict(optimizer=("sgd", "adamw"), schedule=("cosine", "steps"), precision=("auto", "float32", "bfloat16"))
 
-# %% ../nbs/08_training.ipynb #c12-56fab7
+# %% ../nbs/08_training.ipynb #c12-f86122
 recipes = {r.name: r for r in (
     Recipe("digits", steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
-           backbone="small_resnet", queue_size=4096, projector=(512, 128), predictor=(512,), epochs=30,
+           backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", queue_size=4096, projector=(512, 128), predictor=(512,), epochs=30,
            learning_rate=0.06, weight_decay=5e-4),
 )}
 
@@ -120,8 +120,11 @@ def find_recipe(name: str) -> Recipe:
         raise InputError(f"unknown recipe {name!r}: {nearest(name, recipes)}")
     return recipes[name]
 
-# %% ../nbs/08_training.ipynb #c15-8c0d6b
-methods = {"isd": "isd_nb.isd:ISD", "supervised": "isd_nb.baselines.supervised:Supervised"}
+# %% ../nbs/08_training.ipynb #c15-e05c66
+methods = {"isd": "isd_nb.isd:ISD"} | {name: f"isd_nb.baselines.{place}" for name, place in dict(
+    moco_v2="moco_v2:MoCoV2", byol="byol:BYOL", byol_asym="byol:BYOLAsym", simsiam="simsiam:SimSiam",
+    simclr="simclr:SimCLR", swav="swav:SwAV", co2="co2:CO2", compress="compress:CompRess", pirl="pirl:PIRL",
+    invp="invp:InvP", supervised="supervised:Supervised").items()}
 
 
 def find_method(name: str) -> type[Method]:  # a class with `from_recipe`
@@ -143,13 +146,18 @@ def build_method(recipe: Recipe, images: ImageSet) -> Method:
         backbone = build_backbone(backbone_config(recipe, images.shape[0]))
         projector = mlp(backbone.features, *recipe.projector) if recipe.projector else None
         student = Encoder(backbone, *channel_statistics(sample.cpu()), projector)
-        method = find_method(recipe.method).from_recipe(student, recipe, len(images.classes))
+        kind = find_method(recipe.method)
+        kind.settings(recipe)  # refuses options that the method does not know
+        method = kind.from_recipe(student, recipe, images)
     return split_batch_norm(method, recipe.batch_norm_splits)
 
 
 def backbone_config(recipe: Recipe, channels: int) -> BackboneConfig:
     "What `encoders` needs to know of a recipe."
-    return BackboneConfig(recipe.backbone, channels, recipe.width, recipe.stem, recipe.widths, recipe.blocks)
+    try:
+        return BackboneConfig(recipe.backbone, channels, recipe.width, recipe.stem, recipe.widths, recipe.blocks)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 # %% ../nbs/08_training.ipynb #c18-73ae53
 def seeded(*key: int) -> torch.Generator:  # on the CPU
@@ -201,7 +209,7 @@ def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, recipe.learning_rate, foreach=True)
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, nesterov=True, foreach=True)
 
-# %% ../nbs/08_training.ipynb #c26-2d2fbd
+# %% ../nbs/08_training.ipynb #c26-2ff317
 @dataclass
 class Session:
     "The parts of a running training."
@@ -211,7 +219,7 @@ class Session:
     method: Method  # on the device
     model: nn.Module  # the method as it is called: itself, or wrapped for several processes
     optimizer: torch.optim.Optimizer
-    views: tuple[Views, Views]  # for query and key
+    views: Sequence[Callable[..., Tensor]]  # what makes the inputs of `forward` of a batch, see `Method.views`
     dtype: torch.dtype  # of autocast
     steps: int  # in total
     step: int = 0  # done
@@ -232,9 +240,8 @@ def prepare(recipe: Recipe, images: ImageSet, device: str = "auto") -> Session:
         raise InputError(f"a batch of {recipe.batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
     method = build_method(recipe, images).to(accelerator.device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, method)
-    views = Views(recipe.views, recipe.image_size), Views(recipe.key_views or recipe.views, recipe.image_size)
     return Session(recipe, images.to(accelerator.device), accelerator, method, accelerator.prepare_model(method), optimizer,
-                   views, pick_precision(recipe.precision, accelerator.device), total_steps(recipe, len(images)))
+                   method.views(recipe), pick_precision(recipe.precision, accelerator.device), total_steps(recipe, len(images)))
 
 # %% ../nbs/08_training.ipynb #c28-578e99
 class Diverged(InputError):

@@ -44,14 +44,15 @@ class ViewRecipe:
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and {high:g}")
 
-# %% ../nbs/02_views.ipynb #c10-1a4905
+# %% ../nbs/02_views.ipynb #c10-44c130
 _LIMITS = dict(flip=1, rotation=180, jitter=1, brightness=10, contrast=10, saturation=10, hue=0.5, grey=1, blur=1,
                noise=10)
 STRONG = ViewRecipe()
 WEAK = ViewRecipe(jitter=0, grey=0, blur=0)
 GENTLE = ViewRecipe(crop_scale=(0.5, 1.3), flip=0, rotation=10, jitter=1, brightness=0.2, contrast=0.2, saturation=0,
                     hue=0, grey=0, blur=0)
-PLAIN = ViewRecipe(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, grey=0, blur=0)
+PLAIN = ViewRecipe(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, brightness=0, contrast=0, saturation=0,
+                   hue=0, grey=0, blur=0)
 
 # %% ../nbs/02_views.ipynb #c13-689d9b
 def resize_weights(start: Tensor,  # first pixel of each crop, (B,)
@@ -117,7 +118,7 @@ def rotate(x: Tensor,  # (B, C, S, S)
     grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
-# %% ../nbs/02_views.ipynb #c25-af079f
+# %% ../nbs/02_views.ipynb #c25-b38a64
 def luma(x: Tensor) -> Tensor:  # (B, H, W)
     "The grey of every pixel (B, 1 or 3, H, W), with the weights that torchvision uses."
     if x.shape[1] == 1:
@@ -133,8 +134,8 @@ def scale_brightness_(x: Tensor, factor: Tensor) -> Tensor:  # (B, C, H, W)
 
 def scale_contrast_(x: Tensor, factor: Tensor) -> Tensor:  # (B, C, H, W)
     "Move each image of `x` (B, C, H, W) away from its mean grey, or towards it, by its own factor (B,)."
-    mean = luma(x.mean((2, 3), keepdim=True))[:, None]  # (B, 1, 1, 1)
-    return x.lerp_(mean, (1 - factor)[:, None, None, None]).clamp_(0, 1)
+    mean, factor = luma(x.mean((2, 3), keepdim=True))[:, None], factor[:, None, None, None]  # (B, 1, 1, 1)
+    return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def scale_saturation_(x: Tensor, factor: Tensor) -> Tensor:  # (B, 3, H, W)
@@ -261,7 +262,7 @@ def random_draw(recipe: ViewRecipe,  # what may happen to an image, and how stro
     order = [("brightness", "contrast", "saturation", "hue")[i] for i in torch.randperm(4, generator=generator)]
     return Draw(*box, *fields, noise=r.noise, margin=margin, order=tuple(order))
 
-# %% ../nbs/02_views.ipynb #c43-eff8f7
+# %% ../nbs/02_views.ipynb #c43-44ee5e
 @torch.no_grad()
 def apply_draw(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never written to
                draw: Draw,  # for B images
@@ -272,7 +273,8 @@ def apply_draw(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never
     if not len(images):
         return torch.empty(0, images.shape[1], size, size, device=images.device)
     draw, (h, w) = draw.to(images.device), images.shape[2:]
-    with torch.autocast(images.device.type, enabled=False):
+    kind = images.device.type if torch.amp.is_autocast_available(images.device.type) else "cpu"
+    with torch.autocast(kind, enabled=False):
         rows = resize_weights(draw.top, draw.height, h, size, margin=draw.margin)
         columns = resize_weights(draw.left, draw.width, w, size, draw.flip, draw.margin)
         x = resample(images.float(), rows / 255 if images.dtype == torch.uint8 else rows, columns)
@@ -311,7 +313,7 @@ def _check_images(images: Tensor, draw: Draw) -> None:
         raise ValueError(f"images have {images.shape[1]} channels, but {', '.join(needy)} need 3 (red, green, blue) "
                          f"or 1 (grey): set them to 0 in the recipe")
 
-# %% ../nbs/02_views.ipynb #c45-22fc11
+# %% ../nbs/02_views.ipynb #c45-e4fd66
 class Views:
     "Make views of `size` x `size` pixels by a recipe: a whole batch at once, each image with its own random numbers."
 
@@ -319,6 +321,9 @@ class Views:
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size is {size!r}; it must be a whole number of pixels, at least 1")
         self.recipe, self.size = recipe, size
+
+    def __repr__(self) -> str:
+        return f"Views({self.recipe}, size={self.size})"
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> Draw:
         "All random numbers for `n` views of images of this size; see `random_draw`."

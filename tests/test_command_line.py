@@ -38,7 +38,7 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
 
     again = isd_train("--out", "run")
     assert "run exists already; add --resume" in one_sentence(again)
-    resumed = isd_train("--out", "run", "--resume")
+    resumed = isd_train("--out", "run", "--resume", "--no-figures")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "summary.json").read_text())["knn20_teacher"] == summary["knn20_teacher"]
     changed = isd_train("--out", "run", "--resume", "--seed", "1")
@@ -48,13 +48,13 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
 def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
     make_folder("split/train", {"a": 20, "ünïcode <b>$": 20})
     make_folder("split/val", {"a": 5, "ünïcode <b>$": 5})
-    result = isd_train("--data", f"folder:{tmp_path / 'split'}", "--out", "one", "--set", "backbone=tiny")
+    result = isd_train("--data", f"folder:{tmp_path / 'split'}", "--out", "one", "--no-figures", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert (summary["images"], summary["test_images"]) == (40, 10)
 
     make_folder("classes", {"a": 20, "b": 20})
-    result = isd_train("--data", "folder:classes", "--out", "two", "--set", "backbone=tiny")
+    result = isd_train("--data", "folder:classes", "--out", "two", "--no-figures", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["test_images"] == 8
 
@@ -69,7 +69,7 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     few = make_folder("few", {"a": 30, "b": 30})
     (few / "a" / "broken.jpg").write_bytes(b"not an image")
     (few / "b" / "cut.png").write_bytes((few / "b" / "000.png").read_bytes()[:200])
-    result = isd_train("--data", f"folder:{few}", "--set", "backbone=tiny")
+    result = isd_train("--data", f"folder:{few}", "--no-figures", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     assert "2 of 62 files" in result.stderr and "broken.jpg" in result.stderr and "cut.png" in result.stderr
 

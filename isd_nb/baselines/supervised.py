@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Supervised']
 
-# %% ../../nbs/10_baselines/01_supervised.ipynb #c03-5470fe
+# %% ../../nbs/10_baselines/01_supervised.ipynb #c03-ce6428
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import InputError
+from ..data import ImageSet, InputError
 from ..encoders import Encoder
 from ..isd import Method, Output
 
-# %% ../../nbs/10_baselines/01_supervised.ipynb #c06-443f8a
+# %% ../../nbs/10_baselines/01_supervised.ipynb #c06-daa88b
 class Supervised(Method):
     "A linear classifier on the backbone, trained with cross-entropy; the second view is not used."
     needs = ("labels",)
@@ -29,9 +29,9 @@ class Supervised(Method):
         self.classifier = nn.Linear(student.backbone.features, classes)
 
     @classmethod
-    def from_recipe(cls, student: Encoder, recipe: Any, classes: int = 0) -> "Supervised":
+    def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Supervised":
         "Build from the settings of an `isd_nb.training.Recipe`."
-        return cls(student, classes)
+        return cls(student, len(images.classes))
 
     def forward(self, view_q: Tensor, view_k: Tensor, labels: Tensor) -> Output:  # (B, C, H, W) twice, (B,)
         "Cross-entropy of the first view; changes nothing."

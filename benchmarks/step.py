@@ -1,0 +1,222 @@
+"""How fast is a whole training step? Ours, against the usual pipeline and lightly's parts.
+
+    python benchmarks/step.py [--json FILE] [--network tiny|resnet18] [--device cpu|cuda]
+
+All train the same network on the same colour images with the same two strong views an image, the same batch and the
+same number of anchors; all numbers include making the views.
+
+* `ours`: `isd_nb.training.train_step`, as `isd_train` runs it (views of the whole batch on the device, channels_last,
+  bfloat16 where the processor has it, streaming loss, foreach moving average).
+* `plain`: what training scripts for these methods usually do (torchvision views of PIL images in worker processes,
+  float32, default memory layout, a loop over parameters for the moving average, the full batch-by-queue matrix).
+* `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
+  plain loop; left out, with a message, where lightly is not installed.
+
+The contestants take turns; a ratio is the median over the rounds of (their seconds an image / ours).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2 as tv
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from isd_nb.data import ImageSet
+from isd_nb.encoders import BackboneConfig, build_backbone, mlp
+from isd_nb.training import Plan, Recipe, pick_precision, prepare, train_step
+from isd_nb.views import STRONG
+
+COLOURS = (STRONG.brightness, STRONG.contrast, STRONG.saturation, STRONG.hue)
+
+
+class TwoViews(Dataset):
+    """PIL images, and two random views of each."""
+
+    def __init__(self, images: Tensor, transform: Callable) -> None:
+        self.pictures, self.transform = [tv.functional.to_pil_image(i) for i in images], transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.pictures[index]), self.transform(self.pictures[index])
+
+
+class LightlyViews(TwoViews):
+    """The same with a transform that makes both views itself."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return tuple(self.transform(self.pictures[index]))
+
+
+def plain_transform(size: int) -> tv.Compose:
+    return tv.Compose([
+        tv.RandomResizedCrop(size, STRONG.crop_scale, STRONG.crop_ratio, antialias=True),
+        tv.RandomApply([tv.ColorJitter(*COLOURS)], STRONG.jitter),
+        tv.RandomGrayscale(STRONG.grey), tv.RandomHorizontalFlip(STRONG.flip),
+        tv.ToImage(), tv.ToDtype(torch.float32, scale=True), tv.Normalize([0.5] * 3, [0.25] * 3)])
+
+
+class PlainStep:
+    """Student, predictor, teacher and queue of ISD in the usual words."""
+
+    def __init__(self, config: BackboneConfig, dims: tuple[int, int], anchors: int, device: str) -> None:
+        def encoder() -> nn.Module:
+            backbone = build_backbone(config)
+            return nn.Sequential(backbone, mlp(backbone.features, *dims)).to(device)
+        self.student, self.teacher = encoder(), encoder()
+        self.predictor = mlp(dims[1], dims[0], dims[1]).to(device)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.queue, self.place = F.normalize(torch.randn(anchors, dims[1], device=device), dim=1), 0
+        learns = [*self.student.parameters(), *self.predictor.parameters()]
+        self.optimizer = torch.optim.SGD(learns, 0.06, momentum=0.9, weight_decay=1e-4)
+
+    def compare(self, view_q: Tensor, view_k: Tensor) -> tuple[Tensor, Tensor]:
+        queries = F.normalize(self.predictor(self.student(view_q)), dim=1)
+        with torch.no_grad():
+            for mine, theirs in zip(self.teacher.parameters(), self.student.parameters()):
+                mine.data.mul_(0.99).add_(theirs.data, alpha=0.01)
+            keys = F.normalize(self.teacher(view_k), dim=1)
+        return queries, keys
+
+    def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
+        anchors = self.queue.clone().detach()
+        labels = (keys @ anchors.T / 0.02).softmax(1)
+        return F.kl_div((queries @ anchors.T / 0.1).log_softmax(1), labels, reduction="batchmean")
+
+    def enqueue(self, keys: Tensor) -> None:
+        self.queue[self.place:self.place + len(keys)] = keys
+        self.place = (self.place + len(keys)) % len(self.queue)
+
+    def __call__(self, view_q: Tensor, view_k: Tensor) -> None:
+        queries, keys = self.compare(view_q, view_k)
+        loss = self.loss(queries, keys)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.enqueue(keys)
+
+
+class LightlyStep(PlainStep):
+    """The plain step with lightly's contrastive loss and memory bank."""
+
+    def __init__(self, *args) -> None:
+        from lightly.loss import NTXentLoss
+
+        super().__init__(*args)
+        self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=tuple(self.queue.shape)).to(self.queue.device)
+
+    def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.criterion(queries, keys)
+
+    def enqueue(self, keys: Tensor) -> None:
+        """The criterion did it."""
+
+
+def endless(loader: DataLoader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def loader_turn(step: PlainStep, dataset: Dataset, args: argparse.Namespace) -> Callable[[], float]:
+    """Seconds an image over `steps` steps, the workers being there already and some batches ahead, as in a long run."""
+    device, workers = args.device, args.workers
+    stream = endless(DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=workers,
+                                persistent_workers=True, pin_memory=device == "cuda"))
+
+    def turn() -> float:
+        step(*(v.to(device, non_blocking=True) for v in next(stream)))  # restart the flow after the other's turn
+        for _ in range(2 * workers):  # what the workers did ahead during the other's turn is not counted
+            next(stream)
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            step(*(v.to(device, non_blocking=True) for v in next(stream)))
+        synchronize(device)
+        return (time.perf_counter() - start) / (args.steps * args.batch)
+    return turn
+
+
+def our_turn(recipe: Recipe, images: ImageSet, device: str, steps: int) -> Callable[[], float]:
+    session = prepare(recipe, images, device)
+    stream = iter(Plan(len(images), recipe.batch_size, 0, stop=10**9))
+
+    def turn() -> float:
+        for count in (2, steps):
+            start = time.perf_counter()
+            for _ in range(count):
+                indices = next(stream)
+                train_step(session, indices, session.images.get(indices))
+            synchronize(device)
+        return (time.perf_counter() - start) / (steps * recipe.batch_size)
+    return turn
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Medians of images a second and of the ratios, over rounds in which everybody has a turn."""
+    coarse = torch.rand(args.images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = (F.interpolate(coarse, size=32, mode="bilinear") * 255).to(torch.uint8)
+    recipe = Recipe("bench", steps=10**9, batch_size=args.batch, image_size=32, backbone=args.network,
+                    queue_size=args.anchors, views=replace(STRONG, blur=0), projector=(256, 128), predictor=(256,))
+    config = BackboneConfig(args.network, 3, recipe.width)
+    turns = {"ours": our_turn(recipe, ImageSet(images), args.device, args.steps)}
+    plain = PlainStep(config, recipe.projector, args.anchors, args.device)
+    turns["plain"] = loader_turn(plain, TwoViews(images, plain_transform(32)), args)
+    try:
+        from lightly.transforms import MoCoV2Transform
+        step = LightlyStep(config, recipe.projector, args.anchors, args.device)
+        dataset = LightlyViews(images, MoCoV2Transform(input_size=32, gaussian_blur=0.0))
+        turns["lightly"] = loader_turn(step, dataset, args)
+    except ImportError:
+        print("lightly is not installed and does not take part (pip install lightly)")
+    rounds = []
+    for _ in range(args.repeats + 1):
+        rounds.append({name: turn() for name, turn in turns.items()})
+        print("  ".join(f"{name} {1 / s:,.0f}/s" for name, s in rounds[-1].items()), flush=True)
+    rounds = rounds[1:]  # the first warms up
+    return {name: dict(images_per_second=round(1 / statistics.median(r[name] for r in rounds)),
+                       ratio=round(statistics.median(r[name] / r["ours"] for r in rounds), 2),
+                       ratios=[round(r[name] / r["ours"], 2) for r in rounds]) for name in turns}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--network", default="tiny", help="tiny (five layers from width 16), resnet18")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--anchors", type=int, default=16_384)
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8, help="steps in each turn")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
+    args = parser.parse_args()
+    results = measure(args)
+    print(f"{'':12}{'images/s':>10}{'ours is faster by':>20}")
+    for name, row in results.items():
+        print(f"{name:12}{row['images_per_second']:>10,}{row['ratio']:>20.2f}")
+    if args.json:
+        about = dict(command=" ".join(["python benchmarks/step.py", *sys.argv[1:]]), torch=torch.__version__,
+                     machine=platform.machine(), threads=torch.get_num_threads(), batch=args.batch,
+                     anchors=args.anchors, network=args.network, device=args.device, workers=args.workers,
+                     precision=str(pick_precision("auto", torch.device(args.device))))
+        args.json.write_text(json.dumps(about | {"rounds": args.repeats, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
