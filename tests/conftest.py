@@ -16,8 +16,8 @@ TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set"
 @pytest.fixture
 def isd_train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     "Runs `isd_train` in a new process and an empty directory."
-    def run(*arguments: str | Path, tiny: bool = True) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "isd_nb.cli", *map(str, arguments), *(TINY if tiny else [])]
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "isd_nb.cli", *map(str, arguments), *TINY]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     return run

@@ -44,7 +44,7 @@ def made_up(n: int = N) -> Gallery:
     "Random images on a 12 x 12 grid that is shuffled from step to step; features that lean towards their class."
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(NAMES), n)
-    files = tuple(Path(f"<b onclick='x'>{i}</b>.png") for i in range(n))
+    files = tuple(Path(f"<b onclick='x'>{i}.png") for i in range(n))
     images = ImageSet(torch.from_numpy(rng.integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8)), torch.from_numpy(labels),
                       NAMES, files)
     grid = np.stack(np.meshgrid(np.arange(12), np.arange(12)), -1).reshape(-1, 2)[:n].astype(np.float32)
@@ -111,13 +111,15 @@ class Window:
         "What dragging does, without counting pixels."
         self.control(name).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }", value)
 
-    def at(self, index: int, encoder: str = "teacher", step: int = 20) -> tuple[float, float]:
-        "Where an image must be on the screen when the whole map is shown."
+    def on_screen(self, places: np.ndarray) -> list[tuple[float, float]]:  # (M, 2) in [-1, 1]
+        "Where these places must be on the screen when the whole map is shown."
         self.root.locator(".isd-overlay").scroll_into_view_if_needed()
         box = self.root.locator(".isd-overlay").bounding_box()
-        x, y = unit_places(encoder, step)[index].tolist()
-        x, y = (v * ZOOM * min(box["width"], box["height"]) / 2 for v in (x, y))
-        return box["x"] + box["width"] / 2 + x, box["y"] + box["height"] / 2 - y
+        side = ZOOM * min(box["width"], box["height"]) / 2
+        return [(box["x"] + box["width"] / 2 + x * side, box["y"] + box["height"] / 2 - y * side) for x, y in places.tolist()]
+
+    def at(self, index: int, encoder: str = "teacher", step: int = 20) -> tuple[float, float]:
+        return self.on_screen(unit_places(encoder, step)[[index]])[0]
 
     def neighbours(self, encoder: str = "teacher") -> list[int]:
         found = self.root.locator(f".isd-encoder[data-encoder={encoder}] .isd-grid button")
@@ -127,11 +129,11 @@ class Window:
         lines = self.root.locator(".isd-soft .isd-line")
         return {int(c): float(s) for c, s in lines.evaluate_all("all => all.map(e => [e.dataset.class, e.dataset.share])")}
 
-    def drawn(self, step: int, wanted: np.ndarray | None = None) -> np.ndarray:  # bool (N,)
+    def drawn(self, step: int) -> np.ndarray:  # bool (N,)
         "Which images have ink at their place, in a screenshot of the map."
         self.page.mouse.move(1, 1)
         picture = np.asarray(Image.open(BytesIO(self.page.screenshot())).convert("L")).astype(int)
-        places = [self.at(i, step=step) for i in range(N)]
+        places = self.on_screen(unit_places("teacher", step))
         return np.array([picture[round(y) - 1:round(y) + 2, round(x) - 1:round(x) + 2].min() < 225 for x, y in places])
 
 
@@ -209,10 +211,11 @@ def home(request: pytest.FixtureRequest, chromium: BrowserContext, tmp_path_fact
         window = opened(chromium, path.as_uri())
     else:
         window = opened(chromium, request.getfixturevalue("lab"))
-        window.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        window.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
-        window.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    window.page.wait_for_selector(".isd-explorer[data-state=ready]", timeout=60_000)
+        window.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=30_000)
+        window.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+                                      timeout=30_000)
+        window.page.evaluate("() => void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    window.page.wait_for_selector(".isd-explorer[data-state=ready]", timeout=30_000)
     yield window
     window.page.close()
 
@@ -312,11 +315,9 @@ def test_teacher_and_student_differ(window: Window) -> None:
 
 def test_the_lasso_counts_what_it_holds(window: Window) -> None:
     places = unit_places("teacher", 20)
-    inside = (np.abs(places - [-0.4, 0.2]) < [0.35, 0.25]).all(1)  # a rectangle between the points of the grid
-    box = window.root.locator(".isd-overlay").bounding_box()
-    side = min(box["width"], box["height"]) / 2 * ZOOM
-    corners = [(-0.75, -0.05), (-0.05, -0.05), (-0.05, 0.45), (-0.75, 0.45)]
-    points = [(box["x"] + box["width"] / 2 + x * side, box["y"] + box["height"] / 2 - y * side) for x, y in corners]
+    inside = (np.abs(places - [-0.4, 0.2]) < [0.4, 0.45]).all(1)  # a rectangle between the points of the grid
+    corners = [(-0.8, -0.25), (0.0, -0.25), (0.0, 0.65), (-0.8, 0.65)]
+    points = window.on_screen(np.array(corners))
     window.control("lasso").click()
     window.page.mouse.move(*points[0])
     window.page.mouse.down()
@@ -359,7 +360,7 @@ def test_confusing_images_come_first(window: Window) -> None:
 
 def test_names_are_text(window: Window) -> None:
     assert [b.inner_text() for b in window.root.locator(".isd-legend button").all()][:4] == list(NAMES)
-    assert "<b onclick='x'>0</b>.png" in window.root.locator(".isd-query").inner_text()
+    assert "<b onclick='x'>0.png" in window.root.locator(".isd-query").inner_text()
     assert window.root.locator("script, img, b[onclick]").count() == 0
     assert window.page.evaluate("window.broken") is None
 
@@ -397,7 +398,7 @@ def test_smaller_sets_have_a_smaller_view(kind: str, chromium: BrowserContext, t
     note, legend = window.root.locator(".isd-note"), window.root.locator(".isd-legend")
     if kind == "no labels":
         assert "no labels" in note.inner_text() and "one colour" not in legend.inner_text()
-        assert window.root.locator(".isd-query b").inner_text() == "<b onclick='x'>0</b>.png"
+        assert window.root.locator(".isd-query b").inner_text() == "<b onclick='x'>0.png"
     elif kind == "one class":
         assert "one class" in note.inner_text() and legend.locator("button").count() == 1
     else:

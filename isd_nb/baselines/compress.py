@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['distillation_loss', 'CompRess']
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c03-101632
+# %% ../../nbs/10_baselines/08_compress.ipynb #c03-5c827d
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def distillation_loss(queries: Tensor,  # (B, D) unit vectors of the student
     logits = queries.float() @ anchors.T / temperature
     return F.kl_div(logits.log_softmax(dim=1), labels, reduction="batchmean")
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c12-deddd2
+# %% ../../nbs/10_baselines/08_compress.ipynb #c12-35d7b0
 class CompRess(Method):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
     options = {"guide": None, "which": "teacher", "temperature": 0.04}  # the guide's run or file; its name in there
@@ -51,14 +52,19 @@ class CompRess(Method):
         guide = load_encoder(settings["guide"], settings["which"])
         return cls(student, guide, recipe.queue_size, settings["temperature"])
 
+    @classmethod
+    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
+        "One view: both networks look at the same."
+        return super().views(recipe)[:1]
+
     def train(self, mode: bool = True) -> "CompRess":
         "The guide stays in evaluation mode."
         super().train(mode)
         self.guide.eval()
         return self
 
-    def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each; the second view is not used
-        "Compare both networks on the first view; change nothing."
+    def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]
+        "Compare what both networks make of the view; change nothing."
         queries = F.normalize(self.call("student", view_q, buffers := {}).float(), dim=1)
         with torch.no_grad():
             keys = F.normalize(self.guide(view_q).float(), dim=1)

@@ -135,8 +135,8 @@ in vec4 ink; flat in int shape; out vec4 pixel;
 void main() {
   vec2 p = 2. * gl_PointCoord - 1., a = abs(p);
   float inside = shape == 0 ? 1. - length(p) : shape == 1 ? .85 - max(a.x, a.y)
-    : shape == 2 ? min(.8 - p.y, .45 * p.y + .45 - a.x + .4) : shape == 3 ? 1. - a.x - a.y
-    : shape == 4 ? min(.8 + p.y, -.45 * p.y + .45 - a.x + .4)
+    : shape == 2 ? min(.8 - p.y, .57 * (p.y + .95) - a.x) : shape == 3 ? 1. - a.x - a.y
+    : shape == 4 ? min(.8 + p.y, .57 * (.95 - p.y) - a.x)
     : shape == 5 ? min(1. - max(a.x, a.y), .36 - min(a.x, a.y)) : .36 - min(abs(p.x + p.y), abs(p.x - p.y)) * .75;
   if (inside < 0.) discard;
   pixel = vec4(ink.rgb, ink.a);

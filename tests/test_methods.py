@@ -1,0 +1,150 @@
+"""Every registered method: pure, finite, exactly resumable, and in two processes what it is in one."""
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_processes import finish, newest, start
+
+from isd_nb.data import ImageSet, InputError, digits
+from isd_nb.isd import Method
+from isd_nb.training import (Recipe, build_method, methods, prepare, recipe_to_json, save_encoders, seeded, train,
+                             write_json)
+
+TOY = Recipe("toy", steps=6, batch_size=16, queue_size=24, width=4, projector=(10, 6), predictor=(8,), evaluations=6,
+             momentum=(0.9, 0.9), precision="float32")
+SYMMETRIC = ("byol", "simsiam", "simclr", "swav")
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return digits()[0].subset(range(64))
+
+
+@pytest.fixture(scope="module")
+def guide(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "An encoder that CompRess can learn from."
+    path = tmp_path_factory.mktemp("guide") / "encoder.safetensors"
+    save_encoders(path, build_method(replace(TOY, width=6), images), replace(TOY, width=6), images)
+    return path
+
+
+@pytest.fixture(params=sorted(methods))
+def recipe(request: pytest.FixtureRequest, guide: Path) -> Recipe:
+    options = {"guide": str(guide)} if request.param == "compress" else {}
+    return replace(TOY, method=request.param, options=options)
+
+
+def inputs(method: Method, recipe: Recipe, images: ImageSet) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    rows = torch.randperm(len(images), generator=seeded(5))[:16]
+    views = [make(images.get(rows), seeded(6, i)) for i, make in enumerate(method.views(recipe))]
+    extras = {"indices": rows, "labels": images.labels[rows]}
+    return views, {name: extras[name] for name in method.needs}
+
+
+def test_three_steps_are_finite_and_move_the_student(recipe: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    before = copy.deepcopy(build_method(recipe, images).state_dict())
+    trained = train(replace(recipe, steps=3), images, tmp_path / "run", device="cpu", show=False)
+    after = trained.method.state_dict()
+    assert all(v.isfinite().all() for v in after.values())
+    learned = [name for name, p in trained.method.named_parameters() if p.requires_grad and p.ndim > 1]
+    assert learned and all(not torch.equal(before[name], after[name]) for name in learned)
+    frozen = [name for name, p in trained.method.named_parameters() if not p.requires_grad]
+    assert all(name.startswith(("teacher.", "guide.")) for name in frozen)
+
+
+def test_forward_changes_nothing(recipe: Recipe, images: ImageSet) -> None:
+    method = prepare(recipe, images, device="cpu").method
+    views, extras = inputs(method, recipe, images)
+    before = copy.deepcopy(method.state_dict())
+    first, second = method(*views, **extras), method(*views, **extras)
+    torch.testing.assert_close(first.loss, second.loss, rtol=0, atol=0)
+    torch.testing.assert_close(method.state_dict(), before, rtol=0, atol=0)
+    first.loss.backward()
+    for name, p in method.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+    method.update(first)
+    assert any(not torch.equal(v, before[name]) for name, v in method.state_dict().items())
+    if recipe.method in SYMMETRIC:
+        swapped = method.load_state_dict(before) and method(*views[1::-1], *views[2:], **extras)
+        torch.testing.assert_close(swapped.loss, first.loss)
+
+
+def test_exact_resume(recipe: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    "Stopped in the middle, resumed: bit for bit the run that was never stopped."
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(method: Method) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 5:  # after four of six steps, of which three are saved
+            raise Interrupted
+        return {}
+
+    calls: list[int] = []
+    straight = train(recipe, images, tmp_path / "straight", device="cpu", show=False)
+    with pytest.raises(Interrupted):
+        train(recipe, images, tmp_path / "run", interrupt, device="cpu", save_every=0, show=False)
+    assert newest(tmp_path / "run")["step"] == 3
+    resumed = train(recipe, images, tmp_path / "run", resume=True, device="cpu", show=False)
+    torch.testing.assert_close(resumed.method.state_dict(), straight.method.state_dict(), rtol=0, atol=0)
+
+
+SCRIPT = '''
+import json
+import sys
+from pathlib import Path
+from isd_nb.data import digits
+from isd_nb.training import recipe_from_json, train
+images = digits()[0].subset(range(64))
+for path in sorted(Path(sys.argv[1]).glob("*.json")):
+    train(recipe_from_json(json.loads(path.read_text())), images, path.with_suffix(""), device="cpu", show=False)
+'''
+
+
+def test_two_processes_do_what_one_does(images: ImageSet, guide: Path, tmp_path: Path) -> None:
+    "SimCLR's negatives, SwAV's codes, the banks and the queues are those of the whole batch."
+    alone = {}
+    for name in ("byol", "simclr", "swav", "compress", "pirl", "invp"):  # ISD: see test_processes
+        options = {"guide": str(guide)} if name == "compress" else {}
+        recipe = replace(TOY, method=name, options=options, steps=3, evaluations=1)
+        write_json(tmp_path / f"{name}.json", recipe_to_json(recipe))
+        halves = replace(recipe, batch_norm_splits=2)  # batch norm in as many parts as there are processes
+        alone[name] = train(halves, images, tmp_path / "alone" / name, device="cpu", show=False).method.state_dict()
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    finish(start(script, str(tmp_path), processes=2))
+    for name, state in alone.items():
+        torch.testing.assert_close(newest(tmp_path / name)["method"], state, rtol=1e-3, atol=1e-4,
+                                   msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_method_of_ones_own(images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "One class in any package, and no edit of ours: it is trained by its path, with options of its own."
+    (tmp_path / "my_methods.py").write_text("""
+from isd_nb.baselines.simclr import SimCLR
+
+class Louder(SimCLR):
+    options = {"weight": 2.0}
+
+    @classmethod
+    def from_recipe(cls, student, recipe, images):
+        method = super().from_recipe(student, recipe, images)
+        method.weight = cls.settings(recipe)["weight"]
+        return method
+
+    def forward(self, view_q, view_k):
+        output = super().forward(view_q, view_k)
+        return output._replace(loss=self.weight * output.loss)
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = replace(TOY, method="simclr", steps=1)
+    own = replace(plain, method="my_methods:Louder", options={"weight": 3.0}, learning_rate=plain.learning_rate / 3,
+                  weight_decay=0.0)
+    plain = replace(plain, weight_decay=0.0)
+    states = [train(r, images, tmp_path / r.method.replace(":", "-"), device="cpu", show=False).method.state_dict()
+              for r in (plain, own)]
+    torch.testing.assert_close(*states)
+    with pytest.raises(InputError, match="did you mean 'weight'"):
+        build_method(replace(own, options={"wieght": 3.0}), images)
