@@ -7,7 +7,7 @@ __all__ = ['table_rows', 'scores_of', 'part_of', 'evaluator', 'choose_recipe', '
            'train_supervised', 'final_scores', 'machine', 'table', 'plot_curves', 'draw_figures', 'run', 'one_sentence',
            'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-25fa9f
+# %% ../nbs/40_command_line.ipynb #c03-915b49
 import json
 import os
 import platform
@@ -24,8 +24,8 @@ import torch
 from .data import ImageSet, InputError, load_images, nearest
 from .evaluation import embed, evaluate
 from .isd import Method
-from .training import (Recipe, Stopped, Trained, build_method, find_recipe, read_metrics, recipe_from_json,
-                             save_encoders, total_steps, train, write_json)
+from .training import (Recipe, Stopped, Trained, build_method, find_recipe, methods, read_metrics,
+                             recipe_from_json, save_encoders, total_steps, train, write_json)
 
 # %% ../nbs/40_command_line.ipynb #c06-42a5b1
 def scores_of(encoders: Mapping[str, torch.nn.Module],  # by name; an `Encoder` gives its backbone's features
@@ -101,13 +101,14 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         return root / f"{stem}-{numbers[-1]}"
     return root / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
-# %% ../nbs/40_command_line.ipynb #c15-4ebea2
+# %% ../nbs/40_command_line.ipynb #c15-f7bece
 def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels."
     if train_set.labels is None or recipe.method == "supervised":
         return None
     steps = max(1, total_steps(recipe, len(train_set)) // 4)
-    upper = replace(recipe, name=f"{recipe.name}_supervised", method="supervised", epochs=None, steps=steps, evaluations=1)
+    upper = replace(recipe, name=f"{recipe.name}_supervised", method="supervised", options={}, epochs=None, steps=steps,
+                    evaluations=1)
     if show:
         print(f"The same backbone with labels, {steps * recipe.batch_size:,} images:")
     return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show)
@@ -193,7 +194,7 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c20-228f19
+# %% ../nbs/40_command_line.ipynb #c20-8742a1
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -209,7 +210,7 @@ def run(recipe: Recipe,
     upper = train_supervised(recipe, train_set, out, resume, device, show and main)
     if not main:
         return {}
-    summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
+    summary = dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None, data=recipe.data, seed=recipe.seed, machine=machine(),
                    command=" ".join(["isd_train", *sys.argv[1:]]) if "isd_train" in sys.argv[0] else "",
                    images=len(train_set), test_images=len(test_set or ()), images_seen=trained.images_seen,
                    images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
@@ -224,14 +225,15 @@ def run(recipe: Recipe,
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c21-75d89f
+# %% ../nbs/40_command_line.ipynb #c21-86c7f0
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
     "The last words of a run."
+    which = "" if summary["has_teacher"] else ', which="student"'
     lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
              f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
     lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
     lines += ["", "Next: look at the figures; load the encoder with",
-              f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}")',
+              f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
@@ -254,7 +256,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c29-127554
+# %% ../nbs/40_command_line.ipynb #c29-938869
 def isd_train() -> None:
     "The console command `isd_train`."
     from typer import Option, Typer
@@ -266,7 +268,7 @@ def isd_train() -> None:
     def command(
         recipe: Annotated[str | None, Option(help="digits, cifar10_small; by default the one that fits the data")] = None,
         data: Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")] = None,
-        method: Annotated[str | None, Option(help="isd, supervised, or package.module:Class")] = None,
+        method: Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")] = None,
         epochs: Annotated[float | None, Option(help="passes over the images")] = None,
         steps: Annotated[int | None, Option(help="optimiser steps, instead of --epochs")] = None,
         batch_size: Annotated[int | None, Option(help="images a step, all processes together")] = None,

@@ -22,7 +22,7 @@ from .loss import soft_labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/30_neighbours.ipynb #c06-9c9aae
+# %% ../nbs/30_neighbours.ipynb #c06-6c3a76
 @dataclass(frozen=True)
 class Answer:
     "Whom an encoder finds similar to one image, and how its probability is spread."
@@ -43,11 +43,13 @@ def look_up(features: Tensor,  # (N, F) of all images
     "The nearest images of one image, and its soft label over all of them (ISD, Tejankar et al. 2021, eq. 1)."
     if not 0 <= query < len(features) or len(features) < 2:
         raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
+    if not temperature > 0:
+        raise InputError(f"a temperature must be positive, not {temperature}")
     unit = F.normalize(features.float(), dim=1)
     others = torch.cat([torch.arange(query), torch.arange(query + 1, len(unit))])  # (N-1,)
     cosines = (unit @ unit[query])[others]  # (N-1,)
     similarities, order = cosines.topk(min(k, len(others)))
-    shares = soft_labels(unit[query:query + 1], unit[others], temperature)[0]  # (N-1,)
+    shares = (cosines / temperature).softmax(0)  # (N-1,) what `soft_labels` gives, without a copy of all features
     by_class = torch.zeros(classes) if labels is not None else torch.zeros(0)
     if labels is not None:
         by_class.index_add_(0, labels[others], shares.float())
@@ -148,7 +150,7 @@ def popularity(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
     "How many images name each image as a neighbour; the mean is k, and those far above it are hubs."
     return torch.bincount(rows.flatten(), minlength=len(rows))
 
-# %% ../nbs/30_neighbours.ipynb #c29-d81fb4
+# %% ../nbs/30_neighbours.ipynb #c29-0f165d
 def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor,  # (M, F) of the queries
                     bank: ImageSet,  # N images
@@ -170,6 +172,6 @@ def plot_neighbours(queries: ImageSet,  # M images
     for line, row, neighbours, share in zip(axes, rows, found, shares):
         show_image(line[0], queries[row], f"query: {name_of(queries, row)}", "black")
         for ax, i in zip(line[1:], neighbours.tolist()):
-            show_image(ax, bank[i], f"{name_of(bank, i)}  {share[i]:.0%}", frame_colour(queries, row, bank, i))
+            show_image(ax, bank[i], f"{name_of(bank, i)}  {share[i]:.1%}", frame_colour(queries, row, bank, i))
     fig.tight_layout(pad=0.4)
     return fig

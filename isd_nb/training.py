@@ -105,12 +105,12 @@ def check_recipe(recipe: Recipe, images: int) -> None:
 # %% ../nbs/08_training.ipynb #c09-3e7d13
 choices = dict(optimizer=("sgd", "adamw"), schedule=("cosine", "steps"), precision=("auto", "float32", "bfloat16"))
 
-# %% ../nbs/08_training.ipynb #c12-f86122
+# %% ../nbs/08_training.ipynb #c12-1952c2
 recipes = {r.name: r for r in (
     Recipe("digits", steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
-           backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", queue_size=4096, projector=(512, 128), predictor=(512,), epochs=30,
-           learning_rate=0.06, weight_decay=5e-4),
+           backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
+           predictor=(512,), queue_size=4096, epochs=30, learning_rate=0.06, weight_decay=5e-4),
 )}
 
 
@@ -523,7 +523,7 @@ def synchronize(session: Session) -> None:
     if session.accelerator.device.type == "cuda":
         torch.cuda.synchronize()
 
-# %% ../nbs/08_training.ipynb #c55-cb31d6
+# %% ../nbs/08_training.ipynb #c55-6443c2
 class Log:
     "Rows of `metrics.csv`, a progress bar, and the encoders at every evaluation."
 
@@ -537,7 +537,8 @@ class Log:
         steps = self.session.steps
         def passed(times: int) -> bool:
             return step * times // steps > (step - 1) * times // steps
-        return passed(max(100, self.session.recipe.evaluations)), passed(max(1, self.session.recipe.evaluations))
+        evaluation = passed(max(1, self.session.recipe.evaluations))
+        return evaluation or passed(100), evaluation
 
     def row(self, losses: list[Tensor], evaluated: bool) -> None:
         "Log the mean of these losses; with `evaluated`, evaluate and keep the encoders."

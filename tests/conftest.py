@@ -32,6 +32,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
             folder = tmp_path / name / label
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (size, size + i % 3, 3), dtype=np.uint8)).save(folder / f"{i:03}.png")
+                pixels = rng.integers(0, 256, (size, size + i % 3, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03}.png")
         return tmp_path / name
     return make

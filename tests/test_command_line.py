@@ -49,7 +49,7 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
 def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
     make_folder("split/train", {"a": 20, "ünïcode <b>$": 20})
     make_folder("split/val", {"a": 5, "ünïcode <b>$": 5})
-    result = isd_train("--data", f"folder:{tmp_path / 'split'}", "--out", "one", "--no-figures", "--set", "backbone=tiny")
+    result = isd_train("--data", "folder:split", "--out", "one", "--no-figures", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert (summary["images"], summary["test_images"]) == (40, 10)

@@ -9,6 +9,7 @@ ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "traini
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_light_imports(room: str) -> None:
-    heavy = "matplotlib umap IPython ipywidgets anywidget jupyterlab nbdev sklearn accelerate typer".split()
+    heavy = ["matplotlib", "umap", "IPython", "ipywidgets", "anywidget", "jupyterlab", "nbdev", "sklearn", "accelerate"]
     code = f"import sys, isd_nb.{room}; print([m for m in {heavy!r} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

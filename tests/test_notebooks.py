@@ -1,4 +1,4 @@
-"""Notebooks and package agree, notebooks are clean, executed, and of a size that can be read."""
+"""Notebooks and package agree; notebooks are clean, executed, and of a size that can be read."""
 import json
 import shutil
 import statistics
@@ -33,7 +33,8 @@ def test_package_is_what_the_notebooks_export(fresh: Path) -> None:
 
 
 def test_notebooks_are_clean(fresh: Path) -> None:
-    different = [str(p.relative_to(ROOT)) for p in NOTEBOOKS if (fresh / p.relative_to(ROOT)).read_text() != p.read_text()]
+    names = [p.relative_to(ROOT) for p in NOTEBOOKS]
+    different = [str(n) for n in names if (fresh / n).read_text() != (ROOT / n).read_text()]
     assert not different, f"run nbdev_clean; it changes {different}"
 
 
@@ -45,9 +46,8 @@ def test_a_chapter_can_be_read(path: Path) -> None:
     assert not [o for o in outputs if o["output_type"] == "error"]
     pictures = [len(data) * 3 // 4 for o in outputs for kind, data in o.get("data", {}).items() if kind == "image/png"]
     assert max(pictures, default=0) < 110_000, "a figure of more than about 100 KB"
-    if not code:
-        return
-    directives = [c for c in code if all(line.startswith("#|") for line in "".join(c["source"]).splitlines())]
-    assert all(c["execution_count"] for c in code if c not in directives), "a cell was not executed"
+    drawing = [c for c in code if "plt.show()" in "".join(c["source"])]
+    shown = [c for c in drawing if any("image/png" in o.get("data", {}) for o in c["outputs"])]
+    assert len(shown) == len(drawing) and (outputs or not code), "run it before committing: figures are missing"
     lines = [len("".join(c["source"]).splitlines()) for c in code]
-    assert statistics.median(lines) <= 12
+    assert statistics.median(lines) <= 15 and len(cells) <= 70

@@ -18,11 +18,13 @@ import sys
 from dataclasses import replace
 from isd_nb.data import digits
 from isd_nb.training import Stopped, find_recipe, train
-recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4, projector=(8,), predictor=(8,),
+recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4,
+                 projector=(8,), predictor=(8,),
                  evaluations=1, precision="float32", batch_norm_splits={splits})
 images = digits()[0].subset(range(100))
 try:
-    trained = train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu", save_every={save_every}, show=False)
+    trained = train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu",
+                    save_every={save_every}, show=False)
 except Stopped:
     sys.exit(130)
 '''
@@ -60,7 +62,6 @@ def test_processes_do_what_one_does(tmp_path: Path, processes: int) -> None:
     alone, together = newest(tmp_path / "alone"), newest(tmp_path / "together")
     assert alone["step"] == together["step"] == 12
     torch.testing.assert_close(together["method"], alone["method"], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(together["method"]["queue.anchors"], alone["method"]["queue.anchors"], rtol=1e-3, atol=1e-4)
     a, b = ((tmp_path / name / "metrics.csv").read_text().splitlines()[1:] for name in ("alone", "together"))
     losses = [[float(line.split(",")[2] or 0) for line in rows] for rows in (a, b)]
     assert len(losses[0]) == 13 and losses[0][1] > 0
@@ -112,7 +113,7 @@ def same(a: dict, b: dict) -> None:
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    "SIGKILL while training and while saving (every step saves): each time the run goes on and ends bit for bit the same."
+    "SIGKILL while training and saving (every step saves): the run goes on, and ends bit for bit the same."
     script = write_script(tmp_path / "train.py", steps=60, save_every=0)
     finish(start(script, str(tmp_path / "straight")))
     rng, kills, run = random.Random(0), 0, tmp_path / "killed"
@@ -136,8 +137,8 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
 def test_the_command_in_two_processes(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "isd_nb.cli"]
-    result = subprocess.run([*launch, "--out", "run", *TINY], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
-                            timeout=240)
+    result = subprocess.run([*launch, "--out", "run", *TINY], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
+                            text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "run" / "summary.json").exists()
     assert result.stdout.count("Next:") == 1  # one process reports

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['consistency_loss', 'CO2']
 
-# %% ../../nbs/10_baselines/06_co2.ipynb #c03-50a630
+# %% ../../nbs/10_baselines/06_co2.ipynb #c03-baecd6
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,22 +14,22 @@ from torch import Tensor
 from .moco_v2 import MoCoV2, contrastive_loss
 from ..data import ImageSet
 from ..encoders import Encoder
-from ..isd import Output
+from ..isd import Output, similarities
 
-# %% ../../nbs/10_baselines/06_co2.ipynb #c06-d7eb97
+# %% ../../nbs/10_baselines/06_co2.ipynb #c06-cbd2af
 def consistency_loss(queries: Tensor,  # (B, D) unit vectors
                      keys: Tensor,  # (B, D) unit vectors
                      anchors: Tensor,  # (K, D) unit vectors, the negatives
                      temperature: float,
                      ) -> Tensor:  # a scalar
     "Symmetric KL between how query and key look at the negatives, mean over the batch (CO2, Wei et al. 2021, equation 5)."
-    log_p, log_r = ((x.float() @ anchors.T / temperature).log_softmax(dim=1) for x in (queries, keys))  # (B, K)
+    log_p, log_r = ((similarities(x, anchors) / temperature).log_softmax(dim=1) for x in (queries, keys))  # (B, K)
     return ((log_p.exp() - log_r.exp()) * (log_p - log_r)).sum(dim=1).mean() / 2
 
-# %% ../../nbs/10_baselines/06_co2.ipynb #c12-db5e45
+# %% ../../nbs/10_baselines/06_co2.ipynb #c12-b51907
 class CO2(MoCoV2):
     "Consistent contrast (Wei et al., ICLR 2021) on MoCo v2."
-    options = {"weight": 0.3, "consistency_temperature": 0.05}
+    options: Mapping[str, Any] = {"weight": 0.3, "consistency_temperature": 0.05}
 
     def __init__(self, student: Encoder, *args: Any, weight: float = 0.3, consistency_temperature: float = 0.05) -> None:
         super().__init__(student, *args)

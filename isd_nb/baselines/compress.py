@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['distillation_loss', 'CompRess']
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c03-5c827d
-from collections.abc import Callable, Sequence
+# %% ../../nbs/10_baselines/08_compress.ipynb #c03-0f34ca
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,24 +15,26 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, InputError
 from ..encoders import Encoder, load_encoder
-from ..isd import Method, Output
+from ..isd import Method, Output, similarities
 from ..loss import soft_labels
 from ..queue import AnchorQueue, gather_keys
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c06-e8529a
+# %% ../../nbs/10_baselines/08_compress.ipynb #c06-e0e51b
 def distillation_loss(queries: Tensor,  # (B, D) unit vectors of the student
                       anchors: Tensor,  # (K, D) unit vectors of the student
                       labels: Tensor,  # (B, K) probabilities of the teacher
                       temperature: float,
                       ) -> Tensor:  # a scalar: KL(labels || student), mean over the batch
     "How far the student's similarities are from the teacher's (CompRess, Abbasi Koohpayegani et al. 2020)."
-    logits = queries.float() @ anchors.T / temperature
+    logits = similarities(queries, anchors) / temperature
     return F.kl_div(logits.log_softmax(dim=1), labels, reduction="batchmean")
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c12-35d7b0
+# %% ../../nbs/10_baselines/08_compress.ipynb #c12-229b5e
 class CompRess(Method):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
-    options = {"guide": None, "which": "teacher", "temperature": 0.04}  # the guide's run or file; its name in there
+    options: Mapping[str, Any] = {"guide": None,  # the run or file of the finished teacher
+                                  "which": "teacher",  # the encoder's name in there
+                                  "temperature": 0.04}
 
     def __init__(self, student: Encoder, guide: nn.Module, queue_size: int = 4096, temperature: float = 0.04,
                  guide_dim: int | None = None) -> None:  # of the guide's features; None: those of its backbone

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['propagate', 'nearest_others', 'choose_hard', 'share_of', 'InvP']
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c03-6973e4
-from collections.abc import Callable, Sequence
+# %% ../../nbs/10_baselines/10_invp.ipynb #c03-9b1c0c
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +58,13 @@ def share_of(logits: Tensor, part: Tensor, whole: Tensor) -> Tensor:  # (B, N) t
     part_sum, whole_sum = (logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1) for mask in (part, part | whole))
     return part_sum - whole_sum
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c14-41827b
+# %% ../../nbs/10_baselines/10_invp.ipynb #c14-f7eb65
 class InvP(Method):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
     needs = ("indices",)
-    options = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096, "temperature": 0.07, "weight": 0.6,
-               "begin": 0.1, "bank_momentum": 0.5}  # `begin`: the share of training with the first term alone
+    options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
+                                  "temperature": 0.07, "weight": 0.6, "bank_momentum": 0.5,
+                                  "begin": 0.1}  # after this share of training the second term counts
 
     def __init__(self, student: Encoder, images: int, **settings: Any) -> None:
         super().__init__()

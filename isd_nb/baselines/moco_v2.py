@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['contrastive_logits', 'contrastive_loss', 'company', 'MoCoV2']
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-de55cd
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-5453f1
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..encoders import Encoder
-from ..isd import ISD, Output
+from ..isd import ISD, Output, similarities
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c06-c8e465
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c06-166941
 def contrastive_logits(queries: Tensor,  # (B, D) unit vectors
                        keys: Tensor,  # (B, D) unit vectors, one for each query
                        negatives: Tensor,  # (K, D) unit vectors of other images
@@ -24,7 +24,7 @@ def contrastive_logits(queries: Tensor,  # (B, D) unit vectors
                        ) -> Tensor:  # (B, 1 + K), the positive first
     "Similarities of every query to its own key and to the negatives."
     positive = (queries * keys).sum(dim=1, keepdim=True)
-    return torch.cat([positive, queries @ negatives.T], dim=1) / temperature
+    return torch.cat([positive, similarities(queries, negatives)], dim=1) / temperature
 
 
 def contrastive_loss(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:  # a scalar

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MemoryBank', 'nce_loss', 'Jigsaw', 'PIRL']
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-289ec6
-from collections.abc import Callable, Sequence
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-597d25
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, InputError
 from ..encoders import Encoder
-from ..isd import Method, Output
+from ..isd import Method, Output, similarities
 from ..queue import gather_keys
 from ..views import Views
 
@@ -35,14 +35,14 @@ class MemoryBank(nn.Module):
         mixed = self.momentum * self.rows[indices] + (1 - self.momentum) * vectors
         self.rows.index_copy_(0, indices, F.normalize(mixed, dim=1))
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c09-f8336b
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c09-0350e6
 def nce_loss(vectors: Tensor,  # (B, D) unit vectors
              rows: Tensor,  # (N, D) unit vectors, the bank
              indices: Tensor,  # (B,) which row is the own one
              temperature: float,
              ) -> Tensor:  # a scalar
     "Noise-contrastive estimation over the bank, mean over the batch (PIRL, Misra and van der Maaten 2020, equation 5)."
-    log_h = (vectors.float() @ rows.T / temperature).log_softmax(dim=1)  # (B, N)
+    log_h = (similarities(vectors, rows) / temperature).log_softmax(dim=1)  # (B, N)
     own = log_h.gather(1, indices[:, None])  # (B, 1)
     others = log_h.scatter(1, indices[:, None], -torch.inf).exp().clamp(max=1 - 1e-6)
     return -(own.squeeze(1) + torch.log1p(-others).sum(dim=1)).mean()
@@ -71,11 +71,11 @@ class Jigsaw:
         batch = torch.arange(len(views))[:, None, None, None]
         return views[batch, :, rows[..., None], columns[:, :, None]].permute(0, 1, 4, 2, 3)
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c19-3e38b4
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c19-64c964
 class PIRL(Method):
     "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
     needs = ("indices",)
-    options = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
+    options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
 
     def __init__(self, student: Encoder, images: int, grid: int = 2, temperature: float = 0.07, weight: float = 0.5,
                  bank_momentum: float = 0.5) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GatherWithGradient', 'gather_with_gradient', 'nt_xent', 'SimCLR']
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c03-14c0e6
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c03-51b75f
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..encoders import Encoder
-from ..isd import Method, Output
+from ..isd import Method, Output, similarities
 
 # %% ../../nbs/10_baselines/03_simclr.ipynb #c06-4652b2
 class GatherWithGradient(torch.autograd.Function):
@@ -40,7 +40,7 @@ def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (all rows, wher
         return rows, 0
     return GatherWithGradient.apply(rows), dist.get_rank() * len(rows)
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c07-dacd72
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c07-da5ffa
 def nt_xent(first: Tensor,  # (B, D) of the first views
             second: Tensor,  # (B, D) of the second views, in the same order
             temperature: float,
@@ -49,7 +49,7 @@ def nt_xent(first: Tensor,  # (B, D) of the first views
     vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2b, D)
     everyone, start = gather_with_gradient(vectors)  # (2B, D)
     own = torch.arange(len(vectors), device=vectors.device)
-    logits = vectors @ everyone.T / temperature  # (2b, 2B)
+    logits = similarities(vectors, everyone) / temperature  # (2b, 2B)
     logits = logits.index_put((own, start + own), logits.new_tensor(-torch.inf))  # nobody is compared with itself
     return F.cross_entropy(logits, start + own.roll(len(first)))
 

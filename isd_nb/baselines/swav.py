@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['sinkhorn', 'small_size', 'SwAV', 'codes_of', 'swapped_loss']
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c03-d798eb
-from collections.abc import Callable, Sequence
+# %% ../../nbs/10_baselines/07_swav.ipynb #c03-242136
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..encoders import Encoder
-from ..isd import Method, Output
+from ..isd import Method, Output, similarities
 from ..queue import gather_keys
 from ..views import Views
 
@@ -34,7 +34,7 @@ def sinkhorn(scores: Tensor,  # (B, K) similarities of all images to all prototy
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)  # every image the same
     return log_q.softmax(dim=1)
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c16-a8a9c6
+# %% ../../nbs/10_baselines/07_swav.ipynb #c16-3fd742
 def small_size(size: int) -> int:  # pixels
     "The paper's 96 pixels for 224, in proportion."
     return max(8, round(size * 96 / 224))
@@ -42,7 +42,7 @@ def small_size(size: int) -> int:  # pixels
 
 class SwAV(Method):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
-    options = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
+    options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
 
     def __init__(self, student: Encoder, prototypes: int = 64, temperature: float = 0.1, epsilon: float = 0.05,
                  rounds: int = 3) -> None:
@@ -68,7 +68,7 @@ class SwAV(Method):
         "Compare; change nothing."
         buffers: dict[str, Any] = {}
         vectors = [F.normalize(self.call("student", v, buffers).float(), dim=1) for v in (view_q, view_k, *small)]
-        scores = [v @ F.normalize(self.prototypes, dim=1).T for v in vectors]  # (B, K) each
+        scores = [similarities(v, F.normalize(self.prototypes, dim=1)) for v in vectors]  # (B, K) each
         return Output(swapped_loss(scores, self.temperature, self.epsilon, self.rounds), None, buffers)
 
     @torch.no_grad()

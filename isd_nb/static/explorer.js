@@ -280,7 +280,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   time.hidden = steps.length < 2;
 
   const number = el("input", { type: "number", name: "query", min: 0, max: count - 1, value: 0 });
-  number.addEventListener("change", () => choose(Number(number.value)));
+  number.addEventListener("input", () => number.value && choose(Number(number.value))); // JupyterLab eats Enter
   const [classLabel, classBox] = select("of class", "class",
     [["", "any"], ...classes.map((c, i) => [String(i), c])], () => random());
   const among = () => { // images of the chosen class
