@@ -104,9 +104,10 @@ def similarities(vectors: Tensor,  # (B, D)
     with torch.autocast(vectors.device.type, enabled=False):
         return vectors.float() @ others.float().T
 
-# %% ../nbs/07_isd.ipynb #c13-c008f0
+# %% ../nbs/07_isd.ipynb #c13-d2aad5
 class ISD(Method):
     r"Iterative Similarity Distillation (Abbasi Koohpayegani et al., ICCV 2021)."
+    options: Mapping[str, Any] = {"symmetric": False}
 
     def __init__(self,
                  student: Encoder,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
@@ -115,6 +116,7 @@ class ISD(Method):
                  student_temperature: float = 0.1,
                  teacher_temperature: float = 0.02,
                  momentum: float | tuple[float, float] = 0.99,  # of the teacher; a pair: from, to, along a cosine
+                 symmetric: bool = False,  # each view is the query once: twice the compute for the same images
                  ) -> None:
         super().__init__()
         self.momenta = (momentum, momentum) if isinstance(momentum, int | float) else tuple(momentum)
@@ -122,13 +124,14 @@ class ISD(Method):
         self.teacher = EMATeacher(student, self.momenta[0])
         self.queue = AnchorQueue(queue_size, student.out_dim)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.symmetric = symmetric
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
         "Build from the settings of an `isd_nb.training.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
         return cls(student, predictor, recipe.queue_size, recipe.student_temperature, recipe.teacher_temperature,
-                   recipe.momentum)
+                   recipe.momentum, **cls.settings(recipe))
 
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
         "Queries of the student and keys of the teacher: unit vectors, (B, D) each."
@@ -139,10 +142,13 @@ class ISD(Method):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare(view_q, view_k, buffers := {})
+        pairs = [self.compare(view_q, view_k, buffers := {})]
+        if self.symmetric:
+            pairs.append(self.compare(view_k, view_q, buffers))
+        queries, keys = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))  # (B, D) or (2B, D)
         loss = streaming_soft_label_loss(queries, keys, self.queue.anchors,
                                          self.student_temperature, self.teacher_temperature)
-        return Output(loss, keys, buffers)
+        return Output(loss, keys[:len(view_q)], buffers)
 
     def schedule(self, progress: float) -> None:
         "Set the teacher's momentum."
