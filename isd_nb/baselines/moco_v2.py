@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['contrastive_logits', 'contrastive_loss', 'company', 'MoCoV2']
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-5453f1
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-5e5136
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ def company(rows: int,  # B, images in the batch
     "In which order the keys go through batch norm, so that they meet others there than their queries do."
     return torch.cat([torch.arange(start, rows, splits) for start in range(splits)])
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-ad1582
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-e8cdea
 class MoCoV2(ISD):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
+    recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
 
     def __init__(self, student: Encoder, queue_size: int = 4096, temperature: float = 0.2,
                  momentum: float | tuple[float, float] = 0.99,
