@@ -249,7 +249,7 @@ def take_epoch(layer: nn.Linear, inputs: Tensor, labels: Tensor, optimizer: torc
         F.cross_entropy(layer(inputs[rows]), labels[rows]).backward()
         optimizer.step()
 
-# %% ../nbs/09_evaluation.ipynb #c35-371158
+# %% ../nbs/09_evaluation.ipynb #c35-365c14
 def fit_linear(features: Tensor,  # (N, F)
                labels: Tensor,  # (N,) in 0 ... classes - 1
                classes: int | None = None,  # default: one more than the largest label
@@ -259,6 +259,7 @@ def fit_linear(features: Tensor,  # (N, F)
                weight_decay: float = 1e-4,
                batch_size: int = 256,
                seed: int = 0,  # of the order of the images
+               progress: bool = False,  # show a bar
                ) -> LinearClassifier:
     "Train one linear layer on fixed features by the poster's schedule, for `epochs` epochs or `min_steps` steps."
     labels = check_labels(features, labels, "training")
@@ -268,7 +269,7 @@ def fit_linear(features: Tensor,  # (N, F)
     optimizer = torch.optim.SGD(classifier.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(epochs * 15 / 40), round(epochs * 30 / 40)])
     with torch.enable_grad(), one_thread(batch_size * classifier.linear.weight.numel(), inputs.device):
-        for _ in range(epochs):
+        for _ in tqdm(range(epochs), "linear", leave=False, disable=not progress):
             take_epoch(classifier.linear, inputs, labels, optimizer, batch_size, generator)
             schedule.step()
     return classifier.requires_grad_(False)
