@@ -1,0 +1,207 @@
+"""A batch in parts, statistics of several processes, compiled nets, old runs, trackers: all train as they say."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_processes import ENVIRONMENT, finish, newest, same, start, wait_for_checkpoint
+
+from isd_nb.data import ImageSet, InputError, digits
+from isd_nb.planning import activation_line, dry_run, measure_activations, plan_run
+from isd_nb.recipes import Recipe, check_recipe, find_recipe, recipe_to_json, recipes, with_method
+from isd_nb.runs import open_run, write_json
+from isd_nb.training import prepare, Plan, train, train_step
+
+TOY = Recipe("toy", steps=8, batch_size=16, queue_size=40, width=4, projector=(10, 6), predictor=(8,), evaluations=1,
+             precision="float32")
+SCRIPT = '''
+import json, sys
+from pathlib import Path
+from isd_nb.data import digits
+from isd_nb.training import Stopped, recipe_from_json, train
+images = digits()[0].subset(range(100))
+recipe = recipe_from_json(json.loads(Path(sys.argv[1]).read_text()))
+try:
+    train(recipe, images, sys.argv[2], resume="--resume" in sys.argv, device="cpu", save_every=0.1, show=False)
+except Stopped:
+    sys.exit(130)
+'''
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    return digits()[0].subset(range(100))
+
+
+@pytest.fixture
+def launch(tmp_path: Path):
+    "Start a training of a recipe in so many processes."
+    (tmp_path / "run.py").write_text(SCRIPT)
+
+    def begin(recipe: Recipe, name: str, processes: int = 1, *arguments: str) -> subprocess.Popen:
+        write_json(tmp_path / f"{name}.json", recipe_to_json(recipe))
+        return start(tmp_path / "run.py", str(tmp_path / f"{name}.json"), str(tmp_path / name), *arguments, processes=processes)
+    return begin
+
+
+def weights_after(recipe: Recipe, images: ImageSet, steps: int = 8) -> dict[str, torch.Tensor]:
+    session = prepare(recipe, images, device="cpu")
+    for indices in Plan(len(images), recipe.batch_size, recipe.seed, stop=steps):
+        train_step(session, indices, images.get(indices))
+    return session.method.state_dict()
+
+
+@pytest.mark.parametrize("method", ["isd", "moco_v2", "byol_asym", "pirl", "invp", "simsiam"])
+def test_micro_batches_are_splits_of_batch_norm(images: ImageSet, method: str) -> None:
+    recipe = replace(TOY, method=method)
+    torch.testing.assert_close(weights_after(replace(recipe, accumulate=4), images, 4),
+                               weights_after(replace(recipe, batch_norm_splits=4), images, 4), rtol=1e-3, atol=1e-4)
+
+
+def test_processes_and_micro_batches_cut_alike(launch, images: ImageSet, tmp_path: Path) -> None:
+    "Two processes with two micro-batches each do what batch norm in four parts does."
+    finish(launch(replace(TOY, accumulate=2), "cut", 2))
+    alone = train(replace(TOY, batch_norm_splits=4), images, tmp_path / "alone", device="cpu", show=False)
+    torch.testing.assert_close(newest(tmp_path / "cut")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(launch, images: ImageSet, tmp_path: Path, processes: int) -> None:
+    finish(launch(replace(TOY, batch_norm="sync"), "together", processes))
+    alone = train(TOY, images, tmp_path / "alone", device="cpu", show=False)
+    torch.testing.assert_close(newest(tmp_path / "together")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def test_exact_resume_in_two_processes(launch, tmp_path: Path) -> None:
+    "Stopped by SIGTERM in the middle and resumed: bit for bit the run that was never stopped."
+    recipe = replace(TOY, steps=400)
+    finish(launch(recipe, "straight", 2))
+    process = launch(recipe, "stopped", 2)
+    wait_for_checkpoint(tmp_path / "stopped", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert newest(tmp_path / "stopped")["step"] < 400
+    finish(launch(recipe, "stopped", 2, "--resume"))
+    same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
+
+
+def test_one_process_may_be_asked_to_stop(launch, tmp_path: Path) -> None:
+    "A signal to one worker alone stops all of them, within 20 steps, with a checkpoint."
+    recipe = replace(TOY, steps=100_000)
+    process = launch(recipe, "run", 2)
+    wait_for_checkpoint(tmp_path / "run", process)
+    workers = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    before = newest(tmp_path / "run")["step"]
+    process = launch(recipe, "run", 2, "--resume")
+    end = time.monotonic() + 60
+    while newest(tmp_path / "run")["step"] <= before and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert newest(tmp_path / "run")["step"] > before
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_training_is_training(images: ImageSet, tmp_path: Path, backend: str) -> None:
+    torch._dynamo.reset()
+    plain = train(TOY, images, tmp_path / "plain", device="cpu", show=False)
+    seen: list[float] = []
+
+    def evaluate(method) -> dict[str, float]:
+        with torch.no_grad():
+            seen.append(float(method.student.eval()(images.images[:5].float() / 255).norm()))
+        method.student.train()
+        return {}
+    compiled = train(replace(TOY, compile=backend), images, tmp_path / "compiled", evaluate, device="cpu", show=False)
+    torch.testing.assert_close(compiled.method.state_dict(), plain.method.state_dict(), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2  # evaluated before and after, in eager mode, at another batch size
+
+
+def test_a_compiler_that_fails_is_left_out(images: ImageSet, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(replace(TOY, compile="nonsense"), images, tmp_path / "run", device="cpu", show=False)
+    assert any("training goes on without it" in str(w.message) for w in caught)
+    assert newest(tmp_path / "run")["step"] == 8
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(images: ImageSet, tmp_path: Path) -> None:
+    train(TOY, images, tmp_path / "run", device="cpu", show=False)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for name in ("accumulate", "batch_norm", "compile", "stored_size"):
+        del config["recipe"][name]
+    write_json(tmp_path / "run" / "config.json", config)
+    open_run(tmp_path / "run", TOY, resume=True)
+    with pytest.raises(InputError, match="accumulate 1 to 2"):
+        open_run(tmp_path / "run", replace(TOY, accumulate=2), resume=True)
+
+
+def test_tensorboard_gets_the_rows(images: ImageSet, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(TOY, images, tmp_path / "run", device="cpu", show=False, tracker="tensorboard")
+    events = next((tmp_path / "run" / "trackers").rglob("events*")).parent
+    found = reader.EventAccumulator(str(events)).Reload()
+    assert [e.step for e in found.Scalars("loss")] == list(range(1, 9))
+
+
+def test_a_tracker_that_is_missing_is_named(images: ImageSet, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from accelerate.utils import is_wandb_available
+    if is_wandb_available():
+        pytest.skip("Weights & Biases is installed here")
+    with pytest.raises(InputError, match="pip install wandb"):
+        train(TOY, images, tmp_path / "run", device="cpu", show=False, tracker="wandb")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(recipes))
+def test_every_recipe_can_be_built_and_planned(name: str) -> None:
+    recipe = find_recipe(name)
+    channels = 1 if name == "digits" else 3
+    count = max(5188, 2 * recipe.batch_size)
+    for processes in (1, 2, 8):
+        check_recipe(recipe, count, processes)
+    if recipe.backbone == "resnet50" or recipe.image_size > 96:
+        recipe = replace(recipe, image_size=64)  # activations of large images take long here; sizes scale exactly
+    plan = plan_run(recipe, count, channels=channels, images_per_second=1000)
+    assert plan.steps == round((recipe.epochs or 0) * (count // recipe.batch_size)) or plan.steps == recipe.steps
+    assert plan.checkpoint_bytes > plan.queue_bytes >= 0 and plan.seconds == plan.images_seen / 1000
+    text = dry_run(recipe, count, channels=channels, images_per_second=1000)
+    assert f"{plan.steps:,}" in text and "checkpoint" in text
+
+
+def test_a_checkpoint_has_the_planned_size(images: ImageSet, tmp_path: Path) -> None:
+    recipe = replace(TOY, width=16, queue_size=500)
+    train(recipe, images, tmp_path / "run", device="cpu", show=False)
+    size = next((tmp_path / "run" / "checkpoints").glob("state_*.pt")).stat().st_size
+    planned = plan_run(recipe, len(images), channels=1, images_per_second=1).checkpoint_bytes
+    assert planned < size < 1.5 * planned + 100_000  # tensors, and a little for their names
+
+
+def test_activations_lie_on_a_line() -> None:
+    recipe = replace(TOY, image_size=32, precision="auto", width=8)
+    fixed, each, operations = activation_line(recipe)
+    kept, counted = measure_activations(recipe, batch=64)
+    assert kept == pytest.approx(fixed + 64 * each, rel=0.02) and counted == pytest.approx(64 * operations)
+
+
+def test_other_methods_keep_the_budget() -> None:
+    for method in ("moco_v2", "co2", "byol_asym", "simclr"):
+        recipe = with_method(find_recipe("cifar10"), method)
+        assert (recipe.epochs, recipe.batch_size, recipe.backbone) == (200, 512, "resnet18")
+        assert recipe.method == method and (recipe.batch_norm_splits >= 2) == (method in ("moco_v2", "co2"))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))
