@@ -28,11 +28,12 @@ class Output(NamedTuple):
     buffers: Mapping[str, Mapping[str, Tensor]] = {}  # batch norm's next statistics, by the name of the part
     extra: Mapping[str, Tensor] = {}  # what only this method's `update` needs, e.g. the indices of the images
 
-# %% ../nbs/07_isd.ipynb #c08-75b483
+# %% ../nbs/07_isd.ipynb #c08-612949
 class Method(nn.Module):
     "A student, perhaps a teacher, and two verbs: `forward` compares and changes nothing, `update` moves."
     needs: tuple[str, ...] = ()  # what `forward` takes beside views: "labels", "indices"
     options: Mapping[str, Any] = {}  # what only this method knows, with defaults; a recipe's `options` change them
+    recipe_changes: Mapping[str, Any] = {}  # settings of the recipe that this method cannot do without
     student: Encoder
     teacher: EMATeacher | None
 

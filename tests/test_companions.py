@@ -1,0 +1,106 @@
+"""One command, several processes: the numbers of one, and nobody left behind however it ends."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+
+COMMAND = [sys.executable, "-m", "isd_nb.cli", *TINY, "--no-figures", "--set", "precision=float32",
+           "--set", "batch_norm_splits=2"]
+ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg"}
+LONG = ["--steps", "100000", "--set", "evaluations=1"]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def companion(process: subprocess.Popen, seconds: float = 60) -> int:
+    "The process number of the only companion, once there is one."
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.parent.is_dir():
+        pytest.skip("child processes are found through /proc, which this system does not have")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read()
+        for child in children.read_text().split():
+            if b"ISD_NB_COMPANION" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+        time.sleep(0.1)
+    raise AssertionError("no companion was started")
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    "Until the first row after the start is written: all processes are at work."
+    end = time.monotonic() + seconds
+    while not (run / "metrics.csv").is_file() or len((run / "metrics.csv").read_text().splitlines()) < 3:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "no row was written"
+        time.sleep(0.1)
+
+
+def gone(number: int, seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        stat = Path(f"/proc/{number}/stat")
+        if not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    for count in ("1", "2"):
+        process = start(tmp_path, "--processes", count, "--out", f"run{count}")
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    one, two = losses(tmp_path / "run1"), losses(tmp_path / "run2")
+    assert len(one) == 12 and one == pytest.approx(two, rel=1e-3)
+    assert (tmp_path / "run2" / "encoder.safetensors").is_file()
+
+
+def test_a_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
+    other = companion(process)
+    wait_for_steps(tmp_path / "run", process)
+    process.kill()
+    process.wait()
+    assert gone(other)
+
+
+def test_a_lost_companion_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
+    other = companion(process)
+    wait_for_steps(tmp_path / "run", process)
+    os.kill(other, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "--resume" in errors and "Traceback" not in errors
+
+
+def test_a_signal_to_the_command_stops_and_saves(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
+    other = companion(process)
+    wait_for_steps(tmp_path / "run", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume" in errors
+    assert gone(other) and list((tmp_path / "run" / "checkpoints").glob("state_*.pt"))
+
+
+def test_bad_numbers_of_processes(tmp_path: Path) -> None:
+    process = start(tmp_path, "--processes", "3")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "3 processes cannot share a batch" in errors
