@@ -1,6 +1,6 @@
 """Time and memory of ISD's loss, with the full matrix and streaming, from a thousand anchors to a million.
 
-    python benchmarks/loss.py [--json benchmarks/loss.json]
+    python benchmarks/loss.py [--json results/bench/loss.json]
 
 Time: forward and backward, the contestants alternate in one process; reported is the median over rounds of the ratio
 (time of the full matrix / time of the streaming form; above 1 the streaming form is faster), with its quartiles.

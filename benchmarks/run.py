@@ -1,22 +1,25 @@
-"""Run every benchmark in turn, print their tables and save their numbers beside the scripts.
+"""Run benchmarks in turn, print their tables, and save their numbers and pictures in results/bench.
 
-    python benchmarks/run.py [NAME ...]      # views, loss, knn, step; by default all
+    python benchmarks/run.py [NAME ...]      # by default all that run on a CPU
 """
 import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("views", "loss", "knn", "step")
+NAMES = ("views", "loss", "knn", "step", "scaling", "equivalence", "explorer")
+ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     names = sys.argv[1:] or NAMES
-    if unknown := set(names) - set(NAMES):
-        sys.exit(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    if unknown := set(names) - {*NAMES, "gpu"}:
+        sys.exit(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}, gpu")
+    (ROOT / "results" / "bench").mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, f"benchmarks/{name}.py", "--json", f"benchmarks/{name}.json"], check=True,
-                       cwd=Path(__file__).parent.parent)
+        measure = [f"benchmarks/{name}.py", "--json", f"results/bench/{name}.json"]
+        for command in (measure, ["benchmarks/plot.py", name]):
+            subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":

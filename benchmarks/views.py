@@ -148,7 +148,7 @@ def main() -> None:
         about = dict(command=" ".join(["python benchmarks/views.py", *sys.argv[1:]]),
                      torch=torch.__version__, torchvision=torchvision.__version__, threads=torch.get_num_threads(),
                      machine=platform.machine(), processor=processor())
-        args.json.write_text(json.dumps(dict(about=about, results=results), indent=1) + "\n")
+        args.json.write_text(json.dumps(about | dict(results=results), indent=1) + "\n")
 
 
 def processor() -> str:

@@ -22,7 +22,7 @@ from .loss import soft_labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/30_neighbours.ipynb #c06-6c3a76
+# %% ../nbs/30_neighbours.ipynb #c06-cc168d
 @dataclass(frozen=True)
 class Answer:
     "Whom an encoder finds similar to one image, and how its probability is spread."
@@ -45,9 +45,11 @@ def look_up(features: Tensor,  # (N, F) of all images
         raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
     if not temperature > 0:
         raise InputError(f"a temperature must be positive, not {temperature}")
-    unit = F.normalize(features.float(), dim=1)
-    others = torch.cat([torch.arange(query), torch.arange(query + 1, len(unit))])  # (N-1,)
-    cosines = (unit @ unit[query])[others]  # (N-1,)
+    features = features.float()
+    lengths = torch.linalg.vector_norm(features, dim=1)  # (N,)
+    cosines = features @ features[query] / (lengths * lengths[query]).clamp_min(1e-12)  # (N,)
+    others = torch.cat([torch.arange(query), torch.arange(query + 1, len(features))])  # (N-1,)
+    cosines = cosines[others]  # (N-1,)
     similarities, order = cosines.topk(min(k, len(others)))
     shares = (cosines / temperature).softmax(0)  # (N-1,) what `soft_labels` gives, without a copy of all features
     by_class = torch.zeros(classes) if labels is not None else torch.zeros(0)

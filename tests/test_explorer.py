@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from isd_nb import explorer
+from isd_nb import explorer, gallery
 from isd_nb.data import load_images
 from isd_nb.training import Recipe, train
 
@@ -20,7 +20,7 @@ def isd_explore(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def run(*arguments: str | Path) -> int:
         monkeypatch.setattr("sys.argv", ["isd_explore", *map(str, arguments)])
-        monkeypatch.setattr(explorer, "layout", scatter)
+        monkeypatch.setattr(gallery, "layout", scatter)
         with pytest.raises(SystemExit) as ended:
             explorer.isd_explore()
         return ended.value.code or 0

@@ -6,7 +6,7 @@
 //
 // Text from outside (class names, file names) only ever becomes `textContent` or canvas text, never HTML.
 
-const KINDS = { u1: Uint8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array };
+const KINDS = { u1: Uint8Array, u2: Uint16Array, i2: Int16Array, i4: Int32Array, f4: Float32Array };
 // Points of a class have a colour and a shape; Python's `markers` are in the same order: o s ^ D v P X.
 const OUTLINES = ["M8 1a7 7 0 1 0 .01 0Z", "M2 2H14V14H2Z", "M8 1L15 14H1Z", "M8 0L16 8L8 16L0 8Z", "M8 15L15 2H1Z",
   "M6 1H10V6H15V10H10V15H6V10H1V6H6Z", "M4 1L8 5L12 1L15 4L11 8L15 12L12 15L8 11L4 15L1 12L5 8L1 4Z"];
@@ -88,28 +88,43 @@ function answersHere(header, arrays) {
   };
 }
 
-// ---- thumbnails: sheets of many small images, fetched when first needed ------------------------------------------
+// ---- thumbnails: cut from sheets that lie here, or asked for as strips, many in one question -----------------------
 
-function thumbnails(header, arrays, ask) {
-  const { size, columns, per_sheet: perSheet } = header.thumbnails;
-  const sheets = new Map();
-  const sheet = (number) => {
-    if (!sheets.has(number)) {
-      const bytes = arrays[`sheet_${number}`] ? Promise.resolve(arrays[`sheet_${number}`])
-        : ask({ kind: "sheet", number }).then((answer) => answer.buffers[0]);
-      const image = bytes.then((b) => createImageBitmap(new Blob([b])));
-      image.catch(() => sheets.delete(number)); // ask again next time
-      sheets.set(number, image);
-    }
-    return sheets.get(number);
+function thumbnails(header, arrays, ask, kind) { // kind: "image", or "other" for another view of each image
+  const { size, columns } = header.thumbnails, perSheet = columns * columns;
+  const sheets = new Map(), strips = new Map(); // promises of { image, x, y }
+  let wanted = [];
+  const bitmap = (bytes) => createImageBitmap(new Blob([bytes]));
+  const fromSheet = (index) => {
+    const number = Math.floor(index / perSheet), place = index % perSheet;
+    if (!sheets.has(number)) sheets.set(number, bitmap(arrays[`${kind}_${number}`]));
+    return sheets.get(number).then((image) => ({ image, x: (place % columns) * size, y: Math.floor(place / columns) * size }));
   };
+  const flush = async () => { // all thumbnails that were wanted since the last moment
+    const asked = wanted;
+    wanted = [];
+    try {
+      const image = await bitmap((await ask({ kind, rows: asked.map(({ index }) => index) })).buffers[0]);
+      asked.forEach(({ resolve }, n) => resolve({ image, x: n * size, y: 0 }));
+    } catch (error) {
+      asked.forEach(({ index, reject }) => { strips.delete(index); reject(error); }); // ask again next time
+    }
+  };
+  const fromStrip = (index) => {
+    if (strips.size > 5000) strips.clear();
+    if (!strips.has(index)) {
+      if (!wanted.length) setTimeout(flush);
+      strips.set(index, new Promise((resolve, reject) => wanted.push({ index, resolve, reject })));
+    }
+    return strips.get(index);
+  };
+  const find = arrays[`${kind}_0`] ? fromSheet : fromStrip;
   return (index, pixels = 48) => { // -> a canvas that shows image `index`, now or soon
     const canvas = el("canvas", { width: size, height: size, className: "isd-image" });
     canvas.style.width = canvas.style.height = `${pixels}px`;
     canvas.style.imageRendering = size < pixels ? "pixelated" : "auto";
-    canvas.dataset.index = index;
-    const place = index % perSheet, x = (place % columns) * size, y = Math.floor(place / columns) * size;
-    sheet(Math.floor(index / perSheet)).then((image) => {
+    Object.assign(canvas.dataset, { index, kind });
+    find(index).then(({ image, x, y }) => {
       canvas.getContext("2d").drawImage(image, x, y, size, size, 0, 0, size, size);
       canvas.dataset.drawn = "yes";
     }, () => { canvas.title = "this thumbnail could not be loaded"; });
@@ -117,83 +132,69 @@ function thumbnails(header, arrays, ask) {
   };
 }
 
-// ---- drawing many points: WebGL2, one draw call a map ------------------------------------------------------------
+// ---- drawing many points: pixel by pixel, on the processor --------------------------------------------------------
+// Fifty thousand points of 4 x 4 pixels are less than a million writes. That takes milliseconds on any machine, while
+// WebGL needs a GPU to be fast, may be missing, and can be taken away at any moment.
 
-const VERTEX = `#version 300 es
-in vec2 before; in vec2 after; in vec4 colour; in vec2 look; // look: shape, size
-uniform float moment, pixels; uniform vec2 centre, scale;
-out vec4 ink; flat out int shape;
-void main() {
-  gl_Position = vec4((mix(before, after, moment) - centre) * scale, 0., 1.);
-  gl_PointSize = look.y * pixels;
-  if (look.y == 0.) gl_Position = vec4(2., 2., 2., 1.); // hidden: outside
-  ink = colour; shape = int(look.x);
-}`;
-const FRAGMENT = `#version 300 es
-precision mediump float;
-in vec4 ink; flat in int shape; out vec4 pixel;
-void main() {
-  vec2 p = 2. * gl_PointCoord - 1., a = abs(p);
-  float inside = shape == 0 ? 1. - length(p) : shape == 1 ? .85 - max(a.x, a.y)
-    : shape == 2 ? min(.8 - p.y, .57 * (p.y + .95) - a.x) : shape == 3 ? 1. - a.x - a.y
-    : shape == 4 ? min(.8 + p.y, .57 * (.95 - p.y) - a.x)
-    : shape == 5 ? min(1. - max(a.x, a.y), .36 - min(a.x, a.y)) : .36 - min(abs(p.x + p.y), abs(p.x - p.y)) * .75;
-  if (inside < 0.) discard;
-  pixel = vec4(ink.rgb, ink.a);
-}`;
+const INSIDE = [ // the shapes of OUTLINES; x and y from -1 to 1, y downwards
+  (x, y) => Math.hypot(x, y) < 1,
+  (x, y) => Math.max(Math.abs(x), Math.abs(y)) < 0.85,
+  (x, y) => y < 0.8 && Math.abs(x) < 0.57 * (y + 0.95),
+  (x, y) => Math.abs(x) + Math.abs(y) < 1,
+  (x, y) => y > -0.8 && Math.abs(x) < 0.57 * (0.95 - y),
+  (x, y) => Math.min(Math.abs(x), Math.abs(y)) < 0.36,
+  (x, y) => Math.min(Math.abs(x + y), Math.abs(x - y)) < 0.48,
+];
+const HIDDEN = 0, PALE = 1, CLEAR = 2; // what a point can be; the clear ones are drawn over the pale ones
 
-function painter(canvas, count) { // -> { places, looks, draw, close }, or null without WebGL2
-  const gl = canvas.getContext("webgl2", { antialias: false, alpha: false, powerPreference: "high-performance" });
-  if (!gl) return null;
-  const program = gl.createProgram();
-  for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
-    const shader = gl.createShader(kind);
-    gl.shaderSource(shader, text);
-    gl.compileShader(shader);
-    gl.attachShader(program, shader);
+function stamp(inside, size, stride) { // pixels of one shape around a point: full ones, and partly covered ones
+  const full = [], edge = [], cover = [], half = size >> 1;
+  for (let row = 0; row < size; row++) {
+    for (let column = 0; column < size; column++) {
+      let hits = 0;
+      for (let s = 0; s < 16; s++) {
+        const x = (column + (s % 4) / 4 + 0.125) / size, y = (row + (s >> 2) / 4 + 0.125) / size;
+        hits += inside(2 * x - 1, 2 * y - 1);
+      }
+      const offset = (row - half) * stride + column - half;
+      if (hits > 13) full.push(offset);
+      else if (hits > 1) { edge.push(offset); cover.push(hits * 16); }
+    }
   }
-  gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) || "no WebGL program");
-  gl.useProgram(program);
-  const uniform = Object.fromEntries(["moment", "pixels", "centre", "scale"].map((n) => [n, gl.getUniformLocation(program, n)]));
-  gl.enable(gl.SCISSOR_TEST);
-  gl.clearColor(1, 1, 1, 1);
-  const buffer = () => gl.createBuffer();
-  const colours = buffer(), looks = buffer(), maps = [0, 1].map(() => ({ before: buffer(), after: buffer() }));
-  const fill = (target, values, usage) => {
-    gl.bindBuffer(gl.ARRAY_BUFFER, target);
-    gl.bufferData(gl.ARRAY_BUFFER, values, usage);
-  };
-  const attribute = (name, source, size, kind, normalised) => {
-    const at = gl.getAttribLocation(program, name);
-    gl.bindBuffer(gl.ARRAY_BUFFER, source);
-    gl.enableVertexAttribArray(at);
-    gl.vertexAttribPointer(at, size, kind, normalised, 0, 0);
-  };
+  return { full: Int32Array.from(full), edge: Int32Array.from(edge), cover: Uint8Array.from(cover) };
+}
+
+function painter(canvas, count) {
+  const ink = canvas.getContext("2d", { alpha: false });
+  let picture, pixels, stride, width, height, margin, stamps; // the picture has a margin, so that no stamp leaves it
+  function put(at, mark, colour) {
+    for (let k = 0; k < mark.full.length; k++) pixels[at + mark.full[k]] = colour;
+    for (let k = 0; k < mark.edge.length; k++) {
+      const q = at + mark.edge[k], t = mark.cover[k], under = pixels[q];
+      const r = (under & 255) + ((((colour & 255) - (under & 255)) * t) >> 8);
+      const g = (under >> 8 & 255) + ((((colour >> 8 & 255) - (under >> 8 & 255)) * t) >> 8);
+      const b = (under >> 16 & 255) + ((((colour >> 16 & 255) - (under >> 16 & 255)) * t) >> 8);
+      pixels[q] = 0xff000000 | b << 16 | g << 8 | r;
+    }
+  }
   return {
-    places(map, before, after) {
-      fill(maps[map].before, before, gl.DYNAMIC_DRAW);
-      fill(maps[map].after, after, gl.DYNAMIC_DRAW);
+    ink,
+    resize(wide, high, size) { // in pixels of the screen
+      [canvas.width, canvas.height, width, height, margin] = [wide, high, wide, high, size];
+      stride = wide + 2 * margin;
+      picture = new ImageData(stride, high + 2 * margin);
+      pixels = new Uint32Array(picture.data.buffer);
+      stamps = INSIDE.map((inside) => stamp(inside, size, stride));
     },
-    looks(colourBytes, lookBytes) {
-      fill(colours, colourBytes, gl.DYNAMIC_DRAW);
-      fill(looks, lookBytes, gl.DYNAMIC_DRAW);
+    clear() { pixels.fill(0xffffffff); },
+    points(at, colours, { shapes, layers }, { left, right, x0, y0, scale }, layer) { // at: (2 * count), x and y by turns
+      for (let i = 0; i < count; i++) {
+        if (layers[i] !== layer) continue;
+        const x = Math.round(x0 + at[2 * i] * scale), y = Math.round(y0 - at[2 * i + 1] * scale);
+        if (x >= left && x < right && y >= 0 && y < height) put((y + margin) * stride + x + margin, stamps[shapes[i]], colours[i]);
+      }
     },
-    draw(map, { x, y, width, height, moment, centre, scale, pixels }) {
-      gl.viewport(x, y, width, height);
-      gl.scissor(x, y, width, height);
-      gl.clear(gl.COLOR_BUFFER_BIT);
-      gl.uniform1f(uniform.moment, moment);
-      gl.uniform1f(uniform.pixels, pixels);
-      gl.uniform2f(uniform.centre, ...centre);
-      gl.uniform2f(uniform.scale, ...scale);
-      attribute("before", maps[map].before, 2, gl.FLOAT, false);
-      attribute("after", maps[map].after, 2, gl.FLOAT, false);
-      attribute("colour", colours, 4, gl.UNSIGNED_BYTE, true);
-      attribute("look", looks, 2, gl.UNSIGNED_BYTE, false);
-      gl.drawArrays(gl.POINTS, 0, count);
-    },
-    close: () => gl.getExtension("WEBGL_lose_context")?.loseContext(),
+    show() { ink.putImageData(picture, -margin, -margin); },
   };
 }
 
@@ -206,32 +207,44 @@ function ramp(t) {
   const at = Math.min(t, 0.9999) * (RAMP.length - 1), i = Math.floor(at);
   return RAMP[i].map((v, c) => Math.round(v + (RAMP[i + 1][c] - v) * (at - i)));
 }
+const word = ([r, g, b]) => (0xff000000 | b << 16 | g << 8 | r) >>> 0; // as a pixel lies in memory
+const pale = (colour) => colour.map((v) => Math.round(v + (255 - v) * 0.75));
+const LEGENDS = { // what the two ends of the ramp mean
+  agreement: () => ["none of its 10 nearest has its class", "all of them"],
+  difference: () => ["the 10 nearest are the same for both", "all differ"],
+  popularity: (most) => ["nobody names it as a neighbour", `a hub: ${most.toLocaleString("en")} name it`],
+};
 
 function explorer(root, header, arrays, ask, tell = () => {}) {
   const { count, classes, steps, encoders } = header, labels = arrays.labels || null;
   const state = { encoder: encoders[0], step: steps.length - 1, colour: "none", query: 0, k: header.k,
     temperature: header.temperature, hidden: new Set(), selection: [], lasso: false };
   const view = { x: 0, y: 0, zoom: 0.92 };
-  const thumbnail = thumbnails(header, arrays, ask);
+  const thumbnail = thumbnails(header, arrays, ask, "image"), otherView = thumbnails(header, arrays, ask, "other");
   const nameOf = (i) => (labels ? classes[labels[i]] : header.names ? header.names[i] : `image ${i}`);
   const shown = () => (state.encoder === "both" ? encoders : [state.encoder]);
   const ended = new AbortController(); // ends every listener outside the root
 
   // -- the skeleton
-  const glCanvas = el("canvas"), overlay = el("canvas", { tabIndex: 0, className: "isd-overlay" });
-  overlay.setAttribute("role", "application");
-  overlay.setAttribute("aria-label", "Map of images. Arrows move, plus and minus zoom, 0 shows all, comma and full stop "
-    + "choose the previous and the next image, space plays.");
+  const canvas = el("canvas", { tabIndex: 0, className: "isd-map" });
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-label", "Map of images. Arrows move, plus and minus zoom, 0 shows all, comma and full stop "
+    + "choose the previous and the next image, S selects what is in view, Escape selects nothing, space plays.");
   const hover = el("div", { className: "isd-hover", hidden: true }), note = el("div", { className: "isd-note", hidden: true });
   note.setAttribute("role", "status");
-  const stage = el("div", { className: "isd-stage" }, glCanvas, overlay, hover);
+  const stage = el("div", { className: "isd-stage" }, canvas, hover);
+  const help = el("details", { className: "isd-help" }, el("summary", {}, "mouse and keys"), el("ul", {}, ...[
+    "Click a point, a thumbnail or a neighbour to make it the query.",
+    "Drag to move, turn the wheel to zoom (after a click on the map), drag with Shift held to select.",
+    "Keys on the map: arrows move, + and \u2212 zoom, 0 shows all; comma and full stop choose the previous and the next "
+      + "image; S selects what is in view, Escape nothing; space plays."].map((text) => el("li", {}, text))));
   const legend = el("div", { className: "isd-legend" }), bar = el("div", { className: "isd-bar" });
   const time = el("div", { className: "isd-bar" }), ask1 = el("div", { className: "isd-bar" });
   const settings = el("div", { className: "isd-bar" }), panel = el("div", { className: "isd-panel" });
   const chosen = el("div", { className: "isd-chosen" });
   root.classList.add("isd-explorer");
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's one-letter commands stay away
-  root.replaceChildren(note, el("div", { className: "isd-left" }, bar, stage, time, legend),
+  root.replaceChildren(note, el("div", { className: "isd-left" }, bar, stage, time, legend, help),
     el("div", { className: "isd-right" }, ask1, settings, panel, chosen));
   const say = (text) => { note.textContent = text; note.hidden = !text; };
 
@@ -249,11 +262,12 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   };
   const [encoderLabel, encoderBox] = select("encoder", "encoder",
     [...encoders.map((e) => [e, e]), ...(encoders.length > 1 ? [["both", encoders.join(" | ")]] : [])],
-    (value) => { state.encoder = value; place(state.step, false); style(); refresh(); });
-  const colours = [...(labels ? [["class", "class"]] : []),
+    (value) => { state.encoder = value; style(); drawLegend(); refresh(); });
+  const colours = [labels ? ["class", "class"] : ["none", "one for all"],
     ...(arrays.agreement ? [["agreement", "neighbours of the same class"]] : []),
-    ...(arrays.difference ? [["difference", `${encoders.join(" and ")} disagree`]] : [])];
-  const [colourLabel, colourBox] = select("colour", "colour", colours.length ? colours : [["none", "one"]],
+    ...(arrays.difference ? [["difference", `${encoders.join(" and ")} disagree`]] : []),
+    ...(arrays.popularity ? [["popularity", "hubs"]] : [])];
+  const [colourLabel, colourBox] = select("colour", "colour", colours,
     (value) => { state.colour = value; style(); drawLegend(); });
   state.colour = colourBox.value;
   const lassoButton = button("lasso", "Draw around points (or drag with Shift held)", () => {
@@ -274,7 +288,9 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     if (playing) return stop();
     if (state.step === steps.length - 1) place(0, false);
     play.textContent = "\u25a0 stop";
-    playing = setInterval(() => (state.step < steps.length - 1 ? place(state.step + 1) : stop()), GLIDE + 250);
+    playing = setInterval(() => {
+      if (now.moment === 1) (state.step < steps.length - 1 ? place(state.step + 1) : stop());
+    }, GLIDE + 250);
   }, "play");
   time.append(play, slider, stepText);
   time.hidden = steps.length < 2;
@@ -288,18 +304,23 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     return classBox.value === "" || !labels ? all : all.filter((i) => labels[i] === Number(classBox.value));
   };
   const random = () => { const a = among(); if (a.length) choose(a[Math.floor(Math.random() * a.length)]); };
-  const confusing = () => { // fewest neighbours of its class first; without classes, where the encoders disagree most
-    const e = encoders.indexOf(shown()[0]);
-    const values = arrays.agreement ? arrays.agreement.subarray((e * steps.length + state.step) * count)
-      : arrays.difference.subarray(state.step * count).map((v) => 255 - v);
-    const order = among().sort((a, b) => values[a] - values[b] || a - b);
+  const row = () => (encoders.indexOf(shown()[0]) * steps.length + state.step) * count; // where this moment's values begin
+  const next = (values) => { // the image after the query, smallest value first
+    const order = among().sort((a, b) => values(a) - values(b) || a - b);
     if (order.length) choose(order[(order.indexOf(state.query) + 1) % order.length]);
   };
+  const confusing = () => { // fewest neighbours of its class first; without classes, where the encoders disagree most
+    const start = arrays.agreement ? row() : state.step * count;
+    next(arrays.agreement ? (i) => arrays.agreement[start + i] : (i) => -arrays.difference[start + i]);
+  };
+  const hub = () => { const start = row(); next((i) => -arrays.popularity[start + i]); };
   ask1.append(el("label", {}, "image ", number), ...(labels ? [classLabel] : []),
     button("random", "A random image", random, "random"));
   if (arrays.agreement || arrays.difference) {
-    ask1.append(button("next confusing", "The images whose neighbours agree least come first", confusing, "confusing"));
+    ask1.append(button("next confusing", labels ? "The images with the fewest neighbours of their class come first"
+      : "The images about which the encoders disagree most come first", confusing, "confusing"));
   }
+  ask1.append(button("next hub", "The images that most others name as a neighbour come first", hub, "hub"));
   const range = (label, name, min, max, value, step, show, change) => {
     const input = el("input", { type: "range", name, min, max, step, value }), text = el("output", {}, show(value));
     input.addEventListener("input", () => { text.textContent = show(Number(input.value)); change(Number(input.value)); refresh(); });
@@ -311,28 +332,32 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       (v) => { state.temperature = 10 ** v; }));
 
   // -- places of points, now and while they glide
-  const now = { from: {}, to: {}, moment: 1 }; // by encoder: Float32Array (2 * count)
-  const stored = (encoder, step) => {
+  const now = { moment: 1, from: {}, at: {}, to: {} }; // by encoder: (2 * count), written over and over, and the goal
+  for (const encoder of encoders) for (const kind of ["from", "at"]) now[kind][encoder] = new Float32Array(2 * count);
+  const stored = (encoder, step) => { // from -32767 to 32767
     const start = (encoders.indexOf(encoder) * steps.length + step) * count * 2;
-    return Float32Array.from(arrays.places.subarray(start, start + count * 2), (v) => v / 32767);
+    return arrays.places.subarray(start, start + count * 2);
   };
-  const between = (encoder) => { // where the points are at this moment
-    const from = now.from[encoder], to = now.to[encoder];
-    return now.moment >= 1 ? to : to.map((v, i) => from[i] + (v - from[i]) * now.moment);
-  };
-  let frame = 0, glideStart = 0, frames = 0;
-  function place(step, glide = true) {
-    const slow = glide && step !== state.step && !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  function glide() { // move the points to where they are at this moment
     for (const encoder of encoders) {
-      now.from[encoder] = slow ? between(encoder) : stored(encoder, step);
+      const from = now.from[encoder], to = now.to[encoder], at = now.at[encoder], t = now.moment;
+      for (let i = 0; i < at.length; i++) at[i] = from[i] + (to[i] / 32767 - from[i]) * t;
+    }
+  }
+  let frame = 0, glideStart = 0, frames = 0;
+  function place(step, slowly = true) {
+    const slow = slowly && step !== state.step && !matchMedia("(prefers-reduced-motion: reduce)").matches;
+    leaving = slow ? state.step : step;
+    for (const encoder of encoders) {
+      now.from[encoder].set(now.at[encoder]);
       now.to[encoder] = stored(encoder, step);
     }
     state.step = step;
     slider.value = step;
     stepText.textContent = `step ${steps[step].toLocaleString("en")}`;
     [glideStart, frames, now.moment] = [performance.now(), 0, slow ? 0 : 1];
+    glide();
     root.dataset.gliding = slow ? "yes" : "no";
-    shown().forEach((encoder, map) => paint?.places(map, now.from[encoder], now.to[encoder]));
     style();
     refresh();
   }
@@ -340,37 +365,47 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   // -- colour, shape and size of every point
   const pointSize = count > 20000 ? 4 : count > 4000 ? 6 : count > 1200 ? 7 : 9;
   const visible = (i) => !labels || !state.hidden.has(labels[i]);
+  const looks = { shapes: new Uint8Array(count), layers: new Uint8Array(count),
+    colours: Object.fromEntries(encoders.map((encoder) => [encoder, new Uint32Array(count)])) };
+  if (labels) for (let i = 0; i < count; i++) looks.shapes[i] = labels[i] % OUTLINES.length;
+  let most = 0; // of `popularity` at this moment
   function style() {
-    const bytes = new Uint8Array(count * 4), looks = new Uint8Array(count * 2), palette = header.palette.map(rgb);
-    const e = encoders.indexOf(shown()[0]), marked = new Set(state.selection);
-    const start = state.colour === "agreement" ? (e * steps.length + state.step) * count : state.step * count;
-    const values = arrays[state.colour];
-    for (let i = 0; i < count; i++) {
-      const colour = values ? ramp(values[start + i] / 255) : labels ? palette[labels[i] % palette.length] : palette[0];
-      const pale = marked.size && !marked.has(i) ? 0.75 : 0; // what is not selected fades
-      for (let c = 0; c < 3; c++) bytes[i * 4 + c] = colour[c] + (255 - colour[c]) * pale;
-      bytes[i * 4 + 3] = 255;
-      looks[i * 2] = labels ? labels[i] % OUTLINES.length : 0;
-      looks[i * 2 + 1] = visible(i) ? pointSize : 0;
+    const values = arrays[state.colour], { selection } = state, marked = new Uint8Array(count);
+    const start = (encoder) => (state.colour === "difference" ? state.step : encoders.indexOf(encoder) * steps.length + state.step) * count;
+    const of = (encoder) => values.subarray(start(encoder), start(encoder) + count);
+    most = state.colour === "popularity" ? Math.max(1, ...shown().map((encoder) => of(encoder).reduce((a, b) => Math.max(a, b)))) : 0;
+    const share = most ? (v) => Math.log1p(v) / Math.log1p(most) : (v) => v / 255; // hubs are few and far above the rest
+    const scale = values ? Array.from({ length: most ? most + 1 : 256 }, (_, v) => ramp(share(v))) : header.palette.map(rgb);
+    const clear = Uint32Array.from(scale, word), faded = Uint32Array.from(scale, (colour) => word(pale(colour)));
+    for (const i of selection) marked[i] = 1;
+    for (let i = 0; i < count; i++) { // what is not selected fades
+      looks.layers[i] = !visible(i) ? HIDDEN : selection.length && !marked[i] ? PALE : CLEAR;
     }
-    paint?.looks(bytes, looks);
+    for (const encoder of shown()) {
+      const ink = looks.colours[encoder], mine = values ? of(encoder) : labels;
+      for (let i = 0; i < count; i++) {
+        const colour = values ? mine[i] : labels && state.colour === "class" ? mine[i] % clear.length : 0;
+        ink[i] = looks.layers[i] === PALE ? faded[colour] : clear[colour];
+      }
+    }
     later();
   }
 
   // -- from the map to the screen and back
   const panes = () => shown().map((encoder, map, all) => {
-    const width = overlay.clientWidth / all.length, height = overlay.clientHeight, side = Math.min(width, height) / 2;
+    const width = canvas.clientWidth / all.length, height = canvas.clientHeight, side = Math.min(width, height) / 2;
     return { encoder, map, left: map * width, width, height, side };
   });
   const toScreen = (pane, x, y) => [pane.left + pane.width / 2 + (x - view.x) * view.zoom * pane.side,
     pane.height / 2 - (y - view.y) * view.zoom * pane.side];
   const paneAt = (x) => panes().find((p) => x >= p.left && x < p.left + p.width) || panes()[0];
   function nearestPoint(x, y, reach = 12) { // -> index, or -1
-    const pane = paneAt(x), at = between(pane.encoder);
-    let best = -1, least = reach * reach;
+    const pane = paneAt(x), at = now.at[pane.encoder], scale = view.zoom * pane.side;
+    const mx = view.x + (x - pane.left - pane.width / 2) / scale, my = view.y + (pane.height / 2 - y) / scale;
+    let best = -1, least = (reach / scale) ** 2;
     for (let i = 0; i < count; i++) {
-      const [px, py] = toScreen(pane, at[2 * i], at[2 * i + 1]), d = (px - x) ** 2 + (py - y) ** 2;
-      if (d < least && visible(i)) [best, least] = [i, d];
+      const d = (at[2 * i] - mx) ** 2 + (at[2 * i + 1] - my) ** 2;
+      if (d < least && looks.layers[i] !== HIDDEN) [best, least] = [i, d];
     }
     return best;
   }
@@ -380,18 +415,20 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   const middles = {}; // of the classes, by encoder and step
   function middle(encoder, step) {
     return (middles[`${encoder} ${step}`] ||= classes.map((_, c) => {
-      const at = stored(encoder, step), mine = among0[c];
-      const mid = (axis) => mine.map((i) => at[2 * i + axis]).sort((a, b) => a - b)[mine.length >> 1];
+      const at = stored(encoder, step), mine = members[c];
+      const mid = (axis) => Int16Array.from(mine, (i) => at[2 * i + axis]).sort()[mine.length >> 1] / 32767;
       return mine.length ? [mid(0), mid(1)] : null;
     }));
   }
-  const among0 = classes.map(() => []);
-  if (labels && classes.length <= 30) labels.forEach((c, i) => among0[c].push(i));
-  let lassoPath = [], lastStep = state.step, leaving = state.step;
+  const members = classes.map(() => []);
+  if (labels && classes.length <= 30) labels.forEach((c, i) => members[c].push(i));
+  const paint = painter(canvas, count);
+  let lassoPath = [], leaving = state.step, ratio = 0; // ratio: pixels of the screen in one of the page; 0 before the first look
   function draw(timestamp) {
     frame = 0;
     if (now.moment < 1) {
-      now.moment = Math.min(1, Math.max(0, (timestamp - glideStart) / GLIDE));
+      now.moment = Math.min(1, now.moment + 0.2, Math.max(0, (timestamp - glideStart) / GLIDE)); // no jump on a slow machine
+      glide();
       frames += 1;
       if (now.moment < 1) later();
       else {
@@ -399,17 +436,20 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
         root.dataset.fps = (1000 * frames / (performance.now() - glideStart)).toFixed(1);
       }
     }
-    if (state.step !== lastStep) [leaving, lastStep] = [lastStep, state.step];
-    const ratio = window.devicePixelRatio || 1;
-    const ink = overlay.getContext("2d");
-    ink.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ink.clearRect(0, 0, overlay.clientWidth, overlay.clientHeight);
+    if (!ratio) return;
+    paint.clear();
     for (const pane of panes()) {
-      paint?.draw(pane.map, { x: Math.round(pane.left * ratio), y: 0, width: Math.round(pane.width * ratio),
-        height: Math.round(pane.height * ratio), moment: now.moment, centre: [view.x, view.y], pixels: ratio,
-        scale: [view.zoom * pane.side / (pane.width / 2), view.zoom * pane.side / (pane.height / 2)] });
-      if (paint) annotate(ink, pane);
+      const scale = view.zoom * pane.side * ratio;
+      const where = { left: Math.round(pane.left * ratio), right: Math.round((pane.left + pane.width) * ratio), scale,
+        x0: (pane.left + pane.width / 2) * ratio - view.x * scale, y0: pane.height / 2 * ratio + view.y * scale };
+      for (const layer of state.selection.length ? [PALE, CLEAR] : [CLEAR]) {
+        paint.points(now.at[pane.encoder], looks.colours[pane.encoder], looks, where, layer);
+      }
     }
+    paint.show();
+    const ink = paint.ink;
+    ink.setTransform(ratio, 0, 0, ratio, 0, 0);
+    for (const pane of panes()) annotate(ink, pane);
     if (lassoPath.length) {
       Object.assign(ink, { strokeStyle: "#000", fillStyle: "#0072b222", lineWidth: 1.5 });
       ink.beginPath();
@@ -425,7 +465,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.rect(pane.left, 0, pane.width, pane.height);
     ink.clip();
     Object.assign(ink, { textAlign: "center", textBaseline: "middle", lineJoin: "round" });
-    const at = between(pane.encoder), point = (i) => toScreen(pane, at[2 * i], at[2 * i + 1]);
+    const at = now.at[pane.encoder], point = (i) => toScreen(pane, at[2 * i], at[2 * i + 1]);
     const [qx, qy] = point(state.query);
     Object.assign(ink, { strokeStyle: "#0008", lineWidth: 1 });
     for (const i of answers[pane.encoder]?.rows || []) {
@@ -444,11 +484,10 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.stroke();
     ink.font = "bold 14px system-ui, sans-serif";
     if (labels && classes.length <= 30) {
-      const a = middle(pane.encoder, leaving), b = middle(pane.encoder, state.step);
+      const a = middle(pane.encoder, leaving), b = middle(pane.encoder, state.step); // the names glide along
       classes.forEach((name, c) => {
         if (!b[c] || state.hidden.has(c)) return;
-        const t = now.moment < 1 ? now.moment : 1;
-        const [x, y] = toScreen(pane, a[c][0] + (b[c][0] - a[c][0]) * t, a[c][1] + (b[c][1] - a[c][1]) * t);
+        const [x, y] = toScreen(pane, a[c][0] + (b[c][0] - a[c][0]) * now.moment, a[c][1] + (b[c][1] - a[c][1]) * now.moment);
         write(ink, name.length > 18 ? `${name.slice(0, 17)}\u2026` : name, x, y);
       });
     }
@@ -488,10 +527,9 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       });
       legend.replaceChildren(...buttons, ...(classes.length > 1 ? [all(true), all(false)] : []));
     } else if (arrays[state.colour]) {
-      const words = state.colour === "agreement" ? ["none of its 10 nearest has its class", "all of them"]
-        : ["the 10 nearest are the same for both", "all differ"];
+      const words = LEGENDS[state.colour](most);
       legend.replaceChildren(el("span", {}, words[0]), el("span", { className: "isd-ramp" }), el("span", {}, words[1]));
-    } else legend.replaceChildren(el("span", {}, "These images have no classes: one colour for all."));
+    }
   }
 
   // -- the query and its neighbours; only the newest question counts
@@ -527,7 +565,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     refresh();
     later();
   }
-  const percent = (share) => (share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`);
+  const percent = (share) => (share === 0 ? "0%" : share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`);
   const line = (name, share, className = "") => {
     const full = el("span", { className: `isd-share ${className}` });
     full.style.width = `${Math.max(0.5, 100 * share)}%`;
@@ -536,10 +574,15 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     row.dataset.share = share;
     return row;
   };
+  const bars = (...lines) => el("div", { className: "isd-bars" }, ...lines);
   function drawPanel() {
     const query = el("div", { className: "isd-query" }, thumbnail(state.query, 84),
       el("div", {}, el("b", {}, nameOf(state.query)), el("br"), `image ${state.query}`,
         ...(labels && header.names ? [el("br"), header.names[state.query]] : [])));
+    const hard = el("div", { className: "isd-hard" }, ...(header.other_views ? [otherView(state.query, 48)] : []),
+      el("div", {}, el("h4", {}, "what MoCo would say"), bars(line("own other view", 1, "isd-hot"),
+        line(`all ${(count - 1).toLocaleString("en")} others`, 0, "isd-hot")),
+      el("p", {}, "one-hot, whatever the images show: entropy 0")));
     panel.replaceChildren(query, ...shown().map((encoder) => {
       const a = answers[encoder], mine = labels ? labels[state.query] : -1;
       const grid = el("div", { className: "isd-grid" }, ...a.rows.map((i, n) => {
@@ -547,35 +590,32 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
         const b = el("button", { type: "button", className: labels ? (same ? "isd-same" : "isd-other") : "",
           title: `${nameOf(i)}, image ${i}: cosine ${a.similarities[n].toFixed(3)}; make it the query` },
         thumbnail(i), el("span", {}, labels ? `${same ? "\u2713" : "\u2717"} ${nameOf(i)}` : nameOf(i)),
-        el("span", {}, percent(a.shares[n])));
+        el("span", { className: "isd-isd" }, `ISD ${percent(a.shares[n])}`), el("span", { className: "isd-moco" }, "MoCo 0%"));
         b.dataset.index = i;
         b.dataset.similarity = a.similarities[n];
         b.addEventListener("click", () => choose(i));
         return b;
       }));
       const order = labels ? a.by_class.map((share, c) => [share, c]).sort((x, y) => y[0] - x[0]).slice(0, 10) : [];
-      const bars = order.length ? order.map(([share, c]) => {
+      const lines = order.length ? order.map(([share, c]) => {
         const row = line(classes[c], share, c === mine ? "isd-mine" : "");
         row.dataset.class = c;
         return row;
       }) : a.rows.slice(0, 8).map((i, n) => line(nameOf(i), a.shares[n]));
-      const soft = el("div", { className: "isd-soft" }, el("h4", {}, `soft label${labels ? " by class" : ""}`), ...bars,
+      const soft = el("div", { className: "isd-soft" }, el("h4", {}, `soft label${labels ? " by class" : ""}`), bars(...lines),
         el("p", { className: "isd-entropy" }, `entropy ${a.entropy.toFixed(2)} nats: spread as if over `
           + `${Math.exp(a.entropy).toFixed(1)} of ${(count - 1).toLocaleString("en")} images`));
       soft.dataset.entropy = a.entropy;
-      const hard = el("div", { className: "isd-hard" }, el("h4", {}, "what MoCo would say"),
-        line("own other view", 1), line("everybody else", 0),
-        el("p", {}, "one-hot: entropy 0"));
       const column = el("div", { className: "isd-encoder" }, el("h3", {}, a.step === steps[state.step] || a.step === undefined
-        ? `${encoder}'s neighbours` : `${encoder}'s neighbours at step ${a.step.toLocaleString("en")}`), grid, soft, hard);
+        ? `${encoder}'s neighbours` : `${encoder}'s neighbours at step ${a.step.toLocaleString("en")}`), grid, soft);
       column.dataset.encoder = encoder;
       return column;
-    }));
+    }), hard);
   }
 
   // -- a selection: contact sheet and counts
   function selectInside(path) {
-    const pane = paneAt(path[0][0]), at = between(pane.encoder), inside = [];
+    const pane = paneAt(path[0][0]), at = now.at[pane.encoder], inside = [];
     for (let i = 0; i < count; i++) {
       if (!visible(i)) continue;
       const [x, y] = toScreen(pane, at[2 * i], at[2 * i + 1]);
@@ -588,12 +628,17 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     }
     pick(inside);
   }
+  const selectView = () => { // for hands without a mouse
+    const pane = panes()[0], { left, width, height } = pane;
+    selectInside([[left, 0], [left + width, 0], [left + width, height], [left, height]]);
+  };
   function pick(indices) {
     state.selection = indices;
     tell({ selection: indices });
     style();
     if (!indices.length) return chosen.replaceChildren();
-    const counts = classes.map((_, c) => labels ? indices.filter((i) => labels[i] === c).length : 0);
+    const counts = classes.map(() => 0);
+    if (labels) for (const i of indices) counts[labels[i]] += 1;
     const most = counts.map((n, c) => [n, c]).filter(([n]) => n).sort((a, b) => b[0] - a[0]);
     const rows = most.slice(0, 12).map(([n, c]) => {
       const row = line(classes[c], n / indices.length);
@@ -606,7 +651,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       return b;
     });
     chosen.replaceChildren(el("h3", {}, `${indices.length.toLocaleString("en")} selected `,
-      button("clear", "Select nothing", () => pick([]))), ...rows, el("div", { className: "isd-sheet" }, ...images),
+      button("clear", "Select nothing", () => pick([]))), bars(...rows), el("div", { className: "isd-sheet" }, ...images),
     ...(indices.length > SHEET_LIMIT ? [el("p", {}, `and ${(indices.length - SHEET_LIMIT).toLocaleString("en")} more`)] : []));
     chosen.dataset.count = indices.length;
   }
@@ -623,14 +668,14 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   };
   const reset = () => { Object.assign(view, { x: 0, y: 0, zoom: 0.92 }); later(); };
   let press = null;
-  const here = (event) => { const box = overlay.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
-  overlay.addEventListener("pointerdown", (event) => {
+  const here = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+  canvas.addEventListener("pointerdown", (event) => {
     const at = here(event);
     press = { at, last: at, moved: false, lasso: state.lasso || event.shiftKey };
-    try { overlay.setPointerCapture(event.pointerId); } catch { /* a pointer made by a script */ }
+    try { canvas.setPointerCapture(event.pointerId); } catch { /* a pointer made by a script */ }
     hover.hidden = true;
   });
-  overlay.addEventListener("pointermove", (event) => {
+  canvas.addEventListener("pointermove", (event) => {
     const at = here(event);
     if (!press) return showHover(at);
     press.moved ||= Math.hypot(at[0] - press.at[0], at[1] - press.at[1]) > 4;
@@ -654,11 +699,11 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     lassoPath = [];
     later();
   };
-  overlay.addEventListener("pointerup", release);
-  overlay.addEventListener("pointercancel", release);
-  overlay.addEventListener("pointerleave", () => { hover.hidden = true; });
-  overlay.addEventListener("wheel", (event) => { // the page scrolls until the map has been clicked
-    if (document.activeElement !== overlay && !overlay.getRootNode().activeElement?.isSameNode(overlay) && !event.ctrlKey) return;
+  canvas.addEventListener("pointerup", release);
+  canvas.addEventListener("pointercancel", release);
+  canvas.addEventListener("pointerleave", () => { hover.hidden = true; });
+  canvas.addEventListener("wheel", (event) => { // the page scrolls until the map has been clicked
+    if (document.activeElement !== canvas && !canvas.getRootNode().activeElement?.isSameNode(canvas) && !event.ctrlKey) return;
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 400), ...here(event));
   }, { passive: false });
@@ -668,15 +713,15 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     if (i < 0 || hover.dataset.index === String(i)) return;
     hover.dataset.index = i;
     hover.replaceChildren(thumbnail(i, 64), el("div", {}, nameOf(i)), el("div", {}, `image ${i}`));
-    hover.style.left = `${Math.min(x + 14, overlay.clientWidth - 100)}px`;
+    hover.style.left = `${Math.min(x + 14, canvas.clientWidth - 100)}px`;
     hover.style.top = `${y > 130 ? y - 120 : y + 14}px`;
   }
   const move = (dx, dy) => { view.x += dx / view.zoom; view.y += dy / view.zoom; later(); };
   const keys = { ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, 0.1),
     ArrowDown: () => move(0, -0.1), "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset,
     ",": () => choose((state.query + count - 1) % count), ".": () => choose((state.query + 1) % count),
-    Escape: () => pick([]), " ": () => play.click() };
-  overlay.addEventListener("keydown", (event) => {
+    s: selectView, Escape: () => pick([]), " ": () => play.click() };
+  canvas.addEventListener("keydown", (event) => {
     if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();
@@ -684,38 +729,25 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   });
 
   // -- start
-  let paint = null;
-  try { paint = header.without_webgl ? null : painter(glCanvas, count); } catch (error) { console.warn(error); }
-  if (!paint) { // the static picture instead; the panel works all the same
-    stage.replaceChildren(el("img", { src: header.picture, alt: "the map as a picture" }));
-    bar.querySelectorAll("button").forEach((b) => { b.disabled = true; });
-    header.note = "This browser shows no WebGL 2, so the map is a picture that does not move. The panel works all the same.";
-  }
   const watch = new ResizeObserver(() => {
-    const ratio = window.devicePixelRatio || 1;
-    for (const canvas of [glCanvas, overlay]) {
-      canvas.width = Math.round(stage.clientWidth * ratio);
-      canvas.height = Math.round(stage.clientHeight * ratio);
-    }
+    if (!stage.clientWidth) return;
+    ratio = Math.min(window.devicePixelRatio || 1, count > 20000 ? 1.5 : 2);
+    paint.resize(Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio), Math.round(pointSize * ratio));
     cancelAnimationFrame(frame);
     draw(performance.now()); // at once, so that the emptied canvas is never seen
   });
   watch.observe(stage);
-  glCanvas.addEventListener("webglcontextlost", (event) => {
-    event.preventDefault();
-    if (!ended.signal.aborted) say("The graphics were taken away by the browser; run the cell again, or reload the page.");
-  });
   say(header.note);
-  drawLegend();
   place(state.step, false);
+  drawLegend();
   // for tests and the curious: where an image is drawn on the page, and the places that are drawn now
-  root.explorer = { state, places: (encoder) => between(encoder), choose, pick,
+  root.explorer = { state, places: (encoder) => now.at[encoder], choose, pick,
     project(i, map = 0) {
-      const pane = panes()[map], at = between(pane.encoder), box = overlay.getBoundingClientRect();
+      const pane = panes()[map], at = now.at[pane.encoder], box = canvas.getBoundingClientRect();
       const [x, y] = toScreen(pane, at[2 * i], at[2 * i + 1]);
       return [box.left + x, box.top + y];
     } };
-  return { choose, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); paint?.close(); } };
+  return { choose, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
 }
 
 // ---- two homes ---------------------------------------------------------------------------------------------------

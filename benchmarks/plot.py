@@ -1,0 +1,134 @@
+"""Draw a picture of every saved benchmark.
+
+    python benchmarks/plot.py [NAME ...]      # reads results/bench/NAME.json, writes results/bench/NAME.png
+"""
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from PIL import Image
+
+FOLDER = Path(__file__).parent.parent / "results" / "bench"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+
+
+def bars(ax: Axes, values: dict[str, float], title: str, label: str, form: str = "{:,.0f}") -> None:
+    "Horizontal bars with their numbers; ours are blue."
+    names = list(values)[::-1]
+    colours = [BLUE if name.startswith(("ours", "isd_nb")) else GREY for name in names]
+    found = ax.barh(names, [values[name] for name in names], color=colours)
+    ax.bar_label(found, [form.format(values[name]) for name in names], padding=3, fontsize=8)
+    ax.set(title=title, xlabel=label, xlim=(0, 1.2 * max(values.values())))
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def axes(count: int, high: float = 2.6) -> list[Axes]:
+    return plt.subplots(1, count, figsize=(4.6 * count, high), squeeze=False)[1][0].tolist()
+
+
+def views(saved: dict[str, Any]) -> None:
+    for ax, result in zip(axes(len(saved["results"])), saved["results"]):
+        speed = {name: row["images_per_second"] for name, row in result["results"].items()}
+        bars(ax, speed, f"Strong views, {'with' if result['blur'] else 'without'} blur", "images a second")
+
+
+def loss(saved: dict[str, Any]) -> None:
+    left, right = axes(2)
+    rows = [row for row in saved["rows"] if "streaming" in row["ratio_quartiles"]]
+    low, middle, high = zip(*(row["ratio_quartiles"]["streaming"] for row in rows))
+    sizes = [row["anchors"] for row in rows]
+    left.fill_between(sizes, low, high, color=BLUE, alpha=0.2, lw=0)
+    left.semilogx(sizes, middle, "o-", color=BLUE)
+    left.axhline(1, ls="--", color=GREY)
+    left.set(title="Time: full matrix / streaming", xlabel="anchors", ylabel="ratio (band: quartiles)", ylim=(0, None))
+    for name, colour, mark in (("full", ORANGE, "s--"), ("streaming", BLUE, "o-")):
+        held = {row["anchors"]: row["growth_mb"][name] for row in saved["rows"] if name in row["growth_mb"]}
+        right.loglog(list(held), list(held.values()), mark, color=colour, label=name)
+    right.set(title="Memory of one pass beside the queue", xlabel="anchors", ylabel="MB")
+    right.legend()
+
+
+def knn(saved: dict[str, Any]) -> None:
+    sizes = saved["settings"]
+    title = f"Exact search: {sizes['test']:,} queries, {sizes['train']:,} keys"
+    bars(axes(1)[0], saved["seconds"], title, "seconds", "{:.2f}")
+
+
+def step(saved: dict[str, Any]) -> None:
+    speed = {name: row["images_per_second"] for name, row in saved["results"].items()}
+    bars(axes(1)[0], speed, "Whole training step", "images a second")
+
+
+def scaling(saved: dict[str, Any]) -> None:
+    labels = dict(batch="images in a batch", size="height and width, pixels", processes="processes")
+    for ax, (kind, rows) in zip(axes(len(saved["results"])), saved["results"].items()):
+        cost = {int(case): row["microseconds"] for case, row in rows.items()}
+        ax.plot(list(cost), list(cost.values()), "o-", color=BLUE)
+        ax.set(title=f"Cost against {kind}", xlabel=labels[kind], ylabel="microseconds an image", ylim=(0, None))
+        if kind == "processes":
+            ax.set_xticks(list(cost))
+        else:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(list(cost), list(cost))
+
+
+def equivalence(saved: dict[str, Any]) -> None:
+    ax = axes(1)[0]
+    for name, colour, mark in (("fast", BLUE, "o-"), ("plain", ORANGE, "s--")):
+        for n, scores in enumerate(saved["knn20_teacher"][name].values()):
+            seen = [saved["steps"] * saved["batch"] * i / (len(scores) - 1) for i in range(len(scores))]
+            ax.plot(seen, scores, mark, color=colour, label=None if n else name, alpha=0.8)
+    ax.set(title="Fast and plain forms learn alike", xlabel="images seen", ylabel="20-NN, teacher")
+    ax.legend()
+
+
+def explorer(saved: dict[str, Any]) -> None:
+    left, right = axes(2)
+    times = {f"{name.removesuffix('_seconds').replace('_', ' ')}": statistics.median(values)
+             for name, values in saved["measured"].items() if name.endswith("_seconds")}
+    bars(left, times, f"Explorer, {saved['images']:,} images", "seconds, median", "{:.2f}")
+    rates = saved["measured"]["frames_per_second"]
+    right.plot(rates, "o-", color=BLUE)
+    right.axhline(15, ls="--", color=GREY)
+    right.set(title="Points gliding, no GPU", xlabel="glide", ylabel="frames a second", ylim=(0, None))
+
+
+def gpu(saved: dict[str, Any]) -> None:
+    for ax, row in zip(axes(len(saved["steps"])), saved["steps"]):
+        speed = dict(ours=row["images_per_second"], plain=row["plain_images_per_second"])
+        bars(ax, speed, f"{saved['network']}, batch {row['batch']}", "images a second")
+
+
+PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
+    views, loss, knn, step, scaling, equivalence, explorer, gpu)}
+
+
+def save(name: str, source: Path, target: Path) -> None:
+    "Draw one saved benchmark as a small PNG."
+    saved = json.loads(source.read_text())
+    PLOTS[name](saved)
+    machine = saved.get("gpu") or saved.get("processor") or saved.get("machine", "")
+    machine += f", {saved.get('threads') or saved.get('cores')} threads"
+    plt.gcf().text(0.995, 0.005, machine, fontsize=7, ha="right", color="#666666")
+    plt.gcf().tight_layout()
+    plt.savefig(target, dpi=100)
+    plt.close()
+    Image.open(target).convert("RGB").quantize(64).save(target, optimize=True)
+
+
+def main() -> None:
+    for name in sys.argv[1:] or PLOTS:
+        if name not in PLOTS:
+            sys.exit(f"unknown benchmark {name}; known: {', '.join(PLOTS)}")
+        if (FOLDER / f"{name}.json").exists():
+            save(name, FOLDER / f"{name}.json", FOLDER / f"{name}.png")
+            print(FOLDER / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Switch off each feature of the explorer, one at a time, and see that its test notices.
+
+    python tests/switch_off.py [WORDS ...]      # only the features whose name holds one of the words
+
+Works on a copy of the package. A line for each feature: its name, the test that must fail, and whether it did. Takes
+about ten seconds a feature; run it when `static/explorer.js` or `test_browser.py` has changed. It is no part of
+`make test`. A piece of text that is no longer in the source is an error, so this list cannot grow stale unseen.
+"""
+# ruff: noqa: E501
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FEATURES = [  # name, what is replaced, by what, the test that must fail
+    ("click on a point", "if (i >= 0) choose(i); }", "}", "a_click_shows"),
+    ("click on a neighbour", 'b.addEventListener("click", () => choose(i));\n        return b;', "return b;", "click_on_a_neighbour"),
+    ("hover", "if (!press) return showHover(at);", "if (!press) return;", "hover_shows"),
+    ("the right thumbnail", "place = index % perSheet;", "place = (index + 1) % perSheet;", "hover_shows"),
+    ("check marks", 'same ? "\\u2713" : "\\u2717"', '"\\u2713"', "neighbours_and_query_show"),
+    ("other view", "otherView(state.query, 48)", "thumbnail(state.query, 48)", "moco_says"),
+    ("one-hot label", '"MoCo 0%"', '""', "moco_says"),
+    ("gliding", "const slow = slowly &&", "const slow = false && slowly &&", "step_slider"),
+    ("stored layouts", "now.to[encoder] = stored(encoder, step);", "now.to[encoder] = stored(encoder, steps.length - 1);", "step_slider"),
+    ("play", "? place(state.step + 1) : stop()", "? place(steps.length - 1) : stop()", "play_goes"),
+    ("drawing", "put((y + margin) * stride + x + margin, stamps[shapes[i]], colours[i]);", ";", "points_are_drawn"),
+    ("legend", "!visible(i) ? HIDDEN :", "", "legend"),
+    ("colour by agreement", "const colour = values ? mine[i] :", 'const colour = values && state.colour !== "agreement" ? mine[i] :', "colours_show"),
+    ("colour by difference", 'state.colour === "difference" ? state.step :', 'state.colour === "difference" ? 0 :', "colours_show"),
+    ("colour by hubs", "const colour = values ? mine[i] :", 'const colour = values && state.colour !== "popularity" ? mine[i] :', "colours_show"),
+    ("confusing first", "arrays.agreement[start + i] :", "0 :", "confusing"),
+    ("hubs first", "-arrays.popularity[start + i]", "0", "hubs_come"),
+    ("query of a class", "labels[i] === Number(classBox.value)", "true", "class_and_chance"),
+    ("wheel", "zoom(Math.exp(-event.deltaY / 400), ...here(event));", "zoom(Math.exp(-event.deltaY / 400));", "wheel_and_drag"),
+    ("drag", "view.x -= (at[0]", "view.x += (at[0]", "wheel_and_drag"),
+    ("temperature", "state.temperature = 10 ** v;", "", "temperature_and_count"),
+    ("number of neighbours", "(v) => { state.k = v; }", "() => {}", "temperature_and_count"),
+    ("entropy", "moment += part", "moment -= part", "temperature_and_count"),
+    ("soft label by class", "byClass[arrays.labels[i]] += part;", "byClass[0] += part;", "temperature_and_count"),
+    ("student's neighbours", "ask({ ...question, encoder })", "ask({ ...question, encoder: encoders[0] })", "differ"),
+    ("student's map", "(encoders.indexOf(encoder) * steps.length + step) * count * 2", "step * count * 2", "differ"),
+    ("lasso", "if (odd) inside.push(i);", "if (odd && i % 7) inside.push(i);", "lasso"),
+    ("contact sheet", "indices.slice(0, SHEET_LIMIT).map", "indices.slice(1, SHEET_LIMIT).map", "lasso"),
+    ("class counts", "for (const i of indices) counts[labels[i]] += 1;", "", "lasso"),
+    ("keyboard", "keys[event.key]();", "", "keys_do"),
+    ("select the view by key", "s: selectView,", "", "keys_do"),
+    ("text stays text", "node.append(...children);", 'for (const c of children) typeof c === "string" '
+     '? node.insertAdjacentHTML("beforeend", c) : node.append(c);', "names_are_text"),
+    ("no network", "  drawLegend();\n  //", '  fetch("http://example.com/x").catch(() => {});\n  drawLegend();\n  //', "nothing_outside"),
+    ("no WebGL", 'canvas.getContext("2d", { alpha: false })', 'canvas.getContext("webgl2")', "needs_no_webgl"),
+    ("remark without labels", "say(header.note);", "", "smaller_sets"),
+]
+LAB = [  # these need a kernel
+    ("selection in the kernel", "tell({ selection: indices });", "", "lasso"),
+    ("query in the kernel", "tell({ query: index });", "", "kernel_knows"),
+    ("query set in Python", 'model.on("change:query", follow);', "", "kernel_knows"),
+    ("thumbnails from the kernel", "n * size, y: 0", "0, y: 0", "moco_says"),
+]
+
+
+def noticed(copy: Path, test: str) -> bool:
+    "Whether this test fails, and nothing else goes wrong."
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "no:cacheprovider", "tests/test_browser.py", "-k", test]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+    if run.returncode not in (0, 1) or not re.search(r"\d+ (failed|passed)", run.stdout):
+        raise SystemExit(f"pytest -k {test!r} did not work:\n{run.stdout}{run.stderr}")
+    return run.returncode == 1
+
+
+def main() -> None:
+    words, missed = sys.argv[1:], []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("isd_nb", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        page = copy / "isd_nb" / "static" / "explorer.js"
+        original = page.read_text()
+        for kind, features in (("file", FEATURES), ("jupyter", LAB)):
+            for name, old, new, test in features:
+                if old not in original:
+                    raise SystemExit(f"{name}: the source no longer holds {old!r}")
+                if words and not any(word in name for word in words):
+                    continue
+                page.write_text(original.replace(old, new))
+                found = noticed(copy, f"{test} and not {'jupyter' if kind == 'file' else 'file'}")
+                missed += [] if found else [name]
+                print(f"{name:28}{test:28}{'noticed' if found else 'NOT NOTICED'}", flush=True)
+    sys.exit(f"not noticed: {', '.join(missed)}" if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
