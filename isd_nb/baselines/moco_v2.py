@@ -40,10 +40,11 @@ def company(rows: int,  # B, images in the batch
     "In which order the keys go through batch norm, so that they meet others there than their queries do."
     return torch.cat([torch.arange(start, rows, splits) for start in range(splits)])
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-e8cdea
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-52d789
 class MoCoV2(ISD):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
     recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
+    options: Mapping[str, Any] = {}
 
     def __init__(self, student: Encoder, queue_size: int = 4096, temperature: float = 0.2,
                  momentum: float | tuple[float, float] = 0.99,

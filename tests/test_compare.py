@@ -1,0 +1,183 @@
+"""isd_compare: a run of its own for each method, results that survive interruption, and a table that adds up."""
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from isd_nb.compare import Task, compare, finished, plan, recipe_for, run_tasks, step_cost
+from isd_nb.comparison import by_method, comparison_table, compute
+from isd_nb.contract import check_contract
+from isd_nb.data import InputError, digits
+from isd_nb.training import (Recipe, build_method, find_recipe, methods, read_metrics, recipe_to_json, save_encoders,
+                             write_json)
+
+TINY = Recipe("tiny", steps=6, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
+              precision="float32")
+OWN = '''
+from isd_nb.baselines.byol import BYOLAsym
+
+class Mine(BYOLAsym):
+    options = {"scale": 1.0}
+
+    @classmethod
+    def from_recipe(cls, student, recipe, images):
+        method = super().from_recipe(student, recipe, images)
+        method.scale = cls.settings(recipe)["scale"]
+        return method
+
+    def forward(self, view_q, view_k):
+        output = super().forward(view_q, view_k)
+        return output._replace(loss=self.scale * output.loss)
+
+class Breaks(BYOLAsym):
+    def forward(self, view_q, view_k):
+        raise RuntimeError("this method always dies")
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    "A package that is not ours, on the path of this process and of those it starts."
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "my_methods.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(methods))
+def test_every_method_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    images = digits()[0].subset(range(64))
+    options = {}
+    if name == "compress":
+        save_encoders(tmp_path / "encoder.safetensors", build_method(TINY, images), TINY, images)
+        options = {"guide": str(tmp_path)}
+    check_contract(replace(TINY, method=name, options=options), images)
+
+
+def test_queue_methods_never_meet_their_own_key() -> None:
+    "Neither in the step that makes the key, nor is it missing from the queue after it."
+    images = digits()[0].subset(range(64))
+    for name in ("isd", "moco_v2", "co2"):
+        method = build_method(recipe_for(name, TINY, 64), images).train()
+        views = [torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+        output = method(*views)
+        assert (output.keys @ method.queue.anchors.T).max() < 0.9999, name
+        method.update(output)
+        torch.testing.assert_close((output.keys @ method.queue.anchors.T).amax(1), torch.ones(32))
+
+
+def test_symmetric_losses_cost_twice() -> None:
+    images = digits()[0].subset(range(64))
+    cost = {m: step_cost(recipe_for(m, TINY, 64), images) for m in ("byol", "byol_asym", "supervised")}
+    assert cost["byol"]["flops_per_image"] == 2 * cost["byol_asym"]["flops_per_image"]
+    assert cost["byol_asym"]["passes_per_image"] == {"forward": 2.0, "backward": 1.0}
+    # by hand: a pass of the tiny net, multiplications and additions; backward twice, but not to the pixels
+    sizes, widths = (16, 8, 4, 2, 2), (4, 8, 16, 32, 32)
+    layers = [2 * 9 * i * o * s * s for i, o, s in zip((1, *widths), widths, sizes)]
+    layers.append(2 * 32 * 10)  # the classifier
+    assert cost["supervised"]["flops_per_image"] == 3 * sum(layers) - layers[0]
+
+
+def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path) -> None:
+    said: list[str] = []
+    names = ["my_methods:Breaks", "my_methods:Mine", "isd", "compress"]
+    settings = own / "settings.json"
+    mine = {"settings": {"options.scale": 2.0, "learning_rate": 0.05}, "trials": [{}, {}]}
+    settings.write_text(json.dumps({"my_methods:Mine": mine}))
+    out = own / "out"
+    comparison = compare(TINY, names, [3], out, budget=192, settings=settings, jobs=2, tell=said.append)
+    assert comparison == json.loads((out / "comparison.json").read_text())
+    assert comparison["failures"] == {"my_methods.Breaks-3": "RuntimeError: this method always dies"}
+    runs = {r["method"]: r for r in comparison["runs"]}
+    assert set(runs) == {"my_methods:Mine", "isd", "compress"}
+    assert runs["my_methods:Mine"]["settings"] == {"learning_rate": 0.05, "options": {"scale": 2.0}}
+    assert comparison["trials"] == {"my_methods:Mine": 2}
+    assert runs["compress"]["guide"] == "isd-3" and set(runs["compress"]["scores"]) == {"student"}
+    assert compute(runs["compress"], comparison) > compute(runs["isd"], comparison)
+    for run in runs.values():
+        assert run["images_seen"] == 192 and run["seconds"] > 0 and 50 < run["peak_memory_mb"] < 10_000
+        assert [row["images_seen"] for row in run["curve"]] == [0, *range(32, 193, 32)]
+        assert all(0 <= v <= 1 for scores in run["scores"].values() for v in scores.values())
+    table = comparison_table(comparison)
+    assert "compress learns from the ISD run" in table and "my_methods.Breaks-3 failed" in table
+    assert {line.split()[0] for line in table.splitlines()[1:4]} == {"Mine", "isd", "compress"}
+    assert list(by_method(comparison)) == sorted(runs, key=lambda m: -max(
+        s["knn20"] for w, s in runs[m]["scores"].items() if w == "teacher" or "teacher" not in runs[m]["scores"]))
+
+
+def test_a_stopped_comparison_goes_on(own: Path) -> None:
+    "SIGTERM in the middle of a run: it saves, and the same command ends with what an undisturbed run gives."
+    def command(out: Path, budget: int) -> list[str]:
+        small = {"batch_size": 32, "queue_size": 64, "projector": [10, 6], "predictor": [8]}
+        tuned = own / "settings.json"
+        tuned.write_text(json.dumps({"byol_asym": small}))
+        return [sys.executable, "-m", "isd_nb.compare", "--data", "digits", "--methods", "byol_asym", "--seeds", "0",
+                "--budget-images", str(budget), "--settings", str(tuned), "--out", str(out), "--device", "cpu"]
+
+    def run(out: Path, budget: int) -> subprocess.CompletedProcess:
+        return subprocess.run(command(out, budget), capture_output=True, text=True, timeout=400)
+
+    process = subprocess.Popen(command(own / "stopped", 9600), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    deadline = time.monotonic() + 300
+    while len(read_metrics(own / "stopped" / "byol_asym-0")) < 4:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "go on with" in errors, errors
+    assert not (own / "stopped" / "byol_asym-0" / "result.json").exists()
+    saved = sorted((own / "stopped" / "byol_asym-0" / "checkpoints").glob("state_*.pt"))
+    assert saved and 0 < int(saved[-1].stem.removeprefix("state_")) < 300
+    resumed, straight = run(own / "stopped", 9600), run(own / "straight", 9600)
+    assert resumed.returncode == straight.returncode == 0, resumed.stderr + straight.stderr
+    assert "2 runs, 1 of them finished" in resumed.stdout and (own / "stopped" / "compute.png").is_file()
+    scores = [json.loads((own / name / "comparison.json").read_text())["runs"][0] for name in ("stopped", "straight")]
+    assert scores[0]["scores"] == scores[1]["scores"] and scores[0]["curve"] == scores[1]["curve"]
+
+
+def test_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    task, *_ = [t for t in plan(TINY, ["isd"], [0], 64, tmp_path, {}) if t.trained]
+    assert not finished(task)
+    Path(task.out).mkdir()
+    write_json(Path(task.out) / "config.json", {"recipe": recipe_to_json(replace(task.recipe, learning_rate=0.3))})
+    with pytest.raises(InputError, match="another learning_rate"):
+        finished(task)
+
+
+def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    task = Task(replace(TINY, method="isd"), str(tmp_path / "isd-0"), {}, device="cpu")
+    with (tmp_path / "logs" / "isd-0.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        failures = run_tasks([task])
+    assert list(failures) == ["isd-0"] and "another process is at work" in failures["isd-0"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--methods", "isd,mocov2"], "did you mean 'moco_v2'"),
+    (["--methods", "isd", "--seeds", "one"], "whole numbers"),
+    (["--methods", "isd", "--settings", "missing.json"], "cannot be read"),
+    (["--data", "folder:missing", "--methods", "isd"], "missing"),
+])
+def test_mistakes_end_with_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-m", "isd_nb.compare", *arguments], cwd=tmp_path, capture_output=True,
+                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert result.returncode == 2 and message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_budget_decides_the_steps() -> None:
+    base: Callable[[str], Recipe] = lambda m: recipe_for(m, find_recipe("digits"), 998_400)  # noqa: E731
+    assert {base(m).steps * base(m).batch_size for m in methods} == {998_400}
