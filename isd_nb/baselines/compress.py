@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['distillation_loss', 'CompRess']
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c03-0f34ca
+# %% ../../nbs/10_baselines/08_compress.ipynb #c03-e1eead
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import ImageSet, InputError
-from ..encoders import Encoder, load_encoder
+from ..encoders import Encoder, FrozenEncoder, load_encoder
 from ..isd import Method, Output, similarities
 from ..loss import soft_labels
 from ..queue import AnchorQueue, gather_keys
@@ -29,41 +29,38 @@ def distillation_loss(queries: Tensor,  # (B, D) unit vectors of the student
     logits = similarities(queries, anchors) / temperature
     return F.kl_div(logits.log_softmax(dim=1), labels, reduction="batchmean")
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c12-229b5e
+# %% ../../nbs/10_baselines/08_compress.ipynb #c12-650dd0
+def load_guide(path: str | None, which: str) -> FrozenEncoder:
+    "The finished teacher: it has no weight that learns, and stays in evaluation mode."
+    if not path:
+        raise InputError("compress distils a trained encoder into a smaller one; name it: "
+                         """--set 'options={"guide": "runs/digits-isd-1"}'""")
+    return load_encoder(path, which)
+
+# %% ../../nbs/10_baselines/08_compress.ipynb #c13-e972bc
 class CompRess(Method):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"guide": None,  # the run or file of the finished teacher
                                   "which": "teacher",  # the encoder's name in there
                                   "temperature": 0.04}
 
-    def __init__(self, student: Encoder, guide: nn.Module, queue_size: int = 4096, temperature: float = 0.04,
-                 guide_dim: int | None = None) -> None:  # of the guide's features; None: those of its backbone
+    def __init__(self, student: Encoder, guide: FrozenEncoder, queue_size: int = 4096, temperature: float = 0.04) -> None:
         super().__init__()
-        self.student, self.temperature = student, temperature
-        self.guide = guide.requires_grad_(False).eval()
+        self.student, self.guide, self.temperature = student, guide, temperature
         self.queue = AnchorQueue(queue_size, student.out_dim)
-        self.guide_queue = AnchorQueue(queue_size, guide_dim or guide.backbone.features)
+        self.guide_queue = AnchorQueue(queue_size, guide.backbone.features)
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "CompRess":
         "Build from a recipe whose `options` name the guide."
         settings = cls.settings(recipe)
-        if not settings["guide"]:
-            raise InputError("compress distils a trained encoder into a smaller one; name it: "
-                             """--set 'options={"guide": "runs/digits-isd-1"}'""")
-        guide = load_encoder(settings["guide"], settings["which"])
+        guide = load_guide(settings["guide"], settings["which"])
         return cls(student, guide, recipe.queue_size, settings["temperature"])
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
         "One view: both networks look at the same."
         return super().views(recipe)[:1]
-
-    def train(self, mode: bool = True) -> "CompRess":
-        "The guide stays in evaluation mode."
-        super().train(mode)
-        self.guide.eval()
-        return self
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]
         "Compare what both networks make of the view; change nothing."
