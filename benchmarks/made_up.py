@@ -37,4 +37,5 @@ def kept_images(folder: Path) -> ImageSet:
 
 def kept_explorer(folder: str) -> Explorer:
     "What the cell of the notebook calls."
-    return Explorer(Gallery(kept_images(Path(folder)), **read_cache(Path(folder, "explorer"), "bench")))
+    kept = Path(folder, "explorer")
+    return Explorer(Gallery(kept_images(Path(folder)), **read_cache(kept, "bench"), folder=kept))

@@ -45,7 +45,7 @@ def turn_to_fit(places: np.ndarray, target: np.ndarray) -> np.ndarray:  # (N, 2)
     u, _, v = np.linalg.svd((places - centre).T @ (target - goal))
     return ((places - centre) @ (u @ v) + goal).astype(np.float32)
 
-# %% ../nbs/31_umap.ipynb #c10-1d634a
+# %% ../nbs/31_umap.ipynb #c10-a7852a
 palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D1F")  # Okabe and Ito (2008)
 markers = "os^DvPX"
 
@@ -64,7 +64,7 @@ def draw_map(ax, places: np.ndarray, images: ImageSet, names: bool = True, size:
         ax.text(*np.median(places[labels == c], axis=0), plain_text(images.classes[c][:24]), fontsize=10, ha="center",
                 weight="bold", bbox=dict(facecolor="white", alpha=0.7, edgecolor="none", pad=1))
 
-
+# %% ../nbs/31_umap.ipynb #c11-332547
 def plot_map(places: np.ndarray,  # (N, 2)
              images: ImageSet,  # N images; their labels, if any, give the colours
              title: str = "",
@@ -73,12 +73,12 @@ def plot_map(places: np.ndarray,  # (N, 2)
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(6, 5.2))
-    draw_map(ax, places, images)
+    draw_map(ax, places, images, size=float(np.clip(6000 / len(places), 4, 24)))
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", title=plain_text(title))
     fig.tight_layout()
     return fig
 
-# %% ../nbs/31_umap.ipynb #c14-c60e92
+# %% ../nbs/31_umap.ipynb #c15-c60e92
 def layouts(features: Mapping[int, Tensor],  # (N, F) by training step
             neighbours: int = 15,
             seed: int = 0,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['sheet_columns', 'policy', 'pack', 'to_square', 'is_large', 'thumbnail_size', 'tile', 'encode', 'sheets',
-           'other_views', 'describe', 'picture', 'answer', 'strip', 'widget_class', 'with_features', 'script_json',
-           'to_html', 'Explorer', 'write_notebook', 'isd_explore']
+           'other_views', 'describe', 'draw_picture', 'picture', 'answer', 'strip', 'widget_class', 'with_features',
+           'script_json', 'to_html', 'Explorer', 'write_notebook', 'isd_explore']
 
-# %% ../nbs/33_explorer.ipynb #c03-3df9d8
+# %% ../nbs/33_explorer.ipynb #c03-aec82a
 import base64
 import html
 import io
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -153,8 +154,8 @@ def page(name: str) -> str:
     "A file of the package's `static` folder."
     return resources.files("isd_nb").joinpath("static", name).read_text(encoding="utf-8")
 
-# %% ../nbs/33_explorer.ipynb #c28-cb41dc
-def picture(gallery: Gallery) -> str:  # PNG, in base64
+# %% ../nbs/33_explorer.ipynb #c28-274395
+def draw_picture(gallery: Gallery) -> bytes:  # PNG
     "The last map as a figure."
     import matplotlib.pyplot as plt
 
@@ -164,9 +165,20 @@ def picture(gallery: Gallery) -> str:  # PNG, in base64
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=80)
     plt.close(fig)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
-# %% ../nbs/33_explorer.ipynb #c30-24e0d1
+
+def picture(gallery: Gallery) -> str:  # PNG, in base64
+    "The last map as a figure; drawn once, where the gallery is kept."
+    file = gallery.folder / "map.png" if gallery.folder else None
+    if file and file.is_file():
+        return base64.b64encode(file.read_bytes()).decode()
+    drawn = draw_picture(gallery)
+    if file and file.parent.is_dir() and os.access(file.parent, os.W_OK):
+        file.write_bytes(drawn)
+    return base64.b64encode(drawn).decode()
+
+# %% ../nbs/33_explorer.ipynb #c31-24e0d1
 def answer(gallery: Gallery, question: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     "What the page asked: neighbours of an image, or a strip of thumbnails."
     if question["kind"] in ("image", "other"):
@@ -185,7 +197,7 @@ def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:
     pixels = other_views(gallery, rows) if kind == "other" else gallery.images.get(rows).cpu()
     return encode(tile(pixels, thumbnail_size(gallery.images), len(rows)), is_large(gallery.images))
 
-# %% ../nbs/33_explorer.ipynb #c32-f6f692
+# %% ../nbs/33_explorer.ipynb #c33-f6f692
 def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
     "Answer one question of the page."
     try:
@@ -194,7 +206,7 @@ def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[by
         found, files = {"error": str(error)}, []
     widget.send({**found, "id": question.get("id")}, files)
 
-# %% ../nbs/33_explorer.ipynb #c33-570566
+# %% ../nbs/33_explorer.ipynb #c34-570566
 @lru_cache
 def widget_class() -> type["AnyWidget"]:
     "The widget; made on demand, so that the HTML file needs no Jupyter."
@@ -222,7 +234,7 @@ def widget_class() -> type["AnyWidget"]:
 
     return Window
 
-# %% ../nbs/33_explorer.ipynb #c35-d84b89
+# %% ../nbs/33_explorer.ipynb #c36-d84b89
 def with_features(gallery: Gallery,
                   budget: int = 40 << 20,  # bytes; if all steps need more, only the last step's are taken along
                   ) -> tuple[dict[str, Any], dict[str, np.ndarray | bytes]]:  # header, arrays
@@ -239,7 +251,7 @@ def with_features(gallery: Gallery,
         arrays |= sheets("other", gallery.images, lambda rows: other_views(gallery, rows))
     return header, arrays
 
-# %% ../nbs/33_explorer.ipynb #c37-6eadd4
+# %% ../nbs/33_explorer.ipynb #c38-6eadd4
 policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -258,12 +270,11 @@ def to_html(gallery: Gallery) -> str:
         picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(dict(header, arrays=index)),
         data=base64.b64encode(buffer).decode())
 
-# %% ../nbs/33_explorer.ipynb #c39-bdfb93
+# %% ../nbs/33_explorer.ipynb #c40-382f22
+@dataclass(repr=False, eq=False)
 class Explorer:
     "The map and the neighbours of a run or of any features, in a notebook or in one HTML file."
-
-    def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
+    gallery: Gallery
 
     @classmethod
     def from_run(cls, run: Path | str, **settings: Any) -> "Explorer":
@@ -288,10 +299,9 @@ class Explorer:
         return {**data, "text/plain": repr(self), "image/png": picture(self.gallery)}, metadata
 
     def __repr__(self) -> str:
-        steps = self.gallery.steps
-        return f"Explorer({len(self.gallery.images):,} images, steps {steps[0]:,} to {steps[-1]:,})"
+        return f"Explorer of {len(self.gallery.images):,} images at {len(self.gallery.steps)} checkpoints"
 
-# %% ../nbs/33_explorer.ipynb #c50-dcf378
+# %% ../nbs/33_explorer.ipynb #c51-dcf378
 def write_notebook(run: Path) -> Path:
     "A small notebook in the run's directory that opens its explorer."
     about = ("Run the cell below (Shift and Enter). The first time, features and layouts are computed; later they are "
@@ -304,12 +314,12 @@ def write_notebook(run: Path) -> Path:
     path.write_text(json.dumps(dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5), indent=1))
     return path
 
-# %% ../nbs/33_explorer.ipynb #c51-a9c9a7
+# %% ../nbs/33_explorer.ipynb #c52-a9c9a7
 def open_lab(notebook: Path, more: Sequence[str]) -> None:
     "Become JupyterLab, with this notebook open."
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook), *more])
 
-# %% ../nbs/33_explorer.ipynb #c52-e45570
+# %% ../nbs/33_explorer.ipynb #c53-e45570
 def isd_explore() -> None:
     "The console command `isd_explore`."
     from typer import Argument, Option, Typer
@@ -336,7 +346,7 @@ def isd_explore() -> None:
 
     app()
 
-# %% ../nbs/33_explorer.ipynb #c53-03d42a
+# %% ../nbs/33_explorer.ipynb #c54-03d42a
 def produce(explorer: Explorer, run: Path, html: Path | None) -> Path:
     "Write the file that was asked for, or the notebook, and say so."
     path = write_notebook(run) if html is None else explorer.html(html)

@@ -30,7 +30,7 @@ from .neighbours import other_neighbours
 from .training import Recipe, recipe_from_json
 from .views import ViewRecipe
 
-# %% ../nbs/32_gallery.ipynb #c06-119a56
+# %% ../nbs/32_gallery.ipynb #c06-3ed2a9
 Moment = tuple[str, int]  # an encoder's name and a training step
 
 
@@ -44,6 +44,7 @@ class Gallery:
     temperature: float = 0.04  # of the soft labels; the teacher's
     title: str = ""
     views: ViewRecipe | None = None  # how training drew a key's view; None: unknown
+    folder: Path | None = None  # where it is kept, if it is
 
     @property
     def encoders(self) -> list[str]:  # the teacher first
@@ -138,11 +139,11 @@ def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
     found.update(b"" if images.labels is None else images.labels.numpy().tobytes())
     return found.hexdigest()
 
-# %% ../nbs/32_gallery.ipynb #c21-d4c085
+# %% ../nbs/32_gallery.ipynb #c21-1829a9
 def write_cache(folder: Path, key: str, gallery: Gallery) -> None:
     "Write features, places and neighbours; the key comes last and makes it count."
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / "key.json", *folder.glob("*.npy")]:
+    for old in [folder / "key.json", folder / "map.png", *folder.glob("*.npy")]:
         old.unlink(missing_ok=True)
     for kind in ("features", "places", "neighbours"):
         for (name, step), values in getattr(gallery, kind).items():
@@ -171,7 +172,7 @@ def try_to_keep(folder: Path, key: str, gallery: Gallery) -> None:
     except OSError as error:
         warnings.warn(f"layouts could not be kept in {folder} ({error}), so they are computed each time", stacklevel=3)
 
-# %% ../nbs/32_gallery.ipynb #c25-18798d
+# %% ../nbs/32_gallery.ipynb #c25-29fcfa
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
                    moments: int = 8,  # checkpoints at most
@@ -185,13 +186,13 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     recipe, files = run_recipe(run), run_files(run, moments)
     images = run_images(recipe, data, root, limit)
     settings = dict(temperature=recipe.teacher_temperature, title=run.resolve().name,
-                    views=recipe.key_views or recipe.views)
+                    views=recipe.key_views or recipe.views, folder=run / "explorer")
     key = digest(run, files, images)
-    if cached := read_cache(run / "explorer", key):
+    if cached := read_cache(settings["folder"], key):
         return Gallery(images, **cached, **settings)
     names = load_encoder(files[max(files)], "student").metadata["encoders"]
     features = {(name, step): embed(load_encoder(path, name), images, device=device).cpu()
                 for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
     gallery = gallery_of(images, features, show=show, **settings)
-    try_to_keep(run / "explorer", key, gallery)
+    try_to_keep(settings["folder"], key, gallery)
     return gallery

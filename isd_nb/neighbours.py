@@ -22,7 +22,7 @@ from .loss import soft_labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/30_neighbours.ipynb #c06-cc168d
+# %% ../nbs/30_neighbours.ipynb #c06-2ded61
 @dataclass(frozen=True)
 class Answer:
     "Whom an encoder finds similar to one image, and how its probability is spread."
@@ -32,7 +32,7 @@ class Answer:
     by_class: Tensor  # (classes,) how much falls on each class; empty without labels
     entropy: float  # of the soft label over all anchors, in nats
 
-
+# %% ../nbs/30_neighbours.ipynb #c07-7f8d2c
 def look_up(features: Tensor,  # (N, F) of all images
             query: int,  # which of them asks
             k: int = 12,  # neighbours; fewer if there are fewer images
@@ -57,7 +57,7 @@ def look_up(features: Tensor,  # (N, F) of all images
         by_class.index_add_(0, labels[others], shares.float())
     return Answer(others[order], similarities, shares[order], by_class, float(torch.special.entr(shares).sum()))
 
-# %% ../nbs/30_neighbours.ipynb #c13-2b8332
+# %% ../nbs/30_neighbours.ipynb #c15-2b8332
 def plain_text(text: str) -> str:
     "Text as matplotlib shows it literally."
     return text.replace("$", r"\$")
@@ -72,7 +72,7 @@ def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> 
     for spine in ax.spines.values():
         spine.set(visible=color is not None, color=color, linewidth=2)
 
-# %% ../nbs/30_neighbours.ipynb #c14-347967
+# %% ../nbs/30_neighbours.ipynb #c16-347967
 def name_of(images: ImageSet, index: int) -> str:
     "The class of an image, its file's name where it has none, or its number."
     if images.labels is not None:
@@ -86,7 +86,7 @@ def frame_colour(queries: ImageSet, row: int, bank: ImageSet, index: int) -> str
         return "#999999"
     return "#0072B2" if queries.labels[row] == bank.labels[index] else "#D55E00"
 
-# %% ../nbs/30_neighbours.ipynb #c16-7c0b24
+# %% ../nbs/30_neighbours.ipynb #c18-6a501d
 def plot_soft_label(images: ImageSet,  # N images
                     features: Tensor,  # (N, F) of these images
                     query: int,  # which image
@@ -105,12 +105,11 @@ def plot_soft_label(images: ImageSet,  # N images
         show_image(ax, picture, title, "black")
     for ax, i in zip(axes[0, 2:], answer.rows.tolist()):
         show_image(ax, images[i], name_of(images, i), frame_colour(images, query, images, i))
-    top = max(float(answer.shares[0]) * 1.5, 1e-3)
-    draw_labels(axes[1], answer.shares.tolist(), top)
+    draw_labels(axes[1], answer.shares.tolist(), top=max(float(answer.shares[0]) * 1.5, 1e-3))
     fig.subplots_adjust(0.02, 0.05, 0.99, 0.98, 0.15, 0.3)
     return fig
 
-# %% ../nbs/30_neighbours.ipynb #c17-484cd0
+# %% ../nbs/30_neighbours.ipynb #c19-05864a
 def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
     "Under every anchor its share of the soft label (blue) and of the one-hot label (orange, always nothing)."
     axes[0].axis("off")
@@ -120,12 +119,15 @@ def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
         ax.set(xlim=(-0.6, 1.6), ylim=(0, top), xticks=[], yticks=[])
         for x, value, colour in ((0, soft, "#0072B2"), (1, hard, "#B34700")):
             if value is not None:
-                ax.bar(x, min(value, top * 0.75), color=colour, width=0.8)
-                ax.text(x, min(value, top * 0.75), f"{value:.0%}", fontsize=8, ha="center", va="bottom", color=colour)
+                height = min(value, 0.75 * top)
+                ax.bar(x, height, color=colour, width=0.8)
+                ax.text(x, height, f"{value:.0%}", fontsize=8, ha="center", va="bottom", color=colour)
+                if height < value:  # too tall for this scale: a gap says that it is cut
+                    ax.bar(x, 0.04 * top, bottom=0.6 * top, color="white", width=0.9)
         for side in ("top", "left", "right"):
             ax.spines[side].set_visible(False)
 
-# %% ../nbs/30_neighbours.ipynb #c22-a41ec9
+# %% ../nbs/30_neighbours.ipynb #c24-cf904f
 def other_neighbours(features: Tensor,  # (N, F)
                      k: int = 10,  # fewer if there are fewer images
                      ) -> Tensor:  # (N, k) rows, nearest first
@@ -137,7 +139,7 @@ def other_neighbours(features: Tensor,  # (N, F)
     own = rows == torch.arange(len(rows), device=rows.device)[:, None]
     return rows.gather(1, own.int().argsort(dim=1, stable=True))[:, :k]
 
-
+# %% ../nbs/30_neighbours.ipynb #c26-bf9d57
 def agreement(rows: Tensor, labels: Tensor) -> Tensor:  # (N, k), (N,) -> (N,) in [0, 1]
     "How many of each image's neighbours have its class."
     return (labels[rows] == labels[:, None]).float().mean(1)
@@ -152,7 +154,7 @@ def popularity(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
     "How many images name each image as a neighbour; the mean is k, and those far above it are hubs."
     return torch.bincount(rows.flatten(), minlength=len(rows))
 
-# %% ../nbs/30_neighbours.ipynb #c29-0f165d
+# %% ../nbs/30_neighbours.ipynb #c38-0f165d
 def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor,  # (M, F) of the queries
                     bank: ImageSet,  # N images

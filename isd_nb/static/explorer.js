@@ -157,8 +157,8 @@ function stamp(inside, size, stride) { // pixels of one shape around a point: fu
         hits += inside(2 * x - 1, 2 * y - 1);
       }
       const offset = (row - half) * stride + column - half;
-      if (hits > 13) full.push(offset);
-      else if (hits > 1) { edge.push(offset); cover.push(hits * 16); }
+      if (hits > (size < 6 ? 6 : 13)) full.push(offset); // the smallest have hard edges: these are the ones that are many
+      else if (hits > 1 && size > 5) { edge.push(offset); cover.push(hits * 16); }
     }
   }
   return { full: Int32Array.from(full), edge: Int32Array.from(edge), cover: Uint8Array.from(cover) };
@@ -768,8 +768,15 @@ function render({ model, el: root }) { // JupyterLab, by anywidget
   return () => { model.off("change:query", follow); kernel.close(); made.close(); };
 }
 
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
 function mount(root, header, base64) { // one HTML file
-  const arrays = decode(header, Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)).buffer);
+  const arrays = decode(header, bytesOf(base64).buffer);
   return explorer(root, header, arrays, answersHere(header, arrays));
 }
 
