@@ -1,0 +1,160 @@
+"""Protocols against independent references, and the studies of chapters 20 at toy size."""
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+
+from isd_nb.claims import few_labels, soft_and_binary, unbalanced
+from isd_nb.claims.evidence import Study, pair_up, paired
+from isd_nb.claims.few_labels import labelled_rows
+from isd_nb.data import ImageSet, digits, stratified_fraction
+from isd_nb.encoders import Encoder, load_encoder, save_encoder
+from isd_nb.evaluation import LinearClassifier, embed, knn_predict, linear_accuracy
+from isd_nb.fine_tuning import FINETUNE, LINEAR, Classifier, augmented_linear, finetune, fit_classifier
+from isd_nb.training import backbone_config, build_method, find_recipe
+from isd_nb.views import GENTLE
+
+RECIPE = replace(find_recipe("digits"), width=4, batch_size=16, queue_size=32, projector=(8,), predictor=(8,))
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[ImageSet, ImageSet]:
+    return digits(copies=1)
+
+
+@pytest.fixture(scope="module")
+def net(sets) -> Encoder:
+    return build_method(RECIPE, sets[0]).student.eval()
+
+
+def pixel_halves() -> Iterator[tuple[Tensor, Tensor]]:
+    pixels, names = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))
+    return ((pixels[i].float(), names[i].long()) for i in order.split(899))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("tied", [False, True])
+def test_neighbours_are_those_of_scikit_learn(k: int, tied: bool) -> None:
+    "On random data; and where many distances are equal, wherever the vote does not depend on which of these are taken."
+    rng = np.random.default_rng(k)
+    if tied:  # directions from a small grid: many images lie at exactly the same angle
+        train, test = (rng.integers(-1, 2, (n, 3)) + np.array([0.5, 0.25, 0.0]) for n in (501, 83))
+    else:
+        train, test = (rng.standard_normal((n, 7)) for n in (501, 83))
+    labels = (train > 0)[:, :2] @ np.array([1, 2])  # mostly a matter of direction
+    labels = np.where(rng.random(len(train)) < 0.03, rng.integers(0, 4, len(train)), labels)
+    train, test = train.astype(np.float32), test.astype(np.float32)
+    ours = knn_predict(*map(torch.from_numpy, (train, labels, test)), k).numpy()
+    theirs = KNeighborsClassifier(k, metric="cosine").fit(train, labels)
+    unit_test, unit_train = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (test, train))
+    distances = 1 - unit_test @ unit_train.T
+    compared = 0
+    for row, (mine, prediction) in enumerate(zip(ours, theirs.predict(test))):
+        edge = np.sort(distances[row])[k - 1]
+        sure, maybe = labels[distances[row] < edge - 1e-6], labels[np.abs(distances[row] - edge) <= 1e-6]
+        free = k - len(sure)  # places in the vote that any of `maybe` may take
+        most = [np.sum(sure == c) + min(free, np.sum(maybe == c)) for c in range(4)]
+        least = [np.sum(sure == c) + max(0, free - np.sum(maybe != c)) for c in range(4)]
+        assert most[mine] >= max(least), "no choice among the tied neighbours gives this label"
+        clear = [c for c in range(4) if all(least[c] > most[o] for o in range(4) if o != c)]
+        if clear:  # the same label whatever is chosen
+            assert mine == prediction == clear[0]
+            compared += 1
+    assert compared >= (20 if tied else 50)
+
+
+def test_the_linear_layer_is_logistic_regression() -> None:
+    "Within half a point, on digits, both halves."
+    one, two = pixel_halves()
+    ours, theirs = [], []
+    for (x, y), (test_x, test_y) in ((one, two), (two, one)):
+        layer = LinearClassifier(x, 10)
+        solver = LogisticRegression(C=1 / (1e-4 * len(x)), max_iter=2000).fit(layer.standardise(x), y)
+        theirs.append(solver.score(layer.standardise(test_x), test_y))
+        ours.append(linear_accuracy(x, y, test_x, test_y))
+    assert abs(np.mean(ours) - np.mean(theirs)) <= 0.005, (ours, theirs)
+
+
+def test_few_labels_are_stratified_nested_and_reproducible() -> None:
+    labels = torch.from_numpy(np.random.default_rng(0).choice(5, 1000, p=[0.5, 0.2, 0.15, 0.1, 0.05]))
+    sizes = labels.bincount()
+    for seed in range(3):
+        inside = set()
+        for fraction in (0.001, 0.01, 0.1, 0.5, 1.0):
+            rows = stratified_fraction(labels, fraction, seed)
+            expected = [max(1, round(fraction * int(n))) for n in sizes]
+            assert labels[rows].bincount(minlength=5).tolist() == expected
+            assert inside <= set(rows.tolist()) and torch.equal(rows, stratified_fraction(labels, fraction, seed))
+            inside = set(rows.tolist())
+    assert not torch.equal(stratified_fraction(labels, 0.1, 0), stratified_fraction(labels, 0.1, 1))
+    assert set(labelled_rows(labels, 3).tolist()) < set(labelled_rows(labels, 9).tolist())
+
+
+def test_fine_tuning_learns_and_freezes_nothing(sets, net, tmp_path: Path) -> None:
+    "Also from a file, where the encoder is frozen and refuses training mode."
+    images, held = sets
+    save_encoder(tmp_path / "encoder.safetensors", {"student": net}, backbone_config(RECIPE, 1), 16)
+    frozen = load_encoder(tmp_path, "student")
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    tuning = replace(FINETUNE, epochs=1, min_steps=60, batch_size=64, views=GENTLE)
+    classifier = fit_classifier(frozen, images, tuning)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} of the encoder that is evaluated has changed"
+        if name not in ("mean", "std"):
+            assert not torch.equal(classifier.encoder.state_dict()[name], value), f"{name} did not learn"
+    right = (embed(classifier, images).argmax(1) == images.labels).double().mean()
+    assert right > 0.3, "chance is 0.1"
+    tuned = finetune(frozen, images, held, 0.5, tuning=tuning)
+    again = finetune(frozen, images, held, 0.5, tuning=tuning)
+    assert (tuned.top1, tuned.top5) == (again.top1, again.top5) and tuned.top5 > tuned.top1 > 0.15
+
+
+def test_the_augmented_linear_layer_leaves_the_backbone_alone(sets, net) -> None:
+    images, held = sets
+    tuning = replace(LINEAR, epochs=1, min_steps=20, views=GENTLE)
+    classifier = fit_classifier(net, images, tuning)
+    for name, value in classifier.encoder.state_dict().items():
+        assert torch.equal(value, {**net.state_dict()}[name]), name
+    assert 0 < augmented_linear(net, images, held, tuning).top1 <= 1
+    assert not any(p.requires_grad for p in Classifier(net, embed(net, images), 10, learns=False).encoder.parameters())
+
+
+def test_a_classifier_that_forgets_to_train_its_backbone_is_noticed(sets, net, monkeypatch) -> None:
+    "The test above can fail: with frozen parameters, the backbone does not move."
+    images, _ = sets
+    monkeypatch.setattr(Encoder, "requires_grad_", lambda self, learns=True: nn.Module.requires_grad_(self, False))
+    classifier = fit_classifier(net, images, replace(FINETUNE, epochs=1, min_steps=3, batch_size=64))
+    moved = [n for n, p in classifier.encoder.named_parameters() if not torch.equal(p, dict(net.named_parameters())[n])]
+    assert not moved
+
+
+def test_paired_differences() -> None:
+    result = paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6])
+    assert result.mean == pytest.approx(0.1) and (result.ahead, result.seeds) == (3, 3)
+    assert "is ahead of" in result.say("A", "B") and "cannot be told apart" in paired([1, 2], [2, 1]).say("A", "B")
+    rows = [dict(seed=s, kind=k, v=s + k) for s in (0, 1, 2) for k in (0, 1)]
+    assert pair_up(rows[:-1], "v", dict(kind=1), dict(kind=0)).seeds == 2  # the third seed has one side only
+
+
+@pytest.mark.parametrize("claim", [soft_and_binary, few_labels, unbalanced], ids=lambda c: c.__name__.split(".")[-1])
+def test_studies_go_on_where_they_stopped(claim, tmp_path: Path) -> None:
+    "A file that has lost rows is completed, to the same numbers; a second seed is added to the first."
+    more = dict(budgets=(1,), min_steps=3) if claim is few_labels else {}
+    study = Study("toy", RECIPE, 32, (0,), tmp_path / "out", tmp_path / "runs", "cpu")
+    rows = claim.measure(study, **more).rows
+    path = tmp_path / "out" / "toy.json"
+    saved = json.loads(path.read_text())
+    assert saved["rows"] == rows and {"question", "command", "machine", "version"} <= set(saved)
+    path.write_text(json.dumps({**saved, "rows": rows[:-1]}))
+    assert claim.measure(study, **more).rows == rows
+    wider = claim.measure(replace(study, seeds=(0, 1)), **more).rows
+    assert wider[:len(rows)] == rows and {r["seed"] for r in wider} == {0, 1}
