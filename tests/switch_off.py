@@ -46,7 +46,7 @@ FEATURES = [  # name, what is replaced, by what, the test that must fail
     ("student's map", "(encoders.indexOf(encoder) * steps.length + step) * count * 2", "step * count * 2", "differ"),
     ("lasso", "if (odd) inside.push(i);", "if (odd && i % 7) inside.push(i);", "lasso"),
     ("contact sheet", "indices.slice(0, SHEET_LIMIT).map", "indices.slice(1, SHEET_LIMIT).map", "lasso"),
-    ("class counts", "for (const i of indices) counts[labels[i]] += 1;", "", "lasso"),
+    ("class counts", "counts[labels[i]] += 1;", "counts[0] += 1;", "lasso"),
     ("keyboard", "keys[event.key]();", "", "keys_do"),
     ("select the view by key", "s: selectView,", "", "keys_do"),
     ("text stays text", "node.append(...children);", 'for (const c of children) typeof c === "string" '
@@ -59,7 +59,7 @@ LAB = [  # these need a kernel
     ("selection in the kernel", "tell({ selection: indices });", "", "lasso"),
     ("query in the kernel", "tell({ query: index });", "", "kernel_knows"),
     ("query set in Python", 'model.on("change:query", follow);', "", "kernel_knows"),
-    ("thumbnails from the kernel", "n * size, y: 0", "0, y: 0", "moco_says"),
+    ("thumbnails from the kernel", "n * size, y: 0", "0, y: 0", "neighbours_and_query_show"),
 ]
 
 

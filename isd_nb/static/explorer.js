@@ -568,7 +568,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   const percent = (share) => (share === 0 ? "0%" : share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`);
   const line = (name, share, className = "") => {
     const full = el("span", { className: `isd-share ${className}` });
-    full.style.width = `${Math.max(0.5, 100 * share)}%`;
+    full.style.width = `${share && Math.max(0.5, 100 * share)}%`;
     const row = el("div", { className: "isd-line" }, el("span", { className: "isd-name", title: name }, name),
       el("span", { className: "isd-track" }, full), el("span", { className: "isd-value" }, percent(share)));
     row.dataset.share = share;
