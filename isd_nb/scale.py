@@ -49,13 +49,16 @@ class SumOverProcesses(torch.autograd.Function):
         dist.all_reduce(total)
         return total
 
-# %% ../nbs/46_scale.ipynb #c14-d00494
-class SyncBatchNorm(nn.SyncBatchNorm):
-    "PyTorch's batch norm over all processes, on CPUs as well."
+# %% ../nbs/46_scale.ipynb #c14-a8ecc7
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    "Batch norm by the statistics of all processes, on CPUs as well (`DistributedDataParallel` refuses PyTorch's there)."
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        "One class serves vectors and images."
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if x.is_cuda or not self.training or not together:
+        if not self.training or not together:
             return super().forward(x)
         axes, shape = [i for i in range(x.ndim) if i != 1], [1, -1] + [1] * (x.ndim - 2)
         wide = x.float()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processes import ENVIRONMENT, finish, newest, same, start, wait_for_checkpoint
+from test_processes import finish, newest, same, start, wait_for_checkpoint
 
 from isd_nb.data import ImageSet, InputError, digits
 from isd_nb.planning import activation_line, dry_run, measure_activations, plan_run
@@ -20,7 +20,7 @@ from isd_nb.runs import open_run, write_json
 from isd_nb.training import prepare, Plan, train, train_step
 
 TOY = Recipe("toy", steps=8, batch_size=16, queue_size=40, width=4, projector=(10, 6), predictor=(8,), evaluations=1,
-             precision="float32")
+             precision="float32", learning_rate=0.01)
 SCRIPT = '''
 import json, sys
 from pathlib import Path
@@ -47,7 +47,8 @@ def launch(tmp_path: Path):
 
     def begin(recipe: Recipe, name: str, processes: int = 1, *arguments: str) -> subprocess.Popen:
         write_json(tmp_path / f"{name}.json", recipe_to_json(recipe))
-        return start(tmp_path / "run.py", str(tmp_path / f"{name}.json"), str(tmp_path / name), *arguments, processes=processes)
+        places = str(tmp_path / f"{name}.json"), str(tmp_path / name)
+        return start(tmp_path / "run.py", *places, *arguments, processes=processes)
     return begin
 
 
@@ -58,24 +59,27 @@ def weights_after(recipe: Recipe, images: ImageSet, steps: int = 8) -> dict[str,
     return session.method.state_dict()
 
 
-@pytest.mark.parametrize("method", ["isd", "moco_v2", "byol_asym", "pirl", "invp", "simsiam"])
+@pytest.mark.parametrize("method", ["isd", "byol_asym", "pirl", "invp", "simsiam"])
 def test_micro_batches_are_splits_of_batch_norm(images: ImageSet, method: str) -> None:
+    "(MoCo and CO2 shuffle their keys among the splits, so that theirs differ.)"
     recipe = replace(TOY, method=method)
-    torch.testing.assert_close(weights_after(replace(recipe, accumulate=4), images, 4),
-                               weights_after(replace(recipe, batch_norm_splits=4), images, 4), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights_after(replace(recipe, accumulate=4), images, 2),
+                               weights_after(replace(recipe, batch_norm_splits=4), images, 2), rtol=1e-3, atol=1e-4)
 
 
 def test_processes_and_micro_batches_cut_alike(launch, images: ImageSet, tmp_path: Path) -> None:
     "Two processes with two micro-batches each do what batch norm in four parts does."
-    finish(launch(replace(TOY, accumulate=2), "cut", 2))
-    alone = train(replace(TOY, batch_norm_splits=4), images, tmp_path / "alone", device="cpu", show=False)
+    few = replace(TOY, steps=3)
+    finish(launch(replace(few, accumulate=2), "cut", 2))
+    alone = train(replace(few, batch_norm_splits=4), images, tmp_path / "alone", device="cpu", show=False)
     torch.testing.assert_close(newest(tmp_path / "cut")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_synchronised_batch_norm_is_that_of_the_whole_batch(launch, images: ImageSet, tmp_path: Path, processes: int) -> None:
-    finish(launch(replace(TOY, batch_norm="sync"), "together", processes))
-    alone = train(TOY, images, tmp_path / "alone", device="cpu", show=False)
+def test_synchronised_batch_norm_sees_the_whole_batch(launch, images: ImageSet, tmp_path: Path, processes: int) -> None:
+    few = replace(TOY, steps=3)
+    finish(launch(replace(few, batch_norm="sync"), "together", processes))
+    alone = train(few, images, tmp_path / "alone", device="cpu", show=False)
     torch.testing.assert_close(newest(tmp_path / "together")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-4)
 
 
@@ -97,7 +101,8 @@ def test_one_process_may_be_asked_to_stop(launch, tmp_path: Path) -> None:
     recipe = replace(TOY, steps=100_000)
     process = launch(recipe, "run", 2)
     wait_for_checkpoint(tmp_path / "run", process)
-    workers = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    workers = listed.stdout.split()
     os.kill(int(workers[-1]), signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)

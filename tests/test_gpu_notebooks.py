@@ -1,0 +1,119 @@
+"""The notebooks for GPUs at toy size: they run, go on, take other settings; and the scripts start what they say."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from isd_nb.gpu_run import commands, settle
+from isd_nb.recipes import recipes
+from isd_nb.training import methods
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs" / "gpu").glob("*.ipynb") if not p.stem.startswith("00"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "ISD_NB_TOY": "1",
+               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def cells_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+def settings_of(path: Path) -> str:
+    (cell,) = [c for c in cells_of(path) if "parameters" in c["metadata"].get("tags", [])]
+    return "".join(cell["source"])
+
+
+def run(path: Path, settings: str, at: Path) -> str:  # what it printed
+    "Execute a notebook's code as one script, with other settings put after its own, as papermill does."
+    code = []
+    for cell in cells_of(path):
+        if cell["cell_type"] == "code":
+            code.append("".join(cell["source"]))
+            code += [settings] if "parameters" in cell["metadata"].get("tags", []) else []
+    script = at / "notebook.py"
+    script.write_text('if __name__ == "__main__":\n' + textwrap.indent("\n".join(code), "    "))
+    result = subprocess.run([sys.executable, str(script)], cwd=at, env=ENVIRONMENT, capture_output=True, text=True,
+                            timeout=280)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_settings_stand_in_one_cell(path: Path) -> None:
+    names: dict = {"is_toy": lambda: True}
+    exec(settings_of(path), names)  # plain values, that papermill can replace
+    assert names["recipe_name"] in recipes and names["recipe_name"] == path.stem and names["method"] in methods
+    for kind in (path.stem, f"{path.stem}_authors"):
+        assert settle(kind, "isd").epochs == 200
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_were_run_and_name_their_commands(path: Path) -> None:
+    outputs = ["".join(o.get("text", "")) for c in cells_of(path) for o in c.get("outputs", [])]
+    printed = "".join(outputs)
+    assert "20-NN" in printed and "torchrun" in printed and "sbatch" in printed
+    assert sum("image/png" in o.get("data", {}) for c in cells_of(path) for o in c.get("outputs", [])) >= 4
+
+
+def test_other_settings_and_the_authors_recipe(tmp_path: Path) -> None:
+    "MoCo by the authors' settings, on a folder, through the notebook of ImageNet."
+    path = ROOT / "nbs" / "gpu" / "imagenet.ipynb"
+    printed = run(path, 'recipe_name, method = "imagenet_r50_authors", "moco_v2"\nteraflops = 1.0', tmp_path)
+    assert "--recipe imagenet_r50_authors --method moco_v2" in printed and "teacher" in printed
+
+
+def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
+    "The arguments that are printed are understood, up to the missing images."
+    line = commands("imagenet", "isd", "runs/x").splitlines()[1].split()[1:]
+    result = subprocess.run([sys.executable, "-m", "isd_nb.cli", *line], cwd=tmp_path, env=ENVIRONMENT, text=True,
+                            capture_output=True, timeout=120)
+    assert result.returncode == 2 and "data/imagenet is not a folder" in result.stderr
+
+
+def nodes(rank: int, count: int, port: int, at: Path, *more: str) -> subprocess.Popen:
+    environment = {**ENVIRONMENT, "MAIN": "127.0.0.1", "RANK": str(rank), "NODES": str(count), "GPUS": "1",
+                   "PORT": str(port)}
+    return subprocess.Popen([str(ROOT / "scripts" / "train_nodes.sh"), "--out", "run", "--no-figures", *TINY, *more],
+                            cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_machines(tmp_path: Path) -> None:
+    "The script for several machines, with both of them here."
+    port = free_port()
+    machines = [nodes(rank, 2, port, tmp_path) for rank in range(2)]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=240)
+        assert machine.returncode == 0, errors[-2000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_seen"] == 12 * 16
+
+
+def test_a_machine_that_is_stopped_saves(tmp_path: Path) -> None:
+    process = nodes(0, 1, free_port(), tmp_path, "--steps", "100000")
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and list((tmp_path / "run" / "checkpoints").glob("state_*.pt"))
+
+
+@pytest.mark.parametrize("script", ["train.slurm", "train_nodes.sh", "train_gpus.sh"])
+def test_scripts_are_bash(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], check=True)
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
