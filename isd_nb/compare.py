@@ -86,7 +86,7 @@ def passes(method: nn.Module, pixels: int, counts: dict[str, float]) -> list[Any
         counts["backward"] += share * output.requires_grad
     return [m.backbone.register_forward_hook(count) for m in method.modules() if isinstance(m, Encoder)]
 
-# %% ../nbs/43_compare.ipynb #c15-2c5db4
+# %% ../nbs/43_compare.ipynb #c15-b2d992
 def step_cost(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
     "Passes and floating-point operations per image, counted in one step in the middle of a training."
     from torch.utils.flop_counter import FlopCounterMode
@@ -96,7 +96,7 @@ def step_cost(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
     handles = passes(session.method, recipe.batch_size * recipe.image_size ** 2, counts)
     rows = torch.arange(recipe.batch_size)
     made = [views(session.images.get(rows), seeded(0, i)) for i, views in enumerate(session.views)]
-    session.views = [lambda *_, view=view: view for view in made]  # made before, so that they are not counted
+    session.views = [lambda batch, *_, view=view: view[:len(batch)] for view in made]  # made before: they are not counted
     with FlopCounterMode(display=False) as counter:
         train_step(session, rows, session.images.get(rows))
     for handle in handles:

@@ -42,6 +42,17 @@ class Breaks(BYOLAsym):
     def forward(self, view_q, view_k):
         raise RuntimeError("this method always dies")
 '''
+SCRIPT = '''
+import json
+import sys
+from pathlib import Path
+from isd_nb.cli import one_sentence
+from isd_nb.compare import compare, report
+from isd_nb.training import recipe_from_json
+base, out = recipe_from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
+with one_sentence("isd_compare"):
+    report(compare(base, ["byol_asym"], [0], out, budget=9600, device="cpu"), out)
+'''
 
 
 @pytest.fixture
@@ -118,18 +129,15 @@ def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path) -> No
 
 def test_a_stopped_comparison_goes_on(own: Path) -> None:
     "SIGTERM in the middle of a run: it saves, and the same command ends with what an undisturbed run gives."
-    def command(out: Path, budget: int) -> list[str]:
-        small = {"batch_size": 32, "queue_size": 64, "projector": [10, 6], "predictor": [8]}
-        tuned = own / "settings.json"
-        tuned.write_text(json.dumps({"byol_asym": small}))
-        return [sys.executable, "-m", "isd_nb.compare", "--data", "digits", "--methods", "byol_asym", "--seeds", "0",
-                "--budget-images", str(budget), "--settings", str(tuned), "--out", str(out), "--device", "cpu"]
+    script = own / "script.py"
+    script.write_text(SCRIPT)
+    write_json(own / "recipe.json", recipe_to_json(TINY))
 
-    def run(out: Path, budget: int) -> subprocess.CompletedProcess:
-        return subprocess.run(command(out, budget), capture_output=True, text=True, timeout=400)
+    def begin(out: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, script, own / "recipe.json", own / out], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
 
-    process = subprocess.Popen(command(own / "stopped", 9600), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+    process = begin("stopped")
     deadline = time.monotonic() + 300
     while len(read_metrics(own / "stopped" / "byol_asym-0")) < 4:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
@@ -140,11 +148,14 @@ def test_a_stopped_comparison_goes_on(own: Path) -> None:
     assert not (own / "stopped" / "byol_asym-0" / "result.json").exists()
     saved = sorted((own / "stopped" / "byol_asym-0" / "checkpoints").glob("state_*.pt"))
     assert saved and 0 < int(saved[-1].stem.removeprefix("state_")) < 300
-    resumed, straight = run(own / "stopped", 9600), run(own / "straight", 9600)
-    assert resumed.returncode == straight.returncode == 0, resumed.stderr + straight.stderr
-    assert "2 runs, 1 of them finished" in resumed.stdout and (own / "stopped" / "compute.png").is_file()
+    resumed, straight = begin("stopped"), begin("straight")
+    printed = [p.communicate(timeout=500) for p in (resumed, straight)]
+    assert resumed.returncode == straight.returncode == 0, printed
+    assert "2 runs, 1 of them finished" in printed[0][0] and (own / "stopped" / "compute.png").is_file()
     scores = [json.loads((own / name / "comparison.json").read_text())["runs"][0] for name in ("stopped", "straight")]
-    assert scores[0]["scores"] == scores[1]["scores"] and scores[0]["curve"] == scores[1]["curve"]
+    assert scores[0]["scores"] == scores[1]["scores"]
+    curves = [[{k: v for k, v in row.items() if k != "loss"} for row in run["curve"]] for run in scores]
+    assert curves[0] == curves[1] and len(curves[0]) == 21  # a row's loss is a mean since the last row or the restart
 
 
 def test_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:

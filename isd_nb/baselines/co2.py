@@ -16,13 +16,13 @@ from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import Output, similarities
 
-# %% ../../nbs/10_baselines/06_co2.ipynb #c06-cbd2af
+# %% ../../nbs/10_baselines/06_co2.ipynb #c06-9bf1cb
 def consistency_loss(queries: Tensor,  # (B, D) unit vectors
                      keys: Tensor,  # (B, D) unit vectors
                      anchors: Tensor,  # (K, D) unit vectors, the negatives
                      temperature: float,
                      ) -> Tensor:  # a scalar
-    "Symmetric KL between how query and key look at the negatives, mean over the batch (CO2, Wei et al. 2021, equation 5)."
+    "Symmetric KL between how query and key look at the negatives, mean over the batch (the consistency term of CO2, Wei et al. 2021)."
     log_p, log_r = ((similarities(x, anchors) / temperature).log_softmax(dim=1) for x in (queries, keys))  # (B, K)
     return ((log_p.exp() - log_r.exp()) * (log_p - log_r)).sum(dim=1).mean() / 2
 

@@ -15,9 +15,9 @@ from ..data import ImageSet
 from ..encoders import Encoder, mlp
 from ..isd import Method, Output
 
-# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-81a506
+# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-8f5fc2
 def negative_cosine(queries: Tensor, projections: Tensor) -> Tensor:  # (B, D) twice -> a scalar
-    "Minus the cosine, mean over the batch, without gradient to the projections (SimSiam, Chen and He 2021, equation 1)."
+    "Minus the cosine, mean over the batch, without gradient to the projections (SimSiam, Chen and He 2021, equations 1 and 3)."
     return -F.cosine_similarity(queries.float(), projections.detach().float(), dim=1).mean()
 
 

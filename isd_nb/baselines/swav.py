@@ -21,25 +21,25 @@ from ..isd import Method, Output, similarities
 from ..queue import gather_keys
 from ..views import Views
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c06-5c4d2b
+# %% ../../nbs/10_baselines/07_swav.ipynb #c06-15bde6
 @torch.no_grad()
 def sinkhorn(scores: Tensor,  # (B, K) similarities of all images to all prototypes
              epsilon: float = 0.05,  # how sharp the codes are
              rounds: int = 3,  # 0: a plain softmax
              ) -> Tensor:  # (B, K) codes: each row sums to 1, the columns nearly to B / K
-    "Codes that use all prototypes equally (SwAV, Caron et al. 2020, equation 4)."
+    "Codes that use all prototypes equally (SwAV, Caron et al. 2020, equation 5)."
     log_q = scores.float() / epsilon
     for _ in range(rounds):
         log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)  # every prototype the same
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)  # every image the same
     return log_q.softmax(dim=1)
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c16-3fd742
+# %% ../../nbs/10_baselines/07_swav.ipynb #c16-ed567a
 def small_size(size: int) -> int:  # pixels
     "The paper's 96 pixels for 224, in proportion."
     return max(8, round(size * 96 / 224))
 
-
+# %% ../../nbs/10_baselines/07_swav.ipynb #c17-f5bc72
 class SwAV(Method):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
@@ -77,7 +77,7 @@ class SwAV(Method):
         super().update(output)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c18-986df1
+# %% ../../nbs/10_baselines/07_swav.ipynb #c19-986df1
 def codes_of(scores: Tensor, epsilon: float, rounds: int = 3) -> Tensor:  # (b, K) of this process -> (b, K)
     "Codes of this process's images, made with the images of all processes."
     start = dist.get_rank() * len(scores) if dist.is_available() and dist.is_initialized() else 0
