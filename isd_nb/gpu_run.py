@@ -95,7 +95,7 @@ def read_sets_of_files(path: Path, recipe: Recipe, cache: Path, memory: int) -> 
         return Sets(train, train, test)
     return Sets(train, *read_indexed(path, recipe.image_size, cache, memory))
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c16-cf3b0b
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c16-20beb1
 def toy_folder(place: str) -> Path:
     "Four classes of digits as JPEG files, in the layout of the real folder."
     import tempfile
@@ -105,13 +105,13 @@ def toy_folder(place: str) -> Path:
     raw = "tiny-imagenet" in place  # validation images in one folder, with a table
     for split, source, count in (("train", images[0], 40), ("val", images[1], 12)):
         for label in range(4):
-            folder = path / split / f"n{label:08}" / "images" if split == "train" or not raw else path / "val" / "images"
+            folder = path / split / f"n{label}" / "images" if split == "train" or not raw else path / "val" / "images"
             folder.mkdir(parents=True, exist_ok=True)
             for i in (source.labels == label).nonzero()[:count, 0].tolist():
                 Image.fromarray(source[i][0].numpy()).convert("RGB").save(folder / f"{label}_{i:04}.JPEG")
     if raw:
         names = sorted(p.name for p in (path / "val" / "images").iterdir())
-        (path / "val" / "val_annotations.txt").write_text("".join(f"{n}\tn{int(n[0]):08}\t0\t0\t1\t1\n" for n in names))
+        (path / "val" / "val_annotations.txt").write_text("".join(f"{n}\tn{n[0]}\t0\t0\t1\t1\n" for n in names))
     return path
 
 # %% ../nbs/gpu/00_on_a_gpu.ipynb #c19-c074ef
@@ -279,7 +279,7 @@ def score_table(summary: Mapping[str, Any]) -> str:
               for key, title in rows if f"{key}_{names[0]}" in summary]
     return "\n".join(lines)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c38-9db9a8
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c38-4e36c6
 def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
     "Places along the two directions in which the features differ most: a map that takes no time."
     centred = features.float() - features.float().mean(0)
@@ -302,6 +302,8 @@ def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
     features, kind = finished.test[which][chosen], "Two main axes" if quick else "UMAP"
     places = main_axes(features) if quick else layout(features)
     atlas = plot_map(places, sets.test.subset(chosen), f"{kind} of the {which}'s features")
+    if quick:
+        atlas.axes[0].set(xlabel="axis 1", ylabel="axis 2")
     folder = Path(out) / "figures"
     folder.mkdir(exist_ok=True)
     near.savefig(folder / "neighbours.png", dpi=100)
