@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['names', 'budgets', 'labelled_rows', 'linear_top1', 'whole_top1', 'answers', 'quick', 'measure']
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c02-d5e18c
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c02-1f2307
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .evidence import Study, study_command
+from .evidence import Study, ledger_of, study_command, train_one
 from ..cli_eval import Ledger
 from ..data import ImageSet
 from ..encoders import Encoder
@@ -65,16 +65,16 @@ def quick(recipe: Recipe, seed: int, min_steps: int = 300) -> Tuning:
     "Fine-tuning for label sets from ten images to all."
     return replace(FINETUNE, epochs=1, min_steps=min_steps, batch_size=128, views=crops_only(recipe.views), seed=seed)
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c13-bef983
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c13-3d9b8f
 budgets = (1, 2, 5, 10, 25, 100, None)  # labels a class
 
 
 def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: int = 300) -> Ledger:
     "A row for each seed and budget."
     images, held = study.images()
-    ledger = study.ledger(budgets=budgets, min_steps=min_steps)
+    ledger = ledger_of(study, budgets=budgets, min_steps=min_steps)
     for seed in study.seeds:
-        trained = study.train(f"isd-{seed}", images, method="isd", seed=seed).method.encoders()["teacher"].eval()
+        trained = train_one(study, f"isd-{seed}", images, method="isd", seed=seed).method.encoders()["teacher"].eval()
         untrained = build_method(replace(study.recipe, seed=seed), images).student.to(trained.mean.device).eval()
         for per_class in budgets:
             rows = labelled_rows(images.labels, per_class, seed)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['temperatures', 'describe', 'outputs', 'label_statistics', 'pulls', 'watch', 'measure']
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c02-b1a0b8
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c02-d7e8c1
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .evidence import Study, study_command
+from .evidence import Study, ledger_of, study_command, train_one
 from ..cli_eval import Ledger
 from ..data import ImageSet
 from ..evaluation import embed, evaluating, knn_accuracy
@@ -64,7 +64,7 @@ def pulls(query: Tensor,  # (B, D) unit vectors, the student's
     own = (query * key).sum(1, keepdim=True) / student_temperature
     return -torch.cat([own, logits], 1).softmax(1)[:, 1:]
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c22-918b2b
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c23-4303d1
 temperatures = (0.005, 0.02, 0.04, 0.1, 0.3, 1.0)
 
 
@@ -82,23 +82,23 @@ def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) ->
         return row
     return look
 
-
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c24-c6ad5b
 def measure(study: Study) -> Ledger:
     "ISD at every temperature, and MoCo; a row a seed."
     bank, queries = study.images()
-    ledger = study.ledger(temperatures=temperatures)
+    ledger = ledger_of(study, temperatures=temperatures)
     kinds = [("isd", t) for t in temperatures] + [("moco_v2", study.recipe.teacher_temperature)]
     for seed in study.seeds:
         for method, t in kinds:
             def compute(method=method, t=t, seed=seed):
                 tag = f"{method}-{t}-{seed}"
-                place = study.run_dir(f"{tag}.json")
-                study.train(tag, bank, watch(place, bank, queries, t), 10, method=method, teacher_temperature=t, seed=seed)
+                place = study.runs / study.name / f"{tag}.json"
+                train_one(study, tag, bank, watch(place, bank, queries, t), 10, method=method, teacher_temperature=t, seed=seed)
                 curve = json.loads(place.read_text())["curve"]
                 return dict(curve=curve, knn20_teacher=curve[-1]["knn20_teacher"], knn20_student=curve[-1]["knn20_student"])
             ledger.row(dict(method=method, temperature=t, seed=seed), compute)
     return ledger
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c29-b28942
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c31-b28942
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     study_command("soft_and_binary", measure, seeds=3, budget=100_000)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['compared', 'all_and_rare', 'scores', 'one_run', 'measure']
 
-# %% ../../nbs/20_claims/04_unbalanced.ipynb #c02-d3d63e
+# %% ../../nbs/20_claims/04_unbalanced.ipynb #c02-5196ba
 from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .evidence import Study, study_command
+from .evidence import Study, ledger_of, study_command, train_one
 from ..cli_eval import Ledger
 from ..data import ImageSet, long_tailed
 from ..encoders import Encoder
@@ -37,14 +37,14 @@ def scores(encoder: Encoder, bank: ImageSet, held: ImageSet, large: Tensor) -> d
     pairs = {name: all_and_rare(guess, held.labels, large) for name, guess in guesses.items()}
     return {f"{name}_{part}": value for name, pair in pairs.items() for part, value in zip(("all", "rare"), pair)}
 
-# %% ../../nbs/20_claims/04_unbalanced.ipynb #c10-81969c
+# %% ../../nbs/20_claims/04_unbalanced.ipynb #c10-46d72e
 compared = ("isd", "moco_v2")
 
 
 def one_run(study: Study, method: str, seed: int, bank: ImageSet, held: ImageSet, tail: Mapping[str, int]) -> dict:
     "Train on one unbalanced sample; the seed draws the sample, the weights and the order."
     rows, large = long_tailed(bank.labels, **tail, seed=seed)
-    method = study.train(f"{method}-{seed}", bank.subset(rows), method=method, seed=seed).method
+    method = train_one(study, f"{method}-{seed}", bank.subset(rows), method=method, seed=seed).method
     found = {f"{name}_{k}": v for name, encoder in method.encoders().items()
              for k, v in scores(encoder, bank, held, large).items()}
     return dict(images=len(rows), large=large.tolist(), **found)
@@ -55,7 +55,7 @@ def measure(study: Study, large: float = 0.2, small: float = 0.08) -> Ledger:
     bank, held = study.images()
     sizes = bank.labels.bincount()
     tail = dict(large=round(large * len(sizes)), large_count=int(sizes.min()), small_count=round(small * int(sizes.min())))
-    ledger = study.ledger(tail=tail)
+    ledger = ledger_of(study, tail=tail)
     for seed in study.seeds:
         for method in compared:
             ledger.row(dict(method=method, seed=seed), partial(one_run, study, method, seed, bank, held, tail))
