@@ -28,7 +28,7 @@ test: .venv/ready
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
 browser:
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) \
+	@command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) \
 	  || echo "chromium is missing and could not be installed with apt-get; the browser tests will be skipped"
 
 lab: .venv/ready

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Steps', 'BatchSize', 'Seed', 'Out', 'Resume',
-           'Device', 'Processes', 'Root', 'Figures', 'Change', 'scores_of', 'part_of', 'evaluator', 'choose_recipe',
-           'change_setting', 'run_directory', 'train_supervised', 'final_scores', 'machine', 'table', 'plot_curves',
-           'draw_figures', 'run', 'one_sentence', 'process_count', 'free_port', 'companions', 'lost', 'watch',
-           'share_of_cores', 'end_with_first', 'command', 'isd_train']
+           'Device', 'Processes', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Root', 'Figures', 'Change',
+           'scores_of', 'part_of', 'evaluator', 'choose_recipe', 'change_setting', 'run_directory', 'train_supervised',
+           'final_scores', 'machine', 'table', 'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence',
+           'process_count', 'free_port', 'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-f25b63
+# %% ../nbs/40_command_line.ipynb #c03-7036f4
 import json
 import os
 import platform
@@ -30,7 +30,9 @@ from typer import Option, Typer
 
 from .data import ImageSet, InputError, load_images, nearest
 from .evaluation import embed, evaluate
+from .gpu_run import Sets, load_sets
 from .isd import Method
+from .planning import dry_run
 from .training import (Recipe, Stopped, Trained, build_method, find_method, find_recipe, methods, read_metrics,
                              recipe_from_json, recipes, save_encoders, total_steps, train, write_json)
 
@@ -203,7 +205,27 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c20-81e029
+# %% ../nbs/40_command_line.ipynb #c20-2f843f
+def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
+    "The images of a recipe; STL-10, Tiny-ImageNet and images stored larger than views as in `isd_nb.gpu_run`."
+    _, _, place = recipe.data.partition(":")
+    if recipe.stored_size or place.lower() == "stl10" or (Path(place) / "val" / "val_annotations.txt").is_file():
+        return load_sets(recipe, root)
+    train_set, test_set = load_images(recipe.data, recipe.image_size, root)
+    return Sets(train_set, train_set, test_set)
+
+# %% ../nbs/40_command_line.ipynb #c21-b59aa0
+@contextmanager
+def share_of_cores() -> Iterator[None]:
+    "Threads for this process's share of the cores, where several processes train on this machine."
+    before, count = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, before // count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+# %% ../nbs/40_command_line.ipynb #c22-149ad0
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -211,31 +233,40 @@ def run(recipe: Recipe,
         root: Path | str = "data",  # where torchvision's sets lie
         figures: bool = True,  # draw them at the end
         show: bool = True,
+        supervised: bool = True,  # train the same backbone with labels, too
+        **how: Any,  # workers and tracker, see `isd_nb.training.train`
         ) -> dict[str, Any]:  # what `summary.json` holds; empty in all processes but the first
     "Load, train, evaluate, draw and report."
-    train_set, test_set = load_images(recipe.data, recipe.image_size, root)
+    sets = read_sets(recipe, root)
     main = int(os.environ.get("RANK", 0)) == 0
     with share_of_cores():
-        trained = train(recipe, train_set, out, evaluator(train_set, test_set), resume, device, show=show)
-        upper = train_supervised(recipe, train_set, out, resume, device, show and main)
+        trained = train(recipe, sets.train, out, evaluator(sets.bank, sets.test), resume, device, show=show, **how)
+        labelled = sets.bank if sets.train.labels is None else sets.train
+        upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
     if not main:
         return {}
-    summary = dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None, data=recipe.data, seed=recipe.seed, machine=machine(),
-                   command=" ".join(["isd_train", *sys.argv[1:]]) if "isd_train" in sys.argv[0] else "",
-                   images=len(train_set), test_images=len(test_set or ()), images_seen=trained.images_seen,
-                   images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
-                   images_per_second=round(trained.images_per_second, 1))
-    if test_set is not None and test_set.labels is not None:
-        summary |= final_scores(recipe, trained, upper, train_set, test_set)
+    summary = what_was_run(recipe, trained, upper, sets)
+    if sets.test is not None and sets.test.labels is not None:
+        summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
     scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
-    save_encoders(out / "encoder.safetensors", trained.method, recipe, train_set, scores=scores)
-    files = draw_figures(out, recipe, trained, train_set, test_set, summary) if figures else []
+    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
+    files = draw_figures(out, recipe, trained, sets.bank, sets.test, summary) if figures else []
     write_json(out / "summary.json", summary)
     if show:
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c21-86c7f0
+# %% ../nbs/40_command_line.ipynb #c23-18494b
+def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
+    "The part of a summary that is known before the scores."
+    command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
+    return dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None,
+                data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
+                test_images=len(sets.test or ()), images_seen=trained.images_seen,
+                images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
+                images_per_second=round(trained.images_per_second, 1))
+
+# %% ../nbs/40_command_line.ipynb #c24-86c7f0
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
     "The last words of a run."
     which = "" if summary["has_teacher"] else ', which="student"'
@@ -247,7 +278,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c28-ab5b7d
+# %% ../nbs/40_command_line.ipynb #c31-ab5b7d
 @contextmanager
 def one_sentence(command: str) -> Iterator[None]:
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -266,7 +297,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c30-9a354f
+# %% ../nbs/40_command_line.ipynb #c33-478362
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -274,7 +305,7 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
     parts, batch = recipe.batch_norm_splits, recipe.batch_size
     if asked == 0:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        return max(n for n in range(1, (os.cpu_count() or 1) + 1) if n == 1 or on_cpu and parts % n == batch % n == 0)
+        return max(n for n in range(1, (os.cpu_count() or 1) + 1) if n == 1 or (on_cpu and parts % n == batch % n == 0))
     if asked < 1 or batch % asked or (parts % asked and asked % parts):
         raise InputError(f"{asked} processes cannot share a batch of {batch} images in {parts} parts for batch norm "
                          f"evenly; choose --processes 1, or change batch_size or batch_norm_splits")
@@ -287,7 +318,7 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c31-58cecf
+# %% ../nbs/40_command_line.ipynb #c34-0e88d7
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
@@ -333,17 +364,6 @@ def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: f
             os._exit(1)
 
 
-@contextmanager
-def share_of_cores() -> Iterator[None]:
-    "Threads for this process's share of the cores, where several processes train on this machine."
-    before, count = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, before // count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def end_with_first() -> None:
     "In a companion: end when the first process does, however that ends."
     def wait() -> None:
@@ -351,7 +371,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c34-3c3157
+# %% ../nbs/40_command_line.ipynb #c37-f86069
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -363,14 +383,19 @@ Out = Annotated[Path | None, Option(help="run directory; by default the next fre
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
+Workers = Annotated[int, Option(help="processes that decode images of a set too large for memory")]
+Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
+Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
+DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c35-1d871a
+# %% ../nbs/40_command_line.ipynb #c38-c92530
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
-            device: Device = "auto", processes: Processes = 0, root: Root = Path("data"), figures: Figures = True,
+            device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
+            root: Root = Path("data"), figures: Figures = True, supervised: Supervised = True, dry: DryRun = False,
             change: Change = None) -> None:
     "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options say."
     with one_sentence("isd_train"):
@@ -382,10 +407,13 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         chosen = recipe_of(place, chosen, options, resume)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
+        if dry:
+            images = read_sets(chosen, root).train
+            return print(dry_run(chosen, len(images), channels=images.shape[0]))
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
-            run(chosen, place, resume, device, root, figures)
+            run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
-# %% ../nbs/40_command_line.ipynb #c36-6c6dc1
+# %% ../nbs/40_command_line.ipynb #c39-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -395,7 +423,7 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c37-8541d1
+# %% ../nbs/40_command_line.ipynb #c40-8541d1
 def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
@@ -404,6 +432,6 @@ def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: boo
     given = {name: value for name, value in options.items() if value is not None}
     return replace(recipe_from_json(json.loads(config.read_text())["recipe"]), **given)
 
-# %% ../nbs/40_command_line.ipynb #c38-b1ec3e
+# %% ../nbs/40_command_line.ipynb #c41-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_train()

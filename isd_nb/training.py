@@ -10,11 +10,11 @@ __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Di
            'recipe_to_json', 'recipes', 'scaled_learning_rate', 'total_steps', 'Stopped', 'load_checkpoint', 'open_run',
            'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json', 'write_metrics']
 
-# %% ../nbs/08_training.ipynb #c03-fde89a
+# %% ../nbs/08_training.ipynb #c03-ef8b45
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from .building import backbone_config, build_method, find_method, make_optimizer
 from .data import ImageSet, InputError, nearest
 from .encoders import save_encoder
 from .isd import Method, Output
-from .recipes import (Recipe, check_recipe, find_recipe, learning_rate, recipe_from_json, recipe_to_json, recipes,
-                            scaled_learning_rate, total_steps)
+from .recipes import (Recipe, check_recipe, find_recipe, learning_rate, local_splits, recipe_from_json,
+                            recipe_to_json, recipes, scaled_learning_rate, total_steps)
 from .runs import (Saver, Stopped, load_checkpoint, open_run, read_metrics, save_checkpoint, stop_signals, write_json,
                          write_metrics)
 from .scale import compile_backbones, merge_outputs
@@ -92,14 +92,15 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
                 InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
     return Accelerator(cpu=cpu, kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
 
-# %% ../nbs/08_training.ipynb #c16-708ba4
+# %% ../nbs/08_training.ipynb #c16-406e09
 def prepare(recipe: Recipe, images: ImageSet, device: str = "auto", tracker: str | None = None,
             out: Path | None = None) -> Session:
     "Build everything that a recipe describes, on the device, in every process."
     check_recipe(recipe, len(images))
     accelerator = start_processes(device, tracker, out)
     check_recipe(recipe, len(images), accelerator.num_processes)
-    method = build_method(recipe, images).to(accelerator.device, memory_format=torch.channels_last).train()
+    own = replace(recipe, batch_norm_splits=local_splits(recipe, accelerator.num_processes))
+    method = build_method(own, images).to(accelerator.device, memory_format=torch.channels_last).train()
     dtype = pick_precision(recipe.precision, accelerator.device)
     backend = recipe.compile if recipe.compile != "auto" else "inductor" if accelerator.device.type == "cuda" else "off"
     compiled = False
