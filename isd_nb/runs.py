@@ -103,11 +103,11 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
-# %% ../nbs/08c_runs.ipynb #c22-602d19
+# %% ../nbs/08c_runs.ipynb #c23-602d19
 class Stopped(Exception):
     "Training was asked to stop, has saved, and can go on with `resume`."
 
-# %% ../nbs/08c_runs.ipynb #c23-3b17d4
+# %% ../nbs/08c_runs.ipynb #c24-3b17d4
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until one does
     "Collect SIGINT and SIGTERM instead of dying; another one, five seconds later or more, stops at once."
@@ -130,7 +130,7 @@ def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until
         for number, previous in old.items():
             signal.signal(number, previous)
 
-# %% ../nbs/08c_runs.ipynb #c26-07bc4a
+# %% ../nbs/08c_runs.ipynb #c27-07bc4a
 class Saver:
     "Says when the next checkpoint is due: `every` so many seconds, and at most a twentieth of the time."
 
