@@ -318,7 +318,7 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c34-0e88d7
+# %% ../nbs/40_command_line.ipynb #c34-e80337
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
@@ -353,7 +353,8 @@ def lost(others: Sequence[subprocess.Popen], patience: float = 0.0) -> str:  # s
     end = time.monotonic() + patience
     while not (codes := [other.returncode for other in others if other.poll()]) and time.monotonic() < end:
         time.sleep(0.1)
-    return f"isd_train: a companion process ended with exit code {codes[0]}; go on with --resume" if codes else ""
+    return (f"isd_train: a companion process ended with exit code {codes[0]}; go on with --resume, "
+            "or in a single process with --processes 1") if codes else ""
 
 
 def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: float = 20.0) -> None:  # seconds

@@ -85,7 +85,7 @@ def local_splits(recipe: Recipe, processes: int) -> int:
          f"batch norm in {splits} parts cannot be shared evenly by {processes} processes")
     return splits // processes if splits > processes else min(splits, 1)
 
-# %% ../nbs/08a_recipes.ipynb #c13-8d2937
+# %% ../nbs/08a_recipes.ipynb #c13-221e9d
 def check_sizes(recipe: Recipe, images: int, processes: int = 1) -> None:
     "Raise unless the batch fits the images, the queue and the parts it is cut into."
     size, queue, parts = recipe.batch_size, recipe.queue_size, processes * recipe.accumulate
@@ -97,7 +97,8 @@ def check_sizes(recipe: Recipe, images: int, processes: int = 1) -> None:
          f"a batch of {size} cannot be cut into {recipe.accumulate} micro-batches in each of {processes} processes")
     splits = local_splits(recipe, processes)
     need(splits >= 1 and size // parts % splits == 0,
-         f"batch norm in {splits} parts needs a batch that they divide, not {size // parts} images at a time")
+         f"batch norm in {splits} parts needs a batch that they divide, not {size // parts} images at a time; "
+         "choose another --batch-size, or --set batch_norm_splits=1")
     need(recipe.batch_norm_splits == 1 or recipe.batch_norm == "local", 'batch_norm "sync" sees the whole batch: set batch_norm_splits=1')
 
 # %% ../nbs/08a_recipes.ipynb #c14-caa9c2
@@ -196,9 +197,9 @@ gpu = (
          predictor=(4096,), queue_size=128_000, teacher_temperature=0.01,  # as the authors'; batch for 8 GPUs:
          batch_size=1024, learning_rate=scaled_learning_rate(0.05, 1024)))
 
-# %% ../nbs/08a_recipes.ipynb #c35-f0ff3b
+# %% ../nbs/08a_recipes.ipynb #c35-11efe6
 recipes = {r.name: r for r in (
-    Recipe("digits", steps=3900),
+    Recipe("digits", steps=3900, batch_norm_splits=2),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
            predictor=(512,), batch_norm_splits=2, queue_size=4096, epochs=30,

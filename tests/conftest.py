@@ -17,7 +17,7 @@ TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set"
 def isd_train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     "Runs `isd_train` in a new process and an empty directory."
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "isd_nb.cli", *map(str, arguments), *TINY]
+        command = [sys.executable, "-m", "isd_nb.cli", *map(str, arguments), *TINY, "--processes", "1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     return run
