@@ -318,7 +318,7 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c34-e80337
+# %% ../nbs/40_command_line.ipynb #c34-e122ce
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
@@ -368,7 +368,8 @@ def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: f
 def end_with_first() -> None:
     "In a companion: end when the first process does, however that ends."
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not through sys.stdin, whose lock would be missed when the interpreter ends
+            pass
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 

@@ -104,3 +104,11 @@ def test_bad_numbers_of_processes(tmp_path: Path) -> None:
     process = start(tmp_path, "--processes", "3")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "3 processes cannot share a batch" in errors
+
+
+def test_a_companion_that_is_done_ends_well() -> None:
+    "While the first still scores and draws: an open pipe must not disturb the end of the interpreter."
+    process = subprocess.Popen([sys.executable, "-c", "from isd_nb.cli import end_with_first; end_with_first()"],
+                               stdin=subprocess.PIPE)
+    assert process.wait(timeout=120) == 0
+    process.stdin.close()
