@@ -197,9 +197,9 @@ gpu = (
          predictor=(4096,), queue_size=128_000, teacher_temperature=0.01,  # as the authors'; batch for 8 GPUs:
          batch_size=1024, learning_rate=scaled_learning_rate(0.05, 1024)))
 
-# %% ../nbs/08a_recipes.ipynb #c35-11efe6
+# %% ../nbs/08a_recipes.ipynb #c35-f0ff3b
 recipes = {r.name: r for r in (
-    Recipe("digits", steps=3900, batch_norm_splits=2),
+    Recipe("digits", steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
            predictor=(512,), batch_norm_splits=2, queue_size=4096, epochs=30,
