@@ -132,7 +132,7 @@ def test_two_processes_do_what_one_does(images: ImageSet, guide: Path, tmp_path:
 
 def test_a_method_of_ones_own(images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "One class in any package, and no edit of ours: it is trained by its path, with options of its own."
-    (tmp_path / "my_methods.py").write_text("""
+    (tmp_path / "louder_methods.py").write_text("""
 from isd_nb.baselines.simclr import SimCLR
 
 class Louder(SimCLR):
@@ -150,7 +150,7 @@ class Louder(SimCLR):
 """)
     monkeypatch.syspath_prepend(tmp_path)
     plain = replace(TOY, method="simclr", steps=1)
-    own = replace(plain, method="my_methods:Louder", options={"weight": 4.0}, learning_rate=plain.learning_rate / 4,
+    own = replace(plain, method="louder_methods:Louder", options={"weight": 4.0}, learning_rate=plain.learning_rate / 4,
                   weight_decay=0.0)
     plain = replace(plain, weight_decay=0.0)
     states = [train(r, images, tmp_path / r.method.replace(":", "-"), device="cpu", show=False).method.state_dict()

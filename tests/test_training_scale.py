@@ -72,7 +72,7 @@ def test_processes_and_micro_batches_cut_alike(launch, images: ImageSet, tmp_pat
     few = replace(TOY, steps=3)
     finish(launch(replace(few, accumulate=2), "cut", 2))
     alone = train(replace(few, batch_norm_splits=4), images, tmp_path / "alone", device="cpu", show=False)
-    torch.testing.assert_close(newest(tmp_path / "cut")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(newest(tmp_path / "cut")["method"], alone.method.state_dict(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
