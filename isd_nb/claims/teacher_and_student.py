@@ -21,7 +21,7 @@ def read_curves(path: Path | str) -> dict[str, Any] | None:
     "The result of `isd_compare`; None, and a line that says so, where there is none."
     path = Path(path)
     if not path.is_file():
-        print(f"no saved result at {path.name} yet; this makes it: isd_compare --seeds 3")
+        print(f"no saved result at {path.name} yet; this makes it: isd_compare --data digits --seeds 0,1,2")
         return None
     saved = json.loads(path.read_text())
     print(f"made by: {saved.get('command') or 'isd_compare'}\n  isd_nb {saved.get('version')}, {saved.get('machine')}, "
