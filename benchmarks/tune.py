@@ -7,7 +7,6 @@ Each trial is added to OUT (JSON) when it ends, and those that are there are not
 """
 import argparse
 import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from isd_nb.cli import change_setting
+from isd_nb.compare import recipe_for
 from isd_nb.data import ImageSet, InputError, load_images
 from isd_nb.evaluation import embed, knn_accuracy
+from isd_nb.runs import machine
 from isd_nb.training import Recipe, find_recipe, methods, train, write_json
 
 RATES = [0.03, 0.06, 0.1, 0.2]
@@ -42,26 +42,15 @@ SPACES: dict[str, dict[str, list]] = {
     "invp": {"options.temperature": [0.07, 0.1, 0.2], "options.positives": [20, 50, 100]},
     "supervised": dict(weight_decay=[1e-5, 1e-4, 5e-4]),
 }
-FIXED: dict[str, dict[str, Any]] = {"moco_v2": dict(batch_norm_splits=4), "co2": dict(batch_norm_splits=4)}
 
 
 def settings_of(method: str, trial: int, seed: int) -> dict[str, Any]:
-    "What trial number `trial` changes; nothing but what the method needs in the first."
+    "What trial number `trial` changes; nothing in the first."
     if trial == 0:
-        return dict(FIXED.get(method, {}))
+        return {}
     rng = np.random.default_rng([seed, trial, *method.encode()])
     space = dict(learning_rate=RATES) | SPACES.get(method, {})
-    return FIXED.get(method, {}) | {name: values[rng.integers(len(values))] for name, values in space.items()}
-
-
-def apply(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    "The recipe with these settings."
-    for name, value in settings.items():
-        if name.startswith("options."):
-            recipe = replace(recipe, options={**recipe.options, name.removeprefix("options."): value})
-        else:
-            recipe = change_setting(recipe, f"{name}={json.dumps(value)}")
-    return recipe
+    return {name: values[rng.integers(len(values))] for name, values in space.items()}
 
 
 def split(images: ImageSet, copies: int, limit: int) -> tuple[ImageSet, ImageSet]:
@@ -100,7 +89,6 @@ def main() -> None:
     base = find_recipe(given.recipe)
     images, _ = load_images(given.data or base.data, base.image_size, given.root)
     train_set, probe = split(images, 4 if (given.data or base.data) == "digits" else 1, 2_000)
-    base = replace(base, epochs=None, steps=given.images // base.batch_size, evaluations=1)
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for trial in range(given.trials):
         for method in given.methods:
@@ -109,14 +97,16 @@ def main() -> None:
                 continue
             settings = settings_of(method, trial, given.seed)
             guide = {"options.guide": given.guide} if method == "compress" else {}
+            recipe = recipe_for(method, replace(base, seed=given.seed), given.images, settings | guide)
+            recipe = replace(recipe, evaluations=1)
             started = time.monotonic()
-            scores = run_trial(apply(replace(base, method=method, seed=given.seed), settings | guide), train_set, probe)
+            scores = run_trial(recipe, train_set, probe)
             score = scores.get("score", scores.get("teacher", scores.get("student")))
             rest = {k: v for k, v in scores.items() if k != "score"}
             done.append(dict(settings=settings, score=round(score, 4)) | rest)
             best = max(done, key=lambda t: t["score"])
-            found[method] |= dict(settings=best["settings"], score=best["score"], images=base.steps * base.batch_size,
-                                  machine=platform.machine(), torch=torch.__version__)
+            found[method] |= dict(settings=best["settings"], score=best["score"], machine=machine(),
+                                  images=recipe.steps * recipe.batch_size)
             given.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(given.out, found)
             print(f"{method:<11} trial {trial} {score:.3f} ({time.monotonic() - started:.0f} s) {settings}", flush=True)

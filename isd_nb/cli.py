@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Steps', 'BatchSize', 'Seed', 'Out', 'Resume',
            'Device', 'Processes', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Root', 'Figures', 'Change',
-           'scores_of', 'part_of', 'evaluator', 'choose_recipe', 'change_setting', 'run_directory', 'train_supervised',
-           'final_scores', 'machine', 'table', 'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence',
-           'process_count', 'free_port', 'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
+           'scores_of', 'choose_recipe', 'change_setting', 'run_directory', 'train_supervised', 'final_scores', 'table',
+           'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
+           'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-7036f4
+# %% ../nbs/40_command_line.ipynb #c03-a0862a
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,12 +27,13 @@ from typing import Annotated, Any
 import torch
 from typer import Option, Typer
 
+from .building import with_method
 from .data import ImageSet, InputError, load_images, nearest
 from .evaluation import embed, evaluate
-from .gpu_run import Sets, load_sets
-from .isd import Method
+from .gpu_run import Sets, load_sets, part_of, plot_rows, sample_evaluator
 from .planning import dry_run
-from .training import (Recipe, Stopped, Trained, build_method, find_method, find_recipe, methods, read_metrics,
+from .runs import machine
+from .training import (Recipe, Stopped, Trained, build_method, find_recipe, methods, read_metrics,
                              recipe_from_json, recipes, save_encoders, total_steps, train, write_json)
 
 # %% ../nbs/40_command_line.ipynb #c06-42a5b1
@@ -48,28 +48,13 @@ def scores_of(encoders: Mapping[str, torch.nn.Module],  # by name; an `Encoder` 
     results = evaluate(encoders, train_set, test_set, linear=linear, device=device)
     return {f"{columns[k]}_{name}": v for name, scores in results.items() for k, v in scores.items() if k in columns}
 
-# %% ../nbs/40_command_line.ipynb #c07-ff9c8a
-def part_of(images: ImageSet, limit: int) -> ImageSet:
-    "At most `limit` images, evenly spaced, so that every class stays in."
-    return images if len(images) <= limit else images.subset(torch.linspace(0, len(images) - 1, limit).long())
-
-
-def evaluator(train_set: ImageSet, test_set: ImageSet | None) -> Callable[[Method], dict[str, float]] | None:
-    "What `train` calls at every evaluation; `None` where there are no labels to evaluate with."
-    if test_set is None or test_set.labels is None:
-        return None
-    bank, probe = part_of(train_set, 10_000), part_of(test_set, 2_000)
-
-    return lambda method: scores_of(method.encoders(), bank, probe)
-
-# %% ../nbs/40_command_line.ipynb #c09-6c442f
+# %% ../nbs/40_command_line.ipynb #c08-fccd5b
 def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recipe:  # changes that are None are not made
     "The recipe of this name, or one that fits the data, with changes."
     fitting = "digits" if data in (None, "digits") else "cifar10_small"
     chosen = find_recipe(recipe or fitting)
     changes = {name: value for name, value in (changes | {"data": data}).items() if value is not None}
-    if changes.get("method", chosen.method) != chosen.method:
-        chosen = replace(chosen, **find_method(changes["method"]).recipe_changes)
+    chosen = with_method(chosen, changes.get("method", chosen.method))
     if "epochs" in changes and "steps" in changes:
         raise InputError("give either --epochs or --steps, not both")
     if "epochs" in changes or "steps" in changes:
@@ -98,7 +83,7 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
     except ValueError as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/40_command_line.ipynb #c12-2181a9
+# %% ../nbs/40_command_line.ipynb #c11-2181a9
 def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Path:
     "Where the run lives."
     if out is not None:
@@ -112,7 +97,7 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         return root / f"{stem}-{numbers[-1]}"
     return root / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
-# %% ../nbs/40_command_line.ipynb #c15-f7bece
+# %% ../nbs/40_command_line.ipynb #c14-c64068
 def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels."
     if train_set.labels is None or recipe.method == "supervised":
@@ -132,13 +117,7 @@ def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_
         named["supervised"] = upper.method.student
     return scores_of(named, train_set, test_set, next(trained.method.parameters()).device, linear=True)
 
-
-def machine() -> str:
-    "The processor and, if there is one, the GPU."
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
-
-# %% ../nbs/40_command_line.ipynb #c16-9d1932
+# %% ../nbs/40_command_line.ipynb #c15-9d1932
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
               ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 
@@ -155,27 +134,17 @@ def table(summary: Mapping[str, Any]) -> str:
             lines.append(f"{name:<22}{values}{seen:>14,}")
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c18-d05072
+# %% ../nbs/40_command_line.ipynb #c17-61804b
 def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
     "Loss and 20-NN accuracy over the images seen, with the baselines as lines."
-    import matplotlib.pyplot as plt
-
-    rows = read_metrics(out)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    for ax, keys in ((left, ["loss"]), (right, ["knn20_teacher", "knn20_student"])):
-        for key, style in zip(keys, ("-", ":")):
-            points = [(r["images_seen"], r[key]) for r in rows if key in r]
-            if points:
-                ax.plot(*zip(*points), style, color="#0072B2", label=key.removeprefix("knn20_"))
-    for key, name, color in (("supervised", "with labels", "#009E73"), ("pixels", "raw pixels", "#D55E00"),
+    fig = plot_rows(read_metrics(out))
+    right = fig.axes[1]
+    for key, name, color in (("supervised", "with labels", "#009E73"), ("pixels", "raw pixels", "#CC79A7"),
                              ("untrained", "untrained net", "#888888")):
         if f"knn20_{key}" in summary:
             right.axhline(summary[f"knn20_{key}"], ls="--", color=color, label=name)
-    left.set(xlabel="images seen", ylabel="loss (nats)", title="How far the student is from its teacher")
-    right.set(xlabel="images seen", ylabel="20-NN accuracy", title="How good the features are")
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=8)
-    fig.tight_layout()
     return fig
 
 
@@ -205,7 +174,7 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c20-2f843f
+# %% ../nbs/40_command_line.ipynb #c19-2f843f
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe; STL-10, Tiny-ImageNet and images stored larger than views as in `isd_nb.gpu_run`."
     _, _, place = recipe.data.partition(":")
@@ -214,7 +183,7 @@ def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank
     train_set, test_set = load_images(recipe.data, recipe.image_size, root)
     return Sets(train_set, train_set, test_set)
 
-# %% ../nbs/40_command_line.ipynb #c21-b59aa0
+# %% ../nbs/40_command_line.ipynb #c20-b59aa0
 @contextmanager
 def share_of_cores() -> Iterator[None]:
     "Threads for this process's share of the cores, where several processes train on this machine."
@@ -225,7 +194,7 @@ def share_of_cores() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/40_command_line.ipynb #c22-149ad0
+# %% ../nbs/40_command_line.ipynb #c21-90b7f7
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -240,7 +209,7 @@ def run(recipe: Recipe,
     sets = read_sets(recipe, root)
     main = int(os.environ.get("RANK", 0)) == 0
     with share_of_cores():
-        trained = train(recipe, sets.train, out, evaluator(sets.bank, sets.test), resume, device, show=show, **how)
+        trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
     if not main:
@@ -256,7 +225,7 @@ def run(recipe: Recipe,
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c23-18494b
+# %% ../nbs/40_command_line.ipynb #c22-18494b
 def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
     "The part of a summary that is known before the scores."
     command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
@@ -266,7 +235,7 @@ def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: 
                 images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
                 images_per_second=round(trained.images_per_second, 1))
 
-# %% ../nbs/40_command_line.ipynb #c24-86c7f0
+# %% ../nbs/40_command_line.ipynb #c23-86c7f0
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
     "The last words of a run."
     which = "" if summary["has_teacher"] else ', which="student"'
@@ -278,7 +247,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c31-ab5b7d
+# %% ../nbs/40_command_line.ipynb #c30-ab5b7d
 @contextmanager
 def one_sentence(command: str) -> Iterator[None]:
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -297,7 +266,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c33-478362
+# %% ../nbs/40_command_line.ipynb #c32-478362
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -318,7 +287,7 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c34-e122ce
+# %% ../nbs/40_command_line.ipynb #c33-e122ce
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
@@ -373,7 +342,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c37-f86069
+# %% ../nbs/40_command_line.ipynb #c36-f86069
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -393,7 +362,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c38-c92530
+# %% ../nbs/40_command_line.ipynb #c37-c92530
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
@@ -415,7 +384,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
             run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
-# %% ../nbs/40_command_line.ipynb #c39-6c6dc1
+# %% ../nbs/40_command_line.ipynb #c38-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -425,7 +394,7 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c40-8541d1
+# %% ../nbs/40_command_line.ipynb #c39-8541d1
 def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
@@ -434,6 +403,6 @@ def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: boo
     given = {name: value for name, value in options.items() if value is not None}
     return replace(recipe_from_json(json.loads(config.read_text())["recipe"]), **given)
 
-# %% ../nbs/40_command_line.ipynb #c41-b1ec3e
+# %% ../nbs/40_command_line.ipynb #c40-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_train()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocols', 'titles', 'Ledger', 'Question', 'encoders_of', 'evaluate_run', 'table_of', 'isd_eval']
 
-# %% ../nbs/41_isd_eval.ipynb #c02-7c863a
+# %% ../nbs/41_isd_eval.ipynb #c02-00b7ad
 import hashlib
 import json
 import re
@@ -21,13 +21,14 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from .cli import machine, one_sentence
+from .cli import one_sentence
 from .data import ImageSet, InputError, load_images, nearest
 from .encoders import load_encoder
 from .evaluation import (Score, bootstrap_interval, embed, few_label_accuracy, knn_accuracy, knn_predict, linear_probe,
                                seed_interval)
 from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetune, with_channels
-from .training import Recipe, Stopped, build_method, recipe_from_json, write_json
+from .runs import machine, read_recipe
+from .training import Recipe, Stopped, build_method, write_json
 
 # %% ../nbs/41_isd_eval.ipynb #c06-9b9d67
 class Ledger:
@@ -105,15 +106,7 @@ def encoders_of(run: Path,
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/41_isd_eval.ipynb #c13-6ee770
-def recipe_in(run: Path) -> Recipe:
-    "The recipe that the encoders of a run were trained with."
-    config = run / "config.json"
-    if not config.is_file():
-        raise InputError(f"{run} is no run of isd_train: it has no config.json")
-    return recipe_from_json(json.loads(config.read_text())["recipe"])
-
-
+# %% ../nbs/41_isd_eval.ipynb #c13-87a633
 def images_for(question: Question, recipe: Recipe, channels: int, root: Path | str) -> tuple[ImageSet, ImageSet]:
     "Labelled training and test images that the backbone can look at."
     spec = question.data or recipe.data
@@ -206,11 +199,11 @@ def file_of(run: Path, question: Question, recipe: Recipe) -> Path:
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", question.data).strip("_") if other else ""
     return run / "eval" / f"{question.protocol}{place}.json"
 
-# %% ../nbs/41_isd_eval.ipynb #c20-ae0af2
+# %% ../nbs/41_isd_eval.ipynb #c20-867ce9
 def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device: str, root: Path | str,
            show: bool) -> dict[str, Asked]:  # by name
     "Everyone who is asked, with images that they can look at."
-    recipe, named = recipe_in(run), encoders_of(run, encoder)
+    recipe, named = read_recipe(run), encoders_of(run, encoder)
     train, test = images_for(question, recipe, next(iter(named.values())).config.channels, root)
     if baselines:
         named["untrained net"] = build_method(recipe, train).student.eval()

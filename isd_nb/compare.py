@@ -6,7 +6,7 @@
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'score', 'Task', 'work', 'worker',
            'run_tasks', 'plan', 'finished', 'gather', 'compare', 'isd_compare']
 
-# %% ../nbs/43_compare.ipynb #c03-bc7cd0
+# %% ../nbs/43_compare.ipynb #c03-37357b
 import fcntl
 import json
 import os
@@ -22,16 +22,19 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from .cli import change_setting, choose_recipe, evaluator, machine, one_sentence
+from .building import with_method
+from .cli import change_setting, choose_recipe, one_sentence
 from .comparison import best_of, comparison_table, plot_compute, plot_learning
 from .data import ImageSet, InputError, load_images, nearest
 from .encoders import Encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_accuracy
+from .gpu_run import sample_evaluator
+from .runs import machine
 from .training import (Recipe, Stopped, build_method, check_recipe, find_method, methods, prepare, read_metrics,
                              recipe_from_json, recipe_to_json, save_encoders, seeded, stop_signals, total_steps, train,
                              train_step, write_json)
 
-# %% ../nbs/43_compare.ipynb #c06-38e412
+# %% ../nbs/43_compare.ipynb #c06-386fda
 shared = ("method", "data", "image_size", "seed", "epochs", "steps", "evaluations", "backbone", "width", "widths", "blocks", "stem")
 
 
@@ -42,8 +45,7 @@ def recipe_for(method: str,  # a name in `methods`, or "package.module:Class"
                ) -> Recipe:
     "The base recipe with the changes of the method's paper, its tuned settings, and steps that see `budget` images."
     kind = find_method(method)
-    own = {"options": base.options if method == base.method else {}, **getattr(kind, "recipe_changes", {})}
-    recipe = replace(base, method=method, **own)
+    recipe = with_method(base, method)
     for name, value in (settings or {}).items():
         if name in shared:
             raise InputError(f"{name} is the same for all methods and cannot be set for {method} alone")
@@ -154,11 +156,11 @@ def work(task: Task) -> None:
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
     write_json(out / "result.json", result)
 
-# %% ../nbs/43_compare.ipynb #c24-cd6483
+# %% ../nbs/43_compare.ipynb #c24-2076b7
 def trained_result(task: Task, train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out = task.recipe, Path(task.out)
-    trained = train(recipe, train_set, out, evaluator(train_set, test_set), out.exists(), task.device, show=False)
+    trained = train(recipe, train_set, out, sample_evaluator(train_set, test_set), out.exists(), task.device, show=False)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())

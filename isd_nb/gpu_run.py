@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['is_toy', 'toy_recipe', 'settle', 'Sets', 'read_stl10', 'load_sets', 'toy_folder', 'hours', 'cost_table', 'plot_rows',
-           'LiveCurves', 'sample_evaluator', 'train_or_go_on', 'Together', 'features_of', 'score_features', 'Finished',
-           'finish', 'score_table', 'main_axes', 'draw', 'commands']
+           'LiveCurves', 'part_of', 'sample_evaluator', 'train_or_go_on', 'Together', 'features_of', 'score_features',
+           'Finished', 'finish', 'score_table', 'main_axes', 'draw', 'commands']
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-774cb0
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-c76b2d
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .building import with_method
 from .data import ImageSet, digits, load_images
 from .encoders import FrozenEncoder, load_encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_probe
 from .folders import read_indexed, sort_tiny_imagenet
 from .isd import Method
 from .planning import RunPlan, duration, plan_run, size
-from .recipes import Recipe, find_recipe, views_for, with_method
-from .runs import write_json
+from .recipes import Recipe, find_recipe, views_for
+from .runs import machine, write_json
 from .sharing import write_model_card
 from .training import Trained, save_encoders, train
 
@@ -172,12 +172,17 @@ class LiveCurves:
             self.place.update(figure)
         plt.close(figure)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-d385a2
-def sample_evaluator(sets: Sets, bank: int = 10_000, test: int = 2_000) -> Callable[[Method], dict[str, float]]:
-    "1-NN and 20-NN accuracy of every encoder, on evenly spaced samples: quick enough to be asked for often."
-    def part(images: ImageSet, limit: int) -> ImageSet:
-        return images if len(images) <= limit else images.subset(torch.linspace(0, len(images) - 1, limit).long())
-    some, probe = part(sets.bank, bank), part(sets.test, test)
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-023b50
+def part_of(images: ImageSet, limit: int) -> ImageSet:
+    "At most `limit` images, evenly spaced, so that every class stays in."
+    return images if len(images) <= limit else images.subset(torch.linspace(0, len(images) - 1, limit).long())
+
+
+def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method], dict[str, float]] | None:
+    "What `train` calls at every evaluation: 1-NN and 20-NN on samples of 10,000 and 2,000; `None` without labels."
+    if test is None or test.labels is None:
+        return None
+    some, probe = part_of(bank, 10_000), part_of(test, 2_000)
 
     def evaluate(method: Method) -> dict[str, float]:
         found = {}
@@ -187,11 +192,11 @@ def sample_evaluator(sets: Sets, bank: int = 10_000, test: int = 2_000) -> Calla
         return found
     return evaluate
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c26-ed0bd3
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c26-f8022f
 def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int = 8, tracker: str | None = None) -> Trained:
     "Train into `out`, or go on with what is there; curves while it runs."
     out = Path(out)
-    return train(recipe, sets.train, out, sample_evaluator(sets), resume=out.exists(), workers=workers, tracker=tracker,
+    return train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume=out.exists(), workers=workers, tracker=tracker,
                  watch=LiveCurves())
 
 # %% ../nbs/gpu/00_on_a_gpu.ipynb #c29-34050a
@@ -227,16 +232,10 @@ def score_features(bank: Tensor, bank_labels: Tensor, test: Tensor, test_labels:
         scores |= {f"linear{percent}percent": few.top1, f"linear{percent}percent_top5": few.top5}
     return scores
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c32-352e70
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c32-934016
 def where() -> torch.device:
     "The device to evaluate on."
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def machine() -> str:
-    "The processor and, if there is one, the GPU."
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
 
 # %% ../nbs/gpu/00_on_a_gpu.ipynb #c33-f70e73
 @dataclass(frozen=True)

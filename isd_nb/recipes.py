@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'total_steps', 'local_splits', 'check_recipe', 'learning_rate', 'scaled_learning_rate',
-           'views_for', 'find_recipe', 'differences', 'with_method', 'recipe_to_json', 'recipe_from_json']
+           'views_for', 'find_recipe', 'differences', 'recipe_to_json', 'recipe_from_json']
 
 # %% ../nbs/08a_recipes.ipynb #c03-a39180
 import json
@@ -219,23 +219,12 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:  # by field
     mine, other = recipe_to_json(a), recipe_to_json(b)
     return {k: (mine[k], other[k]) for k in mine if mine[k] != other[k] and k != "name"}
 
-# %% ../nbs/08a_recipes.ipynb #c41-517385
-customs = dict(moco_v2=dict(batch_norm_splits=8, key_views=None, student_temperature=0.2),
-               co2=dict(batch_norm_splits=8, key_views=None, student_temperature=0.2),
-               byol=dict(key_views=None), byol_asym=dict(key_views=None), simclr=dict(key_views=None),
-               simsiam=dict(key_views=None), swav=dict(key_views=None))
-
-# %% ../nbs/08a_recipes.ipynb #c42-4e4af6
-def with_method(recipe: Recipe, method: str) -> Recipe:
-    "The recipe with another method and what this method cannot do without; the budget stays."
-    return replace(recipe, method=method, options={}, **customs.get(method, {})) if method != recipe.method else recipe
-
-# %% ../nbs/08a_recipes.ipynb #c44-1a1e28
+# %% ../nbs/08a_recipes.ipynb #c41-1a1e28
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     "Plain values, as JSON holds them."
     return json.loads(json.dumps(asdict(recipe)))
 
-# %% ../nbs/08a_recipes.ipynb #c45-3779a4
+# %% ../nbs/08a_recipes.ipynb #c42-3779a4
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     "The recipe that `recipe_to_json` wrote, now or in an earlier version."
     def tuples(kind: type, values: Mapping[str, Any]) -> Any:

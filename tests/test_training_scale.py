@@ -15,7 +15,8 @@ from test_processes import finish, newest, same, start, wait_for_checkpoint
 
 from isd_nb.data import ImageSet, InputError, digits
 from isd_nb.planning import activation_line, dry_run, measure_activations, plan_run
-from isd_nb.recipes import Recipe, check_recipe, find_recipe, recipe_to_json, recipes, with_method
+from isd_nb.building import with_method
+from isd_nb.recipes import Recipe, check_recipe, find_recipe, recipe_to_json, recipes
 from isd_nb.runs import open_run, write_json
 from isd_nb.training import prepare, Plan, train, train_step
 
