@@ -25,7 +25,7 @@ test: .venv/ready
 	$(BIN)/ruff check isd_nb tests benchmarks
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS)
 	$(BIN)/python -m pytest -q tests/test_browser.py
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
 browser:

@@ -7,6 +7,8 @@ same number of anchors; all numbers include making the views.
 
 * `ours`: `isd_nb.training.train_step`, as `isd_train` runs it (views of the whole batch on the device, channels_last,
   bfloat16 where the processor has it, streaming loss, foreach moving average).
+* `ours in N processes`: the same, N processes sharing each batch (`isd_train --processes N`), each with its part of the
+  cores; each treats its part of the batch separately in batch norm.
 * `plain`: what training scripts for these methods usually do (torchvision views of PIL images in worker processes,
   float32, default memory layout, a loop over parameters for the moving average, the full batch-by-queue matrix).
 * `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
@@ -18,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
+import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,12 +33,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
+from common import about
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, build_backbone, mlp
-from isd_nb.training import Plan, Recipe, pick_precision, prepare, train_step
+from isd_nb.training import Recipe, batches, pick_precision, prepare, train_step
 from isd_nb.views import STRONG
 
 COLOURS = (STRONG.brightness, STRONG.contrast, STRONG.saturation, STRONG.hue)
@@ -147,19 +152,58 @@ def loader_turn(step: PlainStep, dataset: Dataset, args: argparse.Namespace) -> 
     return turn
 
 
-def our_turn(recipe: Recipe, images: ImageSet, device: str, steps: int) -> Callable[[], float]:
-    session = prepare(recipe, images, device)
-    stream = iter(Plan(len(images), recipe.batch_size, 0, stop=10**9))
+def made_up_images(count: int) -> Tensor:  # uint8 (count, 3, 32, 32)
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return (F.interpolate(coarse, size=32, mode="bilinear") * 255).to(torch.uint8)
+
+
+def our_recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe("bench", steps=10**9, batch_size=args.batch, image_size=32, backbone=args.network,
+                  queue_size=args.anchors, views=replace(STRONG, blur=0), projector=(256, 128), predictor=(256,),
+                  batch_norm_splits=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
+    session = prepare(our_recipe(args), ImageSet(images), args.device)
+    stream = batches(session)
 
     def turn() -> float:
-        for count in (2, steps):
+        for count in (2, args.steps):
             start = time.perf_counter()
             for _ in range(count):
-                indices = next(stream)
-                train_step(session, indices, session.images.get(indices))
-            synchronize(device)
-        return (time.perf_counter() - start) / (steps * recipe.batch_size)
+                train_step(session, *next(stream))
+            synchronize(args.device)
+        return (time.perf_counter() - start) / (args.steps * args.batch)
     return turn
+
+
+def processes_turn(args: argparse.Namespace) -> Callable[[], float]:
+    """The same in processes that wait between their turns; the first one's clock."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(args.processes),
+                  LOCAL_WORLD_SIZE=str(args.processes), OMP_NUM_THREADS=str(max(1, os.cpu_count() // args.processes)))
+    command = [sys.executable, __file__, "--child", f"--network={args.network}", f"--batch={args.batch}",
+               f"--anchors={args.anchors}", f"--images={args.images}", f"--steps={args.steps}"]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 env=os.environ | shared | dict(RANK=str(i), LOCAL_RANK=str(i)))
+                for i in range(args.processes)]
+
+    def turn() -> float:
+        for child in children:
+            print("go", file=child.stdin, flush=True)
+        first, *_ = [float(child.stdout.readline()) for child in children]
+        return first
+    return turn
+
+
+def answer_turns(args: argparse.Namespace) -> None:
+    """In such a process: a turn for every line, until the input ends."""
+    turn = our_turn(args, made_up_images(args.images))
+    for _ in sys.stdin:
+        print(turn(), flush=True)
+    torch.distributed.destroy_process_group()
 
 
 def synchronize(device: str) -> None:
@@ -169,12 +213,12 @@ def synchronize(device: str) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Medians of images a second and of the ratios, over rounds in which everybody has a turn."""
-    coarse = torch.rand(args.images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = (F.interpolate(coarse, size=32, mode="bilinear") * 255).to(torch.uint8)
-    recipe = Recipe("bench", steps=10**9, batch_size=args.batch, image_size=32, backbone=args.network,
-                    queue_size=args.anchors, views=replace(STRONG, blur=0), projector=(256, 128), predictor=(256,))
+    images = made_up_images(args.images)
+    recipe = our_recipe(args)
     config = BackboneConfig(args.network, 3, recipe.width)
-    turns = {"ours": our_turn(recipe, ImageSet(images), args.device, args.steps)}
+    turns = {"ours": our_turn(args, images)}
+    if args.device == "cpu" and args.processes > 1:
+        turns[f"ours in {args.processes} processes"] = processes_turn(args)
     plain = PlainStep(config, recipe.projector, args.anchors, args.device)
     turns["plain"] = loader_turn(plain, TwoViews(images, plain_transform(32)), args)
     try:
@@ -189,9 +233,10 @@ def measure(args: argparse.Namespace) -> dict:
         rounds.append({name: turn() for name, turn in turns.items()})
         print("  ".join(f"{name} {1 / s:,.0f}/s" for name, s in rounds[-1].items()), flush=True)
     rounds = rounds[1:]  # the first warms up
+    ours = [name for name in turns if name.startswith("ours")]
     return {name: dict(images_per_second=round(1 / statistics.median(r[name] for r in rounds)),
                        ratio=round(statistics.median(r[name] / r["ours"] for r in rounds), 2),
-                       ratios=[round(r[name] / r["ours"], 2) for r in rounds]) for name in turns}
+                       ratios={base: [round(r[name] / r[base], 2) for r in rounds] for base in ours}) for name in turns}
 
 
 def main() -> None:
@@ -203,19 +248,24 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=16_384)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="of the second form of ours, on a CPU")
     parser.add_argument("--steps", type=int, default=8, help="steps in each turn")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child:
+        return answer_turns(args)
     results = measure(args)
-    print(f"{'':12}{'images/s':>10}{'ours is faster by':>20}")
+    bases = list(results["ours"]["ratios"])
+    print(f"{'':20}{'images/s':>10}" + "".join(f"{'slower than ' + base:>36}" for base in bases))
     for name, row in results.items():
-        print(f"{name:12}{row['images_per_second']:>10,}{row['ratio']:>20.2f}")
+        ratios = "".join(f"{statistics.median(row['ratios'][base]):>36.2f}" for base in bases)
+        print(f"{name:20}{row['images_per_second']:>10,}{ratios}")
     if args.json:
-        about = dict(command=" ".join(["python benchmarks/step.py", *sys.argv[1:]]), torch=torch.__version__,
-                     machine=platform.machine(), threads=torch.get_num_threads(), batch=args.batch,
-                     anchors=args.anchors, network=args.network, device=args.device, workers=args.workers,
-                     precision=str(pick_precision("auto", torch.device(args.device))))
-        args.json.write_text(json.dumps(about | {"rounds": args.repeats, "results": results}, indent=1) + "\n")
+        settings = about("step", batch=args.batch, anchors=args.anchors, network=args.network, device=args.device,
+                         workers=args.workers, precision=str(pick_precision("auto", torch.device(args.device))),
+                         rounds=args.repeats)
+        args.json.write_text(json.dumps(settings | {"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from isd_nb.evaluation import embed, knn_accuracy
 from isd_nb.runs import machine
 from isd_nb.training import Recipe, find_recipe, methods, train, write_json
 
-RATES = [0.03, 0.06, 0.1, 0.2]
-MOMENTA = [(0.9, 1.0), (0.97, 1.0), (0.99, 1.0)]
+RATES = [0.06, 0.1, 0.2]
+MOMENTA = [(0.8, 1.0), (0.9, 1.0), (0.97, 1.0)]
 TEMPERATURES = [0.07, 0.1, 0.2]
 # What differs between trials, by recipe setting; "options.NAME" is an option of the method.
 SPACES: dict[str, dict[str, list]] = {

@@ -1,26 +1,38 @@
 """What the tests share: commands run as a user would, and small image folders."""
-import os
+import io
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from isd_nb.cli import isd_train as train_command
+
 TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set", "width=4", "--set", "evaluations=3",
         "--set", "projector=[8]", "--set", "predictor=[8]", "--device", "cpu"]
 
 
+SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixture `small`, made in a moment
+
+
+def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    "Runs a console command in the folder `place`, in this process: a new one takes seconds to import torch."
+    out, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+        patch.chdir(place)
+        patch.setattr("sys.argv", [command.__name__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command()
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), errors.getvalue())
+
+
 @pytest.fixture
 def isd_train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    "Runs `isd_train` in a new process and an empty directory."
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "isd_nb.cli", *map(str, arguments), *TINY, "--processes", "1"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    return run
+    "Runs `isd_train` in an empty directory."
+    return lambda *arguments: call(train_command, tmp_path, *arguments, *TINY, "--processes", "1")
 
 
 @pytest.fixture
@@ -36,3 +48,10 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
                 Image.fromarray(pixels).save(folder / f"{i:03}.png")
         return tmp_path / name
     return make
+
+
+@pytest.fixture
+def small(make_folder: Callable[..., Path]) -> Path:
+    "Eighty images to train on and twenty to test, in two classes, in the folder `small` of `tmp_path`."
+    make_folder("small/train", {"a": 40, "b": 40})
+    return make_folder("small/test", {"a": 10, "b": 10}).parent

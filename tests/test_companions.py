@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY
+from conftest import SMALL, TINY
 
-COMMAND = [sys.executable, "-m", "isd_nb.cli", *TINY, "--no-figures", "--set", "precision=float32",
+COMMAND = [sys.executable, "-m", "isd_nb.cli", *TINY, *SMALL, "--no-figures", "--set", "precision=float32",
            "--set", "batch_norm_splits=2"]
 ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg"}
-LONG = ["--steps", "100000", "--set", "evaluations=1"]
+LONG = ["--steps", "5000", "--set", "evaluations=1"]  # a row every 50 steps; about a minute in all
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -61,6 +61,7 @@ def losses(run: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
 
 
+@pytest.mark.usefixtures("small")
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     for count in ("1", "2"):
         process = start(tmp_path, "--processes", count, "--out", f"run{count}")
@@ -71,6 +72,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     assert (tmp_path / "run2" / "encoder.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("small")
 def test_a_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
     other = companion(process)
@@ -80,6 +82,7 @@ def test_a_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
     assert gone(other)
 
 
+@pytest.mark.usefixtures("small")
 def test_a_lost_companion_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
     other = companion(process)
@@ -90,6 +93,7 @@ def test_a_lost_companion_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     assert "--resume" in errors and "Traceback" not in errors
 
 
+@pytest.mark.usefixtures("small")
 def test_a_signal_to_the_command_stops_and_saves(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
     other = companion(process)

@@ -1,7 +1,6 @@
 """isd_compare: a run of its own for each method, results that survive interruption, and a table that adds up."""
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call
 
-from isd_nb.compare import Task, compare, finished, plan, recipe_for, run_tasks, step_cost
+from isd_nb.compare import Task, compare, finished, isd_compare, plan, recipe_for, run_tasks, step_cost
 from isd_nb.comparison import by_method, comparison_table, compute
 from isd_nb.contract import check_contract
 from isd_nb.data import InputError, digits
@@ -100,14 +100,15 @@ def test_symmetric_losses_cost_twice() -> None:
     assert cost["supervised"]["flops_per_image"] == 3 * sum(layers) - layers[0]
 
 
-def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path) -> None:
+def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path, small: Path) -> None:
     said: list[str] = []
     names = ["my_methods:Breaks", "my_methods:Mine", "isd", "compress"]
     settings = own / "settings.json"
     mine = {"settings": {"options.scale": 2.0, "learning_rate": 0.05}, "trials": [{}, {}]}
     settings.write_text(json.dumps({"my_methods:Mine": mine}))
     out = own / "out"
-    comparison = compare(TINY, names, [3], out, budget=192, settings=settings, jobs=2, tell=said.append)
+    base = replace(TINY, data=f"folder:{small}")
+    comparison = compare(base, names, [3], out, budget=192, settings=settings, jobs=2, tell=said.append)
     assert comparison == json.loads((out / "comparison.json").read_text())
     assert comparison["failures"] == {"my_methods.Breaks-3": "RuntimeError: this method always dies"}
     runs = {r["method"]: r for r in comparison["runs"]}
@@ -127,11 +128,11 @@ def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path) -> No
         s["knn20"] for w, s in runs[m]["scores"].items() if w == "teacher" or "teacher" not in runs[m]["scores"]))
 
 
-def test_a_stopped_comparison_goes_on(own: Path) -> None:
+def test_a_stopped_comparison_goes_on(own: Path, small: Path) -> None:
     "SIGTERM in the middle of a run: it saves, and the same command ends with what an undisturbed run gives."
     script = own / "script.py"
     script.write_text(SCRIPT)
-    write_json(own / "recipe.json", recipe_to_json(TINY))
+    write_json(own / "recipe.json", recipe_to_json(replace(TINY, data=f"folder:{small}")))
 
     def begin(out: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, script, own / "recipe.json", own / out], stdout=subprocess.PIPE,
@@ -183,8 +184,7 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path, monkeypatch
     (["--data", "folder:missing", "--methods", "isd"], "missing"),
 ])
 def test_mistakes_end_with_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-m", "isd_nb.compare", *arguments], cwd=tmp_path, capture_output=True,
-                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    result = call(isd_compare, tmp_path, *arguments)
     assert result.returncode == 2 and message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
 

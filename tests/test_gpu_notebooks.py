@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import SMALL, TINY, call
 
+from isd_nb.cli import isd_train
 from isd_nb.gpu_run import commands, settle
 from isd_nb.recipes import recipes
 from isd_nb.training import methods
@@ -72,16 +73,15 @@ def test_other_settings_and_the_authors_recipe(tmp_path: Path) -> None:
 def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
     "The arguments that are printed are understood, up to the missing images."
     line = commands("imagenet", "isd", "runs/x").splitlines()[1].split()[1:]
-    result = subprocess.run([sys.executable, "-m", "isd_nb.cli", *line], cwd=tmp_path, env=ENVIRONMENT, text=True,
-                            capture_output=True, timeout=120)
+    result = call(isd_train, tmp_path, *line)
     assert result.returncode == 2 and "data/imagenet is not a folder" in result.stderr
 
 
 def nodes(rank: int, count: int, port: int, at: Path, *more: str) -> subprocess.Popen:
     environment = {**ENVIRONMENT, "MAIN": "127.0.0.1", "RANK": str(rank), "NODES": str(count), "GPUS": "1",
                    "PORT": str(port)}
-    return subprocess.Popen([str(ROOT / "scripts" / "train_nodes.sh"), "--out", "run", "--no-figures", *TINY, *more],
-                            cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [str(ROOT / "scripts" / "train_nodes.sh"), "--out", "run", "--no-figures", *TINY, *SMALL, *more]
+    return subprocess.Popen(command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def free_port() -> int:
@@ -91,6 +91,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.usefixtures("small")
 def test_two_machines(tmp_path: Path) -> None:
     "The script for several machines, with both of them here."
     port = free_port()
@@ -101,6 +102,7 @@ def test_two_machines(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_seen"] == 12 * 16
 
 
+@pytest.mark.usefixtures("small")
 def test_a_machine_that_is_stopped_saves(tmp_path: Path) -> None:
     process = nodes(0, 1, free_port(), tmp_path, "--steps", "100000")
     end = time.monotonic() + 120

@@ -1,8 +1,6 @@
 """`isd_eval` as a user meets it: after a small run, every protocol, and one sentence for every mistake."""
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,26 +8,24 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from conftest import TINY
+from conftest import TINY, call
+from isd_nb.cli import isd_train
+from isd_nb.cli_eval import isd_eval as eval_command
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 QUICK = ("--epochs", "1", "--min-steps", "10", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("eval")
-    command = [sys.executable, "-m", "isd_nb.cli", "--out", "run", "--no-figures", *TINY]
-    subprocess.run(command, cwd=place, env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+    quick = ("--no-figures", "--no-supervised", "--processes", "1", *TINY)
+    assert call(isd_train, place, "--out", "run", *quick).returncode == 0
     return place / "run"
 
 
 @pytest.fixture
 def isd_eval(run: Path) -> Callable[..., subprocess.CompletedProcess]:
-    def call(*arguments: str | Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "isd_nb.cli_eval", *map(str, arguments)]
-        return subprocess.run(command, cwd=run.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    return call
+    return lambda *arguments: call(eval_command, run.parent, *arguments)
 
 
 def sentence(result: subprocess.CompletedProcess) -> str:

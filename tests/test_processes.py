@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import SMALL, TINY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SCRIPT = '''
@@ -134,11 +134,12 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     same(newest(tmp_path / "straight"), newest(run))
 
 
+@pytest.mark.usefixtures("small")
 def test_the_command_in_two_processes(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "isd_nb.cli"]
-    result = subprocess.run([*launch, "--out", "run", *TINY], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
-                            text=True, timeout=240)
+    result = subprocess.run([*launch, "--out", "run", "--no-figures", *TINY, *SMALL], cwd=tmp_path, env=ENVIRONMENT,
+                            capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "run" / "summary.json").exists()
     assert result.stdout.count("Next:") == 1  # one process reports
