@@ -72,12 +72,17 @@ def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> 
     for spine in ax.spines.values():
         spine.set(visible=color is not None, color=color, linewidth=2)
 
-# %% ../nbs/30_neighbours.ipynb #c16-347967
+# %% ../nbs/30_neighbours.ipynb #c16-2aa13f
 def name_of(images: ImageSet, index: int) -> str:
     "The class of an image, its file's name where it has none, or its number."
     if images.labels is not None:
         return images.classes[int(images.labels[index])][:12]
     return images.paths[index].name[:12] if images.paths else str(index)
+
+
+def caption(first: str, second: str) -> str:
+    "Both on one line where they fit below a small picture, else on two."
+    return f"{first} {second}" if len(first + second) <= 13 else f"{first}\n{second}"
 
 
 def frame_colour(queries: ImageSet, row: int, bank: ImageSet, index: int) -> str:
@@ -154,7 +159,7 @@ def popularity(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
     "How many images name each image as a neighbour; the mean is k, and those far above it are hubs."
     return torch.bincount(rows.flatten(), minlength=len(rows))
 
-# %% ../nbs/30_neighbours.ipynb #c38-0f165d
+# %% ../nbs/30_neighbours.ipynb #c38-126da8
 def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor,  # (M, F) of the queries
                     bank: ImageSet,  # N images
@@ -174,8 +179,8 @@ def plot_neighbours(queries: ImageSet,  # M images
     shares = soft_labels(looks, anchors, temperature)  # (R, N)
     fig, axes = plt.subplots(len(rows), k + 1, figsize=(0.95 * (k + 1), 1.25 * len(rows)), squeeze=False)
     for line, row, neighbours, share in zip(axes, rows, found, shares):
-        show_image(line[0], queries[row], f"query: {name_of(queries, row)}", "black")
+        show_image(line[0], queries[row], caption("query:", name_of(queries, row)), "black")
         for ax, i in zip(line[1:], neighbours.tolist()):
-            show_image(ax, bank[i], f"{name_of(bank, i)}  {share[i]:.1%}", frame_colour(queries, row, bank, i))
+            show_image(ax, bank[i], caption(name_of(bank, i), f"{share[i]:.1%}"), frame_colour(queries, row, bank, i))
     fig.tight_layout(pad=0.4)
     return fig

@@ -40,14 +40,15 @@ def nearest_others(scores: Tensor,  # (B, N) similarities to all images
     "The k most similar images, not counting the image itself."
     return scores.scatter(1, indices[:, None], -torch.inf).topk(k, dim=1).indices
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c13-c572f8
+# %% ../../nbs/10_baselines/10_invp.ipynb #c13-e1c18b
 def choose_hard(scores: Tensor,  # (B, N) similarities
                 found: Tensor,  # (B, N) of booleans
                 indices: Tensor,  # (B,) the images themselves
                 count: int,
                 ) -> Tensor:  # (B, N) of booleans
     "The `count` least similar of the found images; where none is found, the image itself."
-    least = scores.masked_fill(~found, torch.inf).topk(min(count, scores.shape[1]), dim=1, largest=False).indices
+    among = scores.masked_fill(~found, torch.inf)
+    least = among.topk(min(count, scores.shape[1]), dim=1, largest=False, sorted=False).indices
     hard = torch.zeros_like(found).scatter(1, least, True) & found
     itself = torch.zeros_like(found).scatter(1, indices[:, None], True)
     return torch.where(found.any(dim=1, keepdim=True), hard, itself)
@@ -71,7 +72,7 @@ class NeighbourBank(MemoryBank):
         "Write down who is near these images now; with several processes, near those of all."
         self.graph.index_copy_(0, gather_keys(indices), gather_keys(friends))
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c17-65c640
+# %% ../../nbs/10_baselines/10_invp.ipynb #c17-2d13fd
 def two_losses(scores: Tensor,  # (B, N) similarities to the bank
                hard: Tensor,  # (B, N) of booleans
                indices: Tensor,  # (B,) the images themselves
@@ -80,7 +81,7 @@ def two_losses(scores: Tensor,  # (B, N) similarities to the bank
                ) -> tuple[Tensor, Tensor]:  # scalars
     "Of the instance and of its hard positives, mean over the batch (InvP, Wang et al. 2020)."
     own, near = (torch.zeros_like(hard).scatter(1, i, True)
-                 for i in (indices[:, None], scores.topk(min(background, scores.shape[1]), dim=1).indices))
+                 for i in (indices[:, None], scores.topk(min(background, scores.shape[1]), dim=1, sorted=False).indices))
     logits = scores / temperature
     return -share_of(logits, own, near).mean(), -share_of(logits, hard, near & ~own).mean()
 
