@@ -48,7 +48,7 @@ def scores_of(encoders: Mapping[str, torch.nn.Module],  # by name; an `Encoder` 
     results = evaluate(encoders, train_set, test_set, linear=linear, device=device)
     return {f"{columns[k]}_{name}": v for name, scores in results.items() for k, v in scores.items() if k in columns}
 
-# %% ../nbs/40_command_line.ipynb #c08-fccd5b
+# %% ../nbs/40_command_line.ipynb #c08-1a497f
 def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recipe:  # changes that are None are not made
     "The recipe of this name, or one that fits the data, with changes."
     fitting = "digits" if data in (None, "digits") else "cifar10_small"
@@ -61,7 +61,7 @@ def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recip
         changes = {"epochs": None, "steps": None} | changes
     return replace(chosen, **changes)
 
-
+# %% ../nbs/40_command_line.ipynb #c10-858bb0
 def change_setting(recipe: Recipe, setting: str) -> Recipe:
     "Apply `name=value`, the value as JSON or plain text, e.g. `momentum=[0.99,1]` or `views.blur=0.5`."
     name, equals, text = setting.partition("=")
@@ -83,7 +83,7 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
     except ValueError as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/40_command_line.ipynb #c11-2181a9
+# %% ../nbs/40_command_line.ipynb #c13-2181a9
 def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Path:
     "Where the run lives."
     if out is not None:
@@ -97,7 +97,7 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         return root / f"{stem}-{numbers[-1]}"
     return root / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
-# %% ../nbs/40_command_line.ipynb #c14-c64068
+# %% ../nbs/40_command_line.ipynb #c16-c64068
 def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels."
     if train_set.labels is None or recipe.method == "supervised":
@@ -117,7 +117,7 @@ def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_
         named["supervised"] = upper.method.student
     return scores_of(named, train_set, test_set, next(trained.method.parameters()).device, linear=True)
 
-# %% ../nbs/40_command_line.ipynb #c15-9d1932
+# %% ../nbs/40_command_line.ipynb #c17-9d1932
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
               ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 
@@ -134,7 +134,7 @@ def table(summary: Mapping[str, Any]) -> str:
             lines.append(f"{name:<22}{values}{seen:>14,}")
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c17-61804b
+# %% ../nbs/40_command_line.ipynb #c19-fbb5ac
 def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
     "Loss and 20-NN accuracy over the images seen, with the baselines as lines."
     fig = plot_rows(read_metrics(out))
@@ -147,7 +147,7 @@ def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
         right.legend(fontsize=8)
     return fig
 
-
+# %% ../nbs/40_command_line.ipynb #c21-845893
 def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,
                  summary: Mapping[str, Any]) -> list[Path]:
     "Write curves.png, neighbours.png and umap.png; returns the files."
@@ -174,7 +174,7 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c19-2f843f
+# %% ../nbs/40_command_line.ipynb #c23-2f843f
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe; STL-10, Tiny-ImageNet and images stored larger than views as in `isd_nb.gpu_run`."
     _, _, place = recipe.data.partition(":")
@@ -183,7 +183,7 @@ def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank
     train_set, test_set = load_images(recipe.data, recipe.image_size, root)
     return Sets(train_set, train_set, test_set)
 
-# %% ../nbs/40_command_line.ipynb #c20-b59aa0
+# %% ../nbs/40_command_line.ipynb #c24-b59aa0
 @contextmanager
 def share_of_cores() -> Iterator[None]:
     "Threads for this process's share of the cores, where several processes train on this machine."
@@ -194,7 +194,7 @@ def share_of_cores() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/40_command_line.ipynb #c21-90b7f7
+# %% ../nbs/40_command_line.ipynb #c25-90b7f7
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -225,7 +225,7 @@ def run(recipe: Recipe,
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c22-18494b
+# %% ../nbs/40_command_line.ipynb #c26-18494b
 def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
     "The part of a summary that is known before the scores."
     command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
@@ -235,7 +235,7 @@ def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: 
                 images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
                 images_per_second=round(trained.images_per_second, 1))
 
-# %% ../nbs/40_command_line.ipynb #c23-86c7f0
+# %% ../nbs/40_command_line.ipynb #c27-86c7f0
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
     "The last words of a run."
     which = "" if summary["has_teacher"] else ', which="student"'
@@ -247,7 +247,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c30-ab5b7d
+# %% ../nbs/40_command_line.ipynb #c34-ab5b7d
 @contextmanager
 def one_sentence(command: str) -> Iterator[None]:
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -266,7 +266,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c32-478362
+# %% ../nbs/40_command_line.ipynb #c36-478362
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -287,7 +287,7 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c33-e122ce
+# %% ../nbs/40_command_line.ipynb #c37-360774
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
@@ -316,7 +316,7 @@ def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # mo
             other.stdin.close()
             other.wait()
 
-
+# %% ../nbs/40_command_line.ipynb #c39-cf4ec7
 def lost(others: Sequence[subprocess.Popen], patience: float = 0.0) -> str:  # seconds to wait for the first; "": none
     "A sentence about the companions that failed."
     end = time.monotonic() + patience
@@ -333,7 +333,7 @@ def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: f
             print(lost(others), file=sys.stderr, flush=True)
             os._exit(1)
 
-
+# %% ../nbs/40_command_line.ipynb #c41-b68b7d
 def end_with_first() -> None:
     "In a companion: end when the first process does, however that ends."
     def wait() -> None:
@@ -342,7 +342,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c36-f86069
+# %% ../nbs/40_command_line.ipynb #c44-f86069
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -362,7 +362,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c37-c92530
+# %% ../nbs/40_command_line.ipynb #c45-c92530
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
@@ -384,7 +384,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
             run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
-# %% ../nbs/40_command_line.ipynb #c38-6c6dc1
+# %% ../nbs/40_command_line.ipynb #c46-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -394,7 +394,7 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c39-8541d1
+# %% ../nbs/40_command_line.ipynb #c47-8541d1
 def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
@@ -403,6 +403,6 @@ def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: boo
     given = {name: value for name, value in options.items() if value is not None}
     return replace(recipe_from_json(json.loads(config.read_text())["recipe"]), **given)
 
-# %% ../nbs/40_command_line.ipynb #c40-b1ec3e
+# %% ../nbs/40_command_line.ipynb #c48-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_train()

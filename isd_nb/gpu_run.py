@@ -278,13 +278,13 @@ def score_table(summary: Mapping[str, Any]) -> str:
               for key, title in rows if f"{key}_{names[0]}" in summary]
     return "\n".join(lines)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c38-4e36c6
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c38-810115
 def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
     "Places along the two directions in which the features differ most: a map that takes no time."
     centred = features.float() - features.float().mean(0)
     return (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
 
-
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c39-cdee0e
 def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
          points: int = 2000,  # of the map
          quick: bool = False,  # main axes instead of UMAP, which compiles for a minute before its first map
@@ -309,7 +309,7 @@ def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
     atlas.savefig(folder / "map.png", dpi=100)
     return near, atlas
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c41-fb2da2
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c42-fb2da2
 def commands(name: str, method: str, out: Path | str) -> str:
     "The commands that train the same recipe in a terminal: one GPU, several, several machines."
     rest = f"--recipe {name}" + (f" --method {method}" if method != "isd" else "") + f" --out {out} --resume"
