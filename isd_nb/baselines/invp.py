@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['propagate', 'nearest_others', 'choose_hard', 'share_of', 'NeighbourBank', 'two_losses', 'InvP']
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c03-9b1c0c
+# %% ../../nbs/10_baselines/10_invp.ipynb #c03-18a382
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pirl import MemoryBank
-from ..data import ImageSet
+from .pirl import MemoryBank, WithBank
 from ..encoders import Encoder
-from ..isd import Method, Output, similarities
+from ..isd import Output, similarities
 from ..queue import gather_keys
 
 # %% ../../nbs/10_baselines/10_invp.ipynb #c06-c10b26
@@ -85,10 +84,9 @@ def two_losses(scores: Tensor,  # (B, N) similarities to the bank
     logits = scores / temperature
     return -share_of(logits, own, near).mean(), -share_of(logits, hard, near & ~own).mean()
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c18-06bb8c
-class InvP(Method):
+# %% ../../nbs/10_baselines/10_invp.ipynb #c18-f3e194
+class InvP(WithBank):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
-    needs = ("indices",)
     options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
                                   "temperature": 0.07, "weight": 0.6, "bank_momentum": 0.5,
                                   "begin": 0.1}  # after this share of training the second term counts
@@ -97,11 +95,6 @@ class InvP(Method):
         super().__init__()
         self.student, self.chosen, self.propagating = student, {**self.options, **settings}, True
         self.bank = NeighbourBank(images, student.out_dim, self.chosen["bank_momentum"], self.chosen["neighbours"])
-
-    @classmethod
-    def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "InvP":
-        "Build from the settings of an `isd_nb.training.Recipe`."
-        return cls(student, len(images), **cls.settings(recipe))
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
@@ -127,5 +120,4 @@ class InvP(Method):
     def update(self, output: Output) -> None:
         "Move the rows of these images, and write down who is near them now."
         super().update(output)
-        self.bank.update(output.extra["indices"], output.keys)
         self.bank.connect(output.extra["indices"], output.extra["friends"])
