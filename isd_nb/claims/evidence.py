@@ -6,7 +6,7 @@
 __all__ = ['Paired', 'paired', 'Study', 'ledger_of', 'train_one', 'study_command', 'result_name', 'read_result', 'column',
            'pair_up']
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c02-1dfcc0
+# %% ../../nbs/20_claims/00_evidence.ipynb #c02-96d9ee
 import argparse
 import json
 import sys
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..building import with_method
 from ..cli import one_sentence
 from ..cli_eval import Ledger
 from ..data import ImageSet, InputError, load_images
@@ -77,7 +78,7 @@ def ledger_of(study: Study, **question: Any) -> Ledger:
     return Ledger(study.out / f"{study.name}.json", dict(recipe=recipe, budget_images=study.budget, **question),
                   command=study.command)
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c12-a7d29f
+# %% ../../nbs/20_claims/00_evidence.ipynb #c12-4c0827
 def train_one(study: Study,
               tag: str,  # of the run directory
               images: ImageSet,
@@ -86,7 +87,8 @@ def train_one(study: Study,
               **changes: Any,  # of the recipe: method, seed, ...
               ) -> Trained:
     "One training of the study's budget, from its checkpoint if there is one."
-    recipe = replace(study.recipe, evaluations=evaluations, epochs=None, **changes)
+    recipe = with_method(study.recipe, changes.pop("method", study.recipe.method))
+    recipe = replace(recipe, evaluations=evaluations, epochs=None, **changes)
     recipe = replace(recipe, steps=max(1, round(study.budget / recipe.batch_size)))
     place = study.runs / study.name / tag
     return train(recipe, images, place, evaluate, resume=place.exists(), device=study.device, show=study.show)
