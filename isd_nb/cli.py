@@ -9,8 +9,9 @@ __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Step
            'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
            'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-a0862a
+# %% ../nbs/40_command_line.ipynb #c03-45fae4
 import json
+import math
 import os
 import socket
 import subprocess
@@ -61,7 +62,7 @@ def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recip
         changes = {"epochs": None, "steps": None} | changes
     return replace(chosen, **changes)
 
-# %% ../nbs/40_command_line.ipynb #c10-858bb0
+# %% ../nbs/40_command_line.ipynb #c10-51b540
 def change_setting(recipe: Recipe, setting: str) -> Recipe:
     "Apply `name=value`, the value as JSON or plain text, e.g. `momentum=[0.99,1]` or `views.blur=0.5`."
     name, equals, text = setting.partition("=")
@@ -76,7 +77,7 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
         value = text
     value = tuple(value) if isinstance(value, list) else value
     now = getattr(owner, inner)
-    if isinstance(now, int | float | tuple) != isinstance(value, int | float | tuple) and now is not None:
+    if now is not None and any(isinstance(now, kind) != isinstance(value, kind) for kind in (int | float, tuple)):
         raise InputError(f"{name} must be like {now!r}, not {value!r}")
     try:
         return replace(recipe, **({place: replace(owner, **{inner: value})} if place else {inner: value}))
@@ -97,10 +98,10 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         return root / f"{stem}-{numbers[-1]}"
     return root / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
 
-# %% ../nbs/40_command_line.ipynb #c16-c64068
+# %% ../nbs/40_command_line.ipynb #c16-a1097d
 def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
-    "The same backbone with labels, for a quarter of the steps; `None` without labels."
-    if train_set.labels is None or recipe.method == "supervised":
+    "The same backbone with labels, for a quarter of the steps; `None` without labels of several classes."
+    if train_set.labels is None or len(train_set.classes) < 2 or recipe.method == "supervised":
         return None
     steps = max(1, total_steps(recipe, len(train_set)) // 4)
     upper = replace(recipe, name=f"{recipe.name}_supervised", method="supervised", options={}, epochs=None, steps=steps,
@@ -111,20 +112,22 @@ def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: boo
 
 
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
-    "Scores of pixels, untrained net, student, teacher and supervised net, on all images."
-    named = {"pixels": torch.nn.Flatten(), "untrained": build_method(recipe, train_set).student, **trained.method.encoders()}
+    "Scores of pixels (below 4 GB of them), untrained net, student, teacher and supervised net, on all images."
+    small = 4 * len(train_set) * math.prod(train_set.shape) < 2 ** 32  # as float32
+    named = {"pixels": torch.nn.Flatten()} if small else {}
+    named |= {"untrained": build_method(recipe, train_set).student, **trained.method.encoders()}
     if upper is not None:
         named["supervised"] = upper.method.student
     return scores_of(named, train_set, test_set, next(trained.method.parameters()).device, linear=True)
 
-# %% ../nbs/40_command_line.ipynb #c17-9d1932
+# %% ../nbs/40_command_line.ipynb #c17-1c9009
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
               ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 
 
 def table(summary: Mapping[str, Any]) -> str:
     "The scores of a `summary.json` as text."
-    if "knn20_pixels" not in summary:
+    if "knn20_student" not in summary:
         return "No labels, so no accuracy. The encoder, the neighbours and the map are there all the same."
     lines = [f"{'encoder':<22}{'1-NN':>8}{'20-NN':>8}{'linear':>8}{'images seen':>14}"]
     for key, name, learned in table_rows:
@@ -194,7 +197,7 @@ def share_of_cores() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/40_command_line.ipynb #c25-90b7f7
+# %% ../nbs/40_command_line.ipynb #c25-9e251f
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -214,6 +217,7 @@ def run(recipe: Recipe,
         upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
     if not main:
         return {}
+    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
     summary = what_was_run(recipe, trained, upper, sets)
     if sets.test is not None and sets.test.labels is not None:
         summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
@@ -266,7 +270,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c36-478362
+# %% ../nbs/40_command_line.ipynb #c36-cb9cdc
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -274,7 +278,8 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
     parts, batch = recipe.batch_norm_splits, recipe.batch_size
     if asked == 0:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        return max(n for n in range(1, (os.cpu_count() or 1) + 1) if n == 1 or (on_cpu and parts % n == batch % n == 0))
+        fits = [n for n in range(2, (os.cpu_count() or 1) + 1) if parts % n == batch % n == 0]
+        return max((n for n in fits if on_cpu), default=1)
     if asked < 1 or batch % asked or (parts % asked and asked % parts):
         raise InputError(f"{asked} processes cannot share a batch of {batch} images in {parts} parts for batch norm "
                          f"evenly; choose --processes 1, or change batch_size or batch_norm_splits")
@@ -362,7 +367,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c45-c92530
+# %% ../nbs/40_command_line.ipynb #c45-4e1e21
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
@@ -375,7 +380,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)
-        chosen = recipe_of(place, chosen, options, resume)
+        chosen = recipe_of(place, chosen, recipe, options | {"data": data}, resume)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
         if dry:
@@ -394,14 +399,16 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c47-8541d1
-def recipe_of(out: Path, chosen: Recipe, options: Mapping[str, Any], resume: bool) -> Recipe:
+# %% ../nbs/40_command_line.ipynb #c47-70b822
+def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
     if not resume or not config.is_file():
         return chosen
-    given = {name: value for name, value in options.items() if value is not None}
-    return replace(recipe_from_json(json.loads(config.read_text())["recipe"]), **given)
+    begun = recipe_from_json(json.loads(config.read_text())["recipe"])
+    if asked not in (None, begun.name):
+        raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
+    return replace(begun, **{name: value for name, value in options.items() if value is not None})
 
 # %% ../nbs/40_command_line.ipynb #c48-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:

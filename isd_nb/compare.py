@@ -6,7 +6,7 @@
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'score', 'Task', 'work', 'worker',
            'run_tasks', 'plan', 'finished', 'gather', 'compare', 'isd_compare']
 
-# %% ../nbs/43_compare.ipynb #c03-37357b
+# %% ../nbs/43_compare.ipynb #c03-4eb86a
 import fcntl
 import json
 import os
@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from .building import with_method
-from .cli import change_setting, choose_recipe, one_sentence
+from .cli import change_setting, choose_recipe, one_sentence, read_sets
 from .comparison import best_of, comparison_table, plot_compute, plot_learning
-from .data import ImageSet, InputError, load_images, nearest
+from .data import ImageSet, InputError, nearest
 from .encoders import Encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_accuracy
-from .gpu_run import sample_evaluator
+from .gpu_run import Sets, sample_evaluator
 from .runs import machine
 from .training import (Recipe, Stopped, build_method, check_recipe, find_method, methods, prepare, read_metrics,
                              recipe_from_json, recipe_to_json, save_encoders, seeded, stop_signals, total_steps, train,
@@ -142,35 +142,35 @@ class Task:
     def name(self) -> str:
         return Path(self.out).name
 
-# %% ../nbs/43_compare.ipynb #c23-9cb2f4
+# %% ../nbs/43_compare.ipynb #c23-f4c24f
 def work(task: Task) -> None:
     "Do one run and write its `result.json`."
-    recipe, out = task.recipe, Path(task.out)
-    train_set, test_set = load_images(recipe.data, recipe.image_size, task.root)
+    recipe, out, sets = task.recipe, Path(task.out), read_sets(task.recipe, task.root)
     if task.trained:
-        result = trained_result(task, train_set, test_set)
+        result = trained_result(task, sets)
     else:
-        encoders = {"pixels": nn.Flatten(), "untrained": build_method(recipe, train_set).student}
-        result = dict(seed=recipe.seed, scores={n: score(e, train_set, test_set, recipe.seed) for n, e in encoders.items()})
+        encoders = {"pixels": nn.Flatten(), "untrained": build_method(recipe, sets.train).student}
+        result = dict(seed=recipe.seed, scores={n: score(e, sets.bank, sets.test, recipe.seed) for n, e in encoders.items()})
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
     write_json(out / "result.json", result)
 
-# %% ../nbs/43_compare.ipynb #c24-2076b7
-def trained_result(task: Task, train_set: ImageSet, test_set: ImageSet) -> dict[str, Any]:
+# %% ../nbs/43_compare.ipynb #c24-e8b44f
+def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out = task.recipe, Path(task.out)
-    trained = train(recipe, train_set, out, sample_evaluator(train_set, test_set), out.exists(), task.device, show=False)
+    images = sets.bank if "labels" in find_method(recipe.method).needs else sets.train  # the same, but for STL-10
+    trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device, show=False)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())
     if next(trained.method.parameters()).is_cuda:
         result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2 ** 20, 1)
-    result["scores"] = {n: score(e, train_set, test_set, recipe.seed) for n, e in trained.method.encoders().items()}
-    save_encoders(out / "encoder.safetensors", trained.method, recipe, train_set, scores=result["scores"])
+    result["scores"] = {n: score(e, sets.bank, sets.test, recipe.seed) for n, e in trained.method.encoders().items()}
+    save_encoders(out / "encoder.safetensors", trained.method, recipe, images, scores=result["scores"])
     keep = ("images_seen", "loss", "knn20_teacher", "knn20_student")
     rows = [r for r in read_metrics(out) if "knn20_student" in r]
-    return result | step_cost(recipe, train_set) | dict(
+    return result | step_cost(recipe, images) | dict(
         guide=task.after and Path(task.after).name, curve=[{k: r[k] for k in keep if k in r} for r in rows])
 
 # %% ../nbs/43_compare.ipynb #c26-0f468f
@@ -321,13 +321,13 @@ def compare(base: Recipe,
                  trials={m: n for m, (_, n) in tuned.items()}, failures={})
     return do_missing(tasks, out, about, jobs, tell)
 
-# %% ../nbs/43_compare.ipynb #c39-8bc028
+# %% ../nbs/43_compare.ipynb #c39-77be36
 def number_of_images(base: Recipe, root: Path | str) -> int:
     "How many there are to train on; an `InputError` where accuracy cannot be measured."
-    train_set, test_set = load_images(base.data, base.image_size, root)
-    if train_set.labels is None or test_set is None or test_set.labels is None:
+    sets = read_sets(base, root)
+    if sets.bank.labels is None or sets.test is None or sets.test.labels is None:
         raise InputError(f"{base.data} has no labelled test images, so methods cannot be compared on it")
-    return len(train_set)
+    return len(sets.train)
 
 # %% ../nbs/43_compare.ipynb #c40-7a981f
 def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: int, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -101,11 +101,14 @@ def check_sizes(recipe: Recipe, images: int, processes: int = 1) -> None:
          "choose another --batch-size, or --set batch_norm_splits=1")
     need(recipe.batch_norm_splits == 1 or recipe.batch_norm == "local", 'batch_norm "sync" sees the whole batch: set batch_norm_splits=1')
 
-# %% ../nbs/08a_recipes.ipynb #c14-caa9c2
+# %% ../nbs/08a_recipes.ipynb #c14-07458b
 def check_recipe(recipe: Recipe, images: int, processes: int = 1) -> None:
     "Raise an `InputError` for the first setting that cannot work with so many images and processes."
     check_sizes(recipe, images, processes)
+    need(recipe.epochs is None or 0 < recipe.epochs < math.inf, f"epochs must be positive, not {recipe.epochs}")
     need(total_steps(recipe, images) >= 1, "training takes at least one step")
+    need(recipe.seed >= 0, f"the seed must be a whole number of 0 or more, not {recipe.seed}")
+    need(0 <= recipe.weight_decay < math.inf, f"weight_decay must be 0 or more, not {recipe.weight_decay}")
     for name in ("student_temperature", "teacher_temperature", "learning_rate"):
         value = getattr(recipe, name)
         need(0 < value < math.inf, f"{name} must be positive and finite, not {value}")

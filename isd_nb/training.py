@@ -10,7 +10,8 @@ __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Di
            'recipe_to_json', 'recipes', 'scaled_learning_rate', 'total_steps', 'Stopped', 'load_checkpoint', 'open_run',
            'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json', 'write_metrics']
 
-# %% ../nbs/08_training.ipynb #c03-ef8b45
+# %% ../nbs/08_training.ipynb #c03-7939be
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -78,19 +79,23 @@ class Session:
     step: int = 0  # done
     seconds: float = 0.0  # spent in steps so far, in all parts of the run
 
-# %% ../nbs/08_training.ipynb #c15-fa3efb
+# %% ../nbs/08_training.ipynb #c15-11ab77
 def start_processes(device: str, tracker: str | None, out: Path | None) -> Any:  # accelerate.Accelerator
     "Find the device and, where there are several processes, the others."
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
     cpu = device == "cpu" or not torch.cuda.is_available()
+    before = PartialState() if PartialState._shared_state else None
+    if before and before.num_processes == 1 and (before.device.type == "cpu") != cpu:
+        AcceleratorState._reset_state(reset_partial_state=True)  # a script may train on one device after another
     torch.backends.cudnn.benchmark |= not cpu  # all batches have one size: let it find the fastest convolutions
     settings = [DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
-    return Accelerator(cpu=cpu, kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
 
 # %% ../nbs/08_training.ipynb #c16-406e09
 def prepare(recipe: Recipe, images: ImageSet, device: str = "auto", tracker: str | None = None,
@@ -176,7 +181,7 @@ def train_step(session: Session,
     session.step += 1
     return output.loss
 
-# %% ../nbs/08_training.ipynb #c28-aa4b6c
+# %% ../nbs/08_training.ipynb #c28-846259
 def batches(session: Session, workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 (b, C, H, W)
     "The batches from the present step to the last: this process's rows, on its device."
     plan = Plan(len(session.images), session.recipe.batch_size, session.recipe.seed, session.step, session.steps)
@@ -186,10 +191,15 @@ def batches(session: Session, workers: int = 2) -> Iterator[tuple[Tensor, Tensor
         return
     device = session.accelerator.device
     loader = torch.utils.data.DataLoader(session.images, batch_sampler=Rows(plan, rows), num_workers=workers,
-                                         pin_memory=device.type == "cuda", prefetch_factor=4 if workers else None)
+                                         worker_init_fn=leave_signals, pin_memory=device.type == "cuda", prefetch_factor=4 if workers else None)
     yield from ((indices, batch.to(device, non_blocking=True)) for indices, batch in zip(plan, loader))
 
-# %% ../nbs/08_training.ipynb #c29-c86f75
+# %% ../nbs/08_training.ipynb #c29-32f97e
+def leave_signals(worker: int) -> None:
+    "Workers outlive a SIGTERM to the whole group of processes: training still needs their batches to finish its step."
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+# %% ../nbs/08_training.ipynb #c30-c86f75
 @dataclass
 class Rows:
     "The rows of every batch that one process takes, as `DataLoader` wants them."
@@ -199,7 +209,7 @@ class Rows:
     def __iter__(self) -> Iterator[list[int]]:
         return (indices[self.rows].tolist() for indices in self.plan)
 
-# %% ../nbs/08_training.ipynb #c31-790c97
+# %% ../nbs/08_training.ipynb #c32-790c97
 def save_session(session: Session, out: Path) -> None:
     "Write a checkpoint of a running training; only one process does."
     if session.accelerator.is_main_process:
@@ -207,7 +217,7 @@ def save_session(session: Session, out: Path) -> None:
             step=session.step, seconds=session.seconds,
             method=session.method.state_dict(), optimizer=session.optimizer.state_dict()))
 
-# %% ../nbs/08_training.ipynb #c32-e45db4
+# %% ../nbs/08_training.ipynb #c33-e45db4
 def restore_session(session: Session, out: Path) -> bool:  # whether there was one
     "Put a training back to its newest checkpoint."
     state = load_checkpoint(out / "checkpoints")
@@ -218,13 +228,13 @@ def restore_session(session: Session, out: Path) -> bool:  # whether there was o
     session.step, session.seconds = state["step"], state["seconds"]
     return True
 
-# %% ../nbs/08_training.ipynb #c33-7c48f6
+# %% ../nbs/08_training.ipynb #c34-7c48f6
 def save_encoders(path: Path, method: Method, recipe: Recipe, images: ImageSet, **extra: Any) -> None:
     "All encoders of a method in one safetensors file, with what is needed to load and to describe them."
     described = dict(recipe=recipe_to_json(recipe), classes=list(images.classes), **extra)
     save_encoder(path, method.encoders(), backbone_config(recipe, images.shape[0]), recipe.image_size, described)
 
-# %% ../nbs/08_training.ipynb #c35-26da73
+# %% ../nbs/08_training.ipynb #c36-26da73
 def due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a row, an evaluation)
     "What is due after this many steps."
     def passed(times: int) -> bool:
@@ -232,7 +242,7 @@ def due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a row
     evaluation = passed(max(1, evaluations))
     return evaluation or passed(max(100, steps // 1000)), evaluation
 
-# %% ../nbs/08_training.ipynb #c36-3cc5e4
+# %% ../nbs/08_training.ipynb #c37-3cc5e4
 def measure(session: Session, losses: list[Tensor]) -> dict[str, float]:
     "A row of `metrics.csv`: how far we are, and the mean of these losses over all processes."
     s, recipe = session, session.recipe
@@ -249,7 +259,7 @@ def measure(session: Session, losses: list[Tensor]) -> dict[str, float]:
         row["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return row
 
-# %% ../nbs/08_training.ipynb #c37-a762c5
+# %% ../nbs/08_training.ipynb #c38-a762c5
 class Progress:
     "A bar, and a line for every evaluation."
 
@@ -267,13 +277,14 @@ class Progress:
             parts += [f"{row[k]:,.0f} images/s" for k in ("images_per_second",) if k in row]
             self.bar.write("  ".join(parts))
 
-# %% ../nbs/08_training.ipynb #c39-a2056b
+# %% ../nbs/08_training.ipynb #c40-5dda84
 class Log:
     "Rows of `metrics.csv` and of a tracker, a progress bar, and the encoders at every evaluation."
 
-    def __init__(self, session: Session, out: Path, evaluate: Callable | None, show: bool, watch: Callable | None = None) -> None:
+    def __init__(self, session: Session, out: Path, evaluate: Callable | None, show: bool, watch: Callable | None = None,
+                 resumed: bool = False) -> None:
         self.session, self.out, self.evaluate, self.watch = session, out, evaluate, watch
-        self.rows = [r for r in read_metrics(out) if r["step"] <= session.step]
+        self.rows = [r for r in read_metrics(out) if r["step"] <= session.step] if resumed else []
         self.progress = Progress(session, show)
 
     def row(self, losses: list[Tensor], evaluated: bool) -> None:
@@ -292,7 +303,7 @@ class Log:
         s.accelerator.log(row, step=s.step)
         s.accelerator.wait_for_everyone()
 
-# %% ../nbs/08_training.ipynb #c40-2c3fc9
+# %% ../nbs/08_training.ipynb #c41-2c3fc9
 def check_tracker(tracker: str | None) -> None:
     "Raise unless the tracker is known and installed."
     from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -304,14 +315,14 @@ def check_tracker(tracker: str | None) -> None:
         raise InputError(f"the tracker {tracker} is not installed: pip install {tracker}, or leave it out; "
                          "metrics.csv is always written")
 
-# %% ../nbs/08_training.ipynb #c41-71bee5
+# %% ../nbs/08_training.ipynb #c42-71bee5
 def start_tracker(session: Session, tracker: str | None, out: Path) -> None:
     "Tell the tracker what is run."
     if tracker is not None:
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe_to_json(session.recipe).items()}
         session.accelerator.init_trackers("isd_nb", settings, {"wandb": {"name": out.name, "dir": str(out)}})
 
-# %% ../nbs/08_training.ipynb #c43-17a295
+# %% ../nbs/08_training.ipynb #c44-17a295
 @dataclass(frozen=True)
 class Trained:
     "What a training leaves behind, beside its run directory."
@@ -320,7 +331,7 @@ class Trained:
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
 
-# %% ../nbs/08_training.ipynb #c44-af5606
+# %% ../nbs/08_training.ipynb #c45-0f8633
 def train(recipe: Recipe,
           images: ImageSet,
           out: Path | str,  # the run directory
@@ -341,12 +352,13 @@ def train(recipe: Recipe,
         open_run(out, recipe, resume)
     session.accelerator.wait_for_everyone()
     start_tracker(session, tracker, out)
-    run_session(session, out, Saver(save_every), workers, resume and restore_session(session, out),
-                lambda: Log(session, out, evaluate, show and session.accelerator.is_main_process, watch))
+    resumed = resume and restore_session(session, out)
+    run_session(session, out, Saver(save_every), workers, resumed,
+                lambda: Log(session, out, evaluate, show and session.accelerator.is_main_process, watch, resumed))
     seen = session.step * recipe.batch_size
     return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
 
-# %% ../nbs/08_training.ipynb #c45-6a850a
+# %% ../nbs/08_training.ipynb #c46-6a850a
 def run_session(session: Session, out: Path, saver: Saver, workers: int, resumed: bool, make_log: Callable[[], Log]) -> None:
     "From the first row to the last checkpoint."
     log = make_log()
@@ -365,7 +377,7 @@ def run_session(session: Session, out: Path, saver: Saver, workers: int, resumed
         for tracked in session.accelerator.trackers:
             tracked.finish()
 
-# %% ../nbs/08_training.ipynb #c46-0929a1
+# %% ../nbs/08_training.ipynb #c47-0929a1
 def run_steps(session: Session, out: Path, log: Log, came: list[int], saver: Saver, workers: int = 2) -> None:
     "All steps from the present one to the last."
     losses, started = [], time.monotonic()
@@ -387,7 +399,7 @@ def run_steps(session: Session, out: Path, log: Log, came: list[int], saver: Sav
         if stop:
             raise Stopped(f"stopped at step {session.step} of {session.steps}, saved in {out}")
 
-# %% ../nbs/08_training.ipynb #c47-b37f4f
+# %% ../nbs/08_training.ipynb #c48-b37f4f
 def agreed(came: list[int], session: Session, row_due: bool) -> bool:
     "Whether any process was asked to stop; several processes ask each other at rows and every 20 steps."
     if session.accelerator.num_processes == 1:

@@ -116,7 +116,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.json")):
 def test_two_processes_do_what_one_does(images: ImageSet, guide: Path, tmp_path: Path) -> None:
     "SimCLR's negatives, SwAV's codes, the banks and the queues are those of the whole batch."
     alone = {}
-    for name in ("byol", "simclr", "swav", "compress", "pirl", "invp"):  # ISD: see test_processes
+    for name in ("moco_v2", "co2", "byol", "simclr", "swav", "compress", "pirl", "invp"):  # ISD: see test_processes
         options = {"guide": str(guide)} if name == "compress" else {}
         recipe = replace(TOY, method=name, options=options, steps=3, evaluations=1)
         write_json(tmp_path / f"{name}.json", recipe_to_json(recipe))

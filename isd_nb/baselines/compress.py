@@ -29,13 +29,16 @@ def distillation_loss(queries: Tensor,  # (B, D) unit vectors of the student
     logits = similarities(queries, anchors) / temperature
     return F.kl_div(logits.log_softmax(dim=1), labels, reduction="batchmean")
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c12-650dd0
+# %% ../../nbs/10_baselines/08_compress.ipynb #c12-9f74bd
 def load_guide(path: str | None, which: str) -> FrozenEncoder:
     "The finished teacher: it has no weight that learns, and stays in evaluation mode."
     if not path:
         raise InputError("compress distils a trained encoder into a smaller one; name it: "
                          """--set 'options={"guide": "runs/digits-isd-1"}'""")
-    return load_encoder(path, which)
+    try:
+        return load_encoder(path, which)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the guide of compress cannot be loaded: {error}") from error
 
 # %% ../../nbs/10_baselines/08_compress.ipynb #c13-e972bc
 class CompRess(Method):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['contrastive_logits', 'contrastive_loss', 'company', 'MoCoV2']
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-5e5136
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-2078c7
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import ISD, Output, similarities
+from ..queue import gather_keys
 
 # %% ../../nbs/10_baselines/02_moco_v2.ipynb #c06-166941
 def contrastive_logits(queries: Tensor,  # (B, D) unit vectors
@@ -40,7 +41,7 @@ def company(rows: int,  # B, images in the batch
     "In which order the keys go through batch norm, so that they meet others there than their queries do."
     return torch.cat([torch.arange(start, rows, splits) for start in range(splits)])
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-52d789
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-990810
 class MoCoV2(ISD):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
     recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
@@ -59,9 +60,12 @@ class MoCoV2(ISD):
 
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
         "Queries and keys, (B, D) each; the keys go through batch norm in another company than the queries."
-        order = company(len(view_k), self.splits).to(view_k.device)
-        queries, keys = super().compare(view_q, view_k[order], buffers)
-        return queries, keys[order.argsort()]
+        everyone = gather_keys(view_k)  # of all processes: keys change places between them, too
+        world = len(everyone) // len(view_k)
+        rank = torch.distributed.get_rank() if world > 1 else 0
+        order = company(len(everyone), self.splits * world).to(view_k.device)
+        queries, keys = super().compare(view_q, everyone[order.chunk(world)[rank]], buffers)
+        return queries, gather_keys(keys)[order.argsort()].chunk(world)[rank]
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

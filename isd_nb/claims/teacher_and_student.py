@@ -16,7 +16,7 @@ from ..evaluation import seed_interval
 from ..teacher import cosine_momentum
 from ..training import learning_rate, recipe_from_json, total_steps
 
-# %% ../../nbs/20_claims/01_teacher_and_student.ipynb #c07-0d8eb9
+# %% ../../nbs/20_claims/01_teacher_and_student.ipynb #c07-8ab963
 def read_curves(path: Path | str) -> dict[str, Any] | None:
     "The result of `isd_compare`; None, and a line that says so, where there is none."
     path = Path(path)
