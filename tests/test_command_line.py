@@ -51,6 +51,8 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["knn20_teacher"] == summary["knn20_teacher"]
     changed = isd_train("--out", "run", "--resume", "--seed", "1")
     assert "changed from seed 0 to 1" in one_sentence(changed)
+    other = isd_train("--out", "run", "--resume", "--recipe", "cifar10_small")
+    assert "was begun with the recipe digits" in one_sentence(other)
 
 
 def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
@@ -65,6 +67,10 @@ def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
     result = isd_train("--data", "folder:classes", "--out", "two", "--no-figures", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["test_images"] == 8
+
+    make_folder("alike", {"all": 30})
+    result = isd_train("--data", "folder:alike", "--out", "same", "--no-figures", "--set", "backbone=tiny")
+    assert result.returncode == 0, result.stderr  # one class: nothing to learn with labels, and no reason to fail
 
     plain = make_folder("plain", {".": 30})
     result = isd_train("--data", f"folder:{plain}", "--out", "three", "--no-figures", "--set", "backbone=tiny")
@@ -99,6 +105,11 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     (["--set", "queue_size=8"], "a queue of 8 anchors is smaller than a batch"),
     (["--set", "student_temperature=0"], "student_temperature must be positive"),
     (["--set", "momentum=[0.9,1.2]"], "momentum"),
+    (["--set", "momentum=0.99"], "must be like"),
+    (["--set", "projector=256"], "must be like"),
+    (["--set", "weight_decay=-1"], "weight_decay must be 0 or more"),
+    (["--seed", "-1"], "the seed must be a whole number of 0 or more"),
+    (["--method", "compress", "--set", 'options={"guide": "runs/typo"}'], "guide of compress cannot be loaded"),
     (["--set", "tempo=3"], "--set takes name=value"),
     (["--set", "backbone=resnet19"], "did you mean 'resnet18'"),
     (["--set", "learning_rate=fast"], "learning_rate"),

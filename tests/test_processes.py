@@ -132,6 +132,8 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     assert kills
     finish(start(script, str(run), "--resume"))
     same(newest(tmp_path / "straight"), newest(run))
+    steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == [str(step) for step in range(61)]  # every row once
 
 
 @pytest.mark.usefixtures("small")
