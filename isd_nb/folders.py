@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['walk', 'FileList', 'FolderIndex', 'scan', 'index_folder', 'read_indexed', 'sort_tiny_imagenet', 'link_classes']
 
-# %% ../nbs/01b_folders.ipynb #c03-9cdd07
+# %% ../nbs/01b_folders.ipynb #c03-dadb3a
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from .data import ImageSet, InputError, held_out, read_files, same_channels, suffixes
+from .data import ImageSet, InputError, held_out, held_out_folders, locked, read_files, same_channels, suffixes
 
 # %% ../nbs/01b_folders.ipynb #c06-e65b39
 def walk(folder: Path, below: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int, list[str]]]:
@@ -123,8 +124,8 @@ def index_folder(folder: Path | str,
         write_index(place, index, times)
     return index
 
-# %% ../nbs/01b_folders.ipynb #c25-be1a42
-def read_indexed(path: Path | str,  # holds train/ and test/ or val/, or one folder a class, or images
+# %% ../nbs/01b_folders.ipynb #c25-ef14ef
+def read_indexed(path: Path | str,  # holds train/ and one of `held_out_folders`, or one folder a class, or images
                  size: int,  # height and width of every image, in pixels
                  cache: Path | str = "data/index",
                  memory: int = 4 << 30,  # bytes; a larger set stays on disk
@@ -137,7 +138,7 @@ def read_indexed(path: Path | str,  # holds train/ and test/ or val/, or one fol
         images = as_images(index_folder(path, cache), size, memory)
         return held_out(images) if images.labels is not None else (images, None)
     train = as_images(index_folder(path / "train", cache), size, memory)
-    for name in ("test", "val"):
+    for name in held_out_folders:
         if (path / name).is_dir():
             return same_channels(train, as_images(index_folder(path / name, cache), size, memory, train.classes))
     return held_out(train) if train.labels is not None else (train, None)
@@ -157,29 +158,34 @@ def as_images(index: FolderIndex, size: int, memory: int, classes: Sequence[str]
     images, keep = read_files(index.files, size, str(index.files.folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(index.files[i] for i in keep))
 
-# %% ../nbs/01b_folders.ipynb #c30-28b313
+# %% ../nbs/01b_folders.ipynb #c30-7b474f
+def link_to(link: Path, target: Path) -> None:
+    "Make `link` point to `target`, also where it leads nowhere; a link that leads somewhere stays."
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # where files cannot be locked, another process may be first
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+
+# %% ../nbs/01b_folders.ipynb #c31-3312d1
 def sort_tiny_imagenet(path: Path | str) -> Path:  # the folder of validation images by class, beside the old one
-    "Link Tiny-ImageNet's validation images into `test/<class>/`, after its val_annotations.txt; done once."
+    "Link Tiny-ImageNet's validation images into `labelled_val/<class>/`, after its val_annotations.txt; done once."
     path = Path(path).expanduser()
     table = path / "val" / "val_annotations.txt"
     if not table.is_file():
         raise InputError(f"{table} is missing: {path} should be the unpacked tiny-imagenet-200")
-    for line in table.read_text().splitlines():
-        name, label = line.split("\t")[:2]
-        link = path / "test" / label / name
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((path / "val" / "images" / name).resolve())
-    return path / "test"
+    with locked(path):
+        for line in table.read_text().splitlines():
+            name, label = line.split("\t")[:2]
+            link_to(path / "labelled_val" / label / name, Path("..", "..", "val", "images", name))  # holds when `path` moves
+    return path / "labelled_val"
 
-# %% ../nbs/01b_folders.ipynb #c31-35cc96
+# %% ../nbs/01b_folders.ipynb #c32-558ea5
 def link_classes(source: Path | str, target: Path | str, names: Sequence[str]) -> None:
     "Make `target` with train/ and val/ that link to only these classes of `source`."
     source, target = Path(source).expanduser().resolve(), Path(target).expanduser()
     for split in ("train", "val"):
         if missing := [n for n in names if not (source / split / n).is_dir()]:
             raise InputError(f"{source / split} has no class {', '.join(missing[:3])}")
-        (target / split).mkdir(parents=True, exist_ok=True)
         for name in names:
-            if not (target / split / name).exists():
-                (target / split / name).symlink_to(source / split / name)
+            link_to(target / split / name, source / split / name)
