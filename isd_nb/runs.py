@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['save_checkpoint', 'load_checkpoint', 'write_json', 'read_metrics', 'write_metrics', 'open_run', 'read_recipe',
-           'machine', 'Stopped', 'stop_signals', 'Saver']
+           'machine', 'only_one', 'Stopped', 'stop_signals', 'Saver']
 
-# %% ../nbs/08c_runs.ipynb #c03-b47d3d
+# %% ../nbs/08c_runs.ipynb #c03-7b4686
 import csv
 import json
 import math
 import os
+import pickle
 import platform
 import signal
 import time
@@ -22,12 +23,12 @@ from typing import Any
 
 import torch
 
-from .data import InputError
+from .data import InputError, locked
 from .recipes import Recipe, recipe_from_json, recipe_to_json
 
-# %% ../nbs/08c_runs.ipynb #c06-a6b9d3
+# %% ../nbs/08c_runs.ipynb #c06-328970
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    "Write `state_STEP.pt` in one piece and remove all but the newest `keep`."
+    "Write `state_STEP.pt` in one piece; remove the files of later steps, and of earlier ones all but `keep` with this one."
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / f"state_{step:08}.pt", folder / ".unfinished"
     with temporary.open("wb") as file:
@@ -35,28 +36,34 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    for old in sorted(folder.glob("state_*.pt"))[:-keep]:
-        old.unlink()
+    states = sorted(folder.glob("state_*.pt"))
+    here = states.index(path) + 1
+    for other in states[:max(0, here - keep)] + states[here:]:
+        other.unlink()
     return path
 
-# %% ../nbs/08c_runs.ipynb #c07-f3399c
+# %% ../nbs/08c_runs.ipynb #c07-4f9161
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:  # None where there is none
-    "The newest checkpoint that can be read; one that cannot is named and passed over."
-    for path in sorted(folder.glob("state_*.pt"), reverse=True):
+    "The newest checkpoint that can be read; one that cannot is named and passed over, and it is an error if none can."
+    paths = sorted(folder.glob("state_*.pt"), reverse=True)
+    for path in paths:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            warnings.warn(f"{path} cannot be read ({str(error).splitlines()[0]}); trying the one before", stacklevel=2)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
+    if paths:
+        raise InputError(f"none of the {len(paths)} checkpoints in {folder} can be read; delete its state_*.pt to begin again")
     return None
 
-# %% ../nbs/08c_runs.ipynb #c12-e9648f
+# %% ../nbs/08c_runs.ipynb #c13-e9648f
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     "Write a JSON file in one piece."
     temporary = path.with_name(f".{path.name}.unfinished")
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     temporary.replace(path)
 
-# %% ../nbs/08c_runs.ipynb #c13-a8b5ba
+# %% ../nbs/08c_runs.ipynb #c14-a8b5ba
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty fields are left out
     "The rows of a run's `metrics.csv`."
     path = Path(out) / "metrics.csv"
@@ -65,21 +72,22 @@ def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty 
     with path.open(newline="") as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file) if None not in row.values()]
 
-# %% ../nbs/08c_runs.ipynb #c14-dae3fa
+# %% ../nbs/08c_runs.ipynb #c15-3bc34e
 def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:
-    "Write all rows, in one piece."
-    temporary = out / ".metrics.csv.unfinished"
+    "Write all rows, in one piece: the usual columns, then all others that any row has."
+    rows, temporary = list(rows), out / ".metrics.csv.unfinished"
+    others = sorted({name for row in rows for name in row}.difference(columns))
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, [*columns, *others])
         writer.writeheader()
         writer.writerows({k: round(v, 6) for k, v in row.items()} for row in rows)
     temporary.replace(out / "metrics.csv")
 
-# %% ../nbs/08c_runs.ipynb #c15-6f4360
+# %% ../nbs/08c_runs.ipynb #c16-6f4360
 columns = ("step", "images_seen", "loss", "learning_rate", "momentum", "seconds", "images_per_second",
            "knn1_teacher", "knn1_student", "knn20_teacher", "knn20_student", "gpu_memory_gb")
 
-# %% ../nbs/08c_runs.ipynb #c17-acb539
+# %% ../nbs/08c_runs.ipynb #c18-acb539
 def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     "Make a run directory, or check that an existing one belongs to this recipe."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -92,7 +100,7 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     versions = dict(isd_nb=__version__, torch=torch.__version__)
     write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions))
 
-# %% ../nbs/08c_runs.ipynb #c18-c0a326
+# %% ../nbs/08c_runs.ipynb #c19-c0a326
 def check_same_recipe(out: Path, recipe: Recipe) -> None:
     "Raise unless the run was begun with this recipe."
     config = out / "config.json"
@@ -104,7 +112,7 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
-# %% ../nbs/08c_runs.ipynb #c20-ca8243
+# %% ../nbs/08c_runs.ipynb #c21-ca8243
 def read_recipe(run: Path) -> Recipe:
     "The recipe a run was begun with."
     config = run / "config.json"
@@ -118,11 +126,20 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
 
-# %% ../nbs/08c_runs.ipynb #c25-602d19
+# %% ../nbs/08c_runs.ipynb #c26-aa1fc0
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    "Keep a run's directory for this process while the block runs; raise if another process has it."
+    with locked(out, wait=False) as alone:
+        if not alone:
+            raise InputError(f"another process is training in {out}; wait until it has ended, or stop it, then --resume")
+        yield
+
+# %% ../nbs/08c_runs.ipynb #c30-602d19
 class Stopped(Exception):
     "Training was asked to stop, has saved, and can go on with `resume`."
 
-# %% ../nbs/08c_runs.ipynb #c26-3b17d4
+# %% ../nbs/08c_runs.ipynb #c31-3b17d4
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until one does
     "Collect SIGINT and SIGTERM instead of dying; another one, five seconds later or more, stops at once."
@@ -145,7 +162,7 @@ def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until
         for number, previous in old.items():
             signal.signal(number, previous)
 
-# %% ../nbs/08c_runs.ipynb #c29-07bc4a
+# %% ../nbs/08c_runs.ipynb #c34-07bc4a
 class Saver:
     "Says when the next checkpoint is due: `every` so many seconds, and at most a twentieth of the time."
 
