@@ -49,7 +49,7 @@ class SumOverProcesses(torch.autograd.Function):
         dist.all_reduce(total)
         return total
 
-# %% ../nbs/08d_scale.ipynb #c14-a8ecc7
+# %% ../nbs/08d_scale.ipynb #c14-d98734
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm by the statistics of all processes, on CPUs as well (`DistributedDataParallel` refuses PyTorch's there)."
 
@@ -61,27 +61,32 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or not together:
             return super().forward(x)
         axes, shape = [i for i in range(x.ndim) if i != 1], [1, -1] + [1] * (x.ndim - 2)
-        wide = x.float()
-        sums = torch.stack([wide.sum(axes), wide.square().sum(axes), torch.full_like(self.bias, x.numel() / x.shape[1])])
-        total, squares, count = SumOverProcesses.apply(sums)  # (C,) each
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows = wide.new_full((x.shape[1],), x.numel() / x.shape[1])
+        total, count = SumOverProcesses.apply(torch.stack([wide.sum(axes), rows]))  # (C,) each
         mean = total / count
-        variance = squares / count - mean.square()
-        self.remember(mean.detach(), (variance * count / (count - 1)).detach())
-        scaled = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        return (scaled * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        centred = wide - mean.view(shape)
+        variance = SumOverProcesses.apply(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            self.remember(mean.detach(), (variance * count / (count - 1)).detach())
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        return scaled.to(x.dtype)
 
     @torch.no_grad()
     def remember(self, mean: Tensor, variance: Tensor) -> None:
         "Move the running statistics."
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # None: of all batches
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_(variance.to(self.running_var), share)
 
-# %% ../nbs/08d_scale.ipynb #c15-0cdc38
+# %% ../nbs/08d_scale.ipynb #c15-42b455
 def sync_batch_norm(module: nn.Module) -> nn.Module:  # `module`, its parameters and buffers unchanged
     "Replace every batch norm by a `SyncBatchNorm` with the same parameters and buffers."
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        new = SyncBatchNorm(module.num_features, module.eps, module.momentum)
+        new = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             setattr(new, name, value)
         return new.train(module.training)
