@@ -34,7 +34,7 @@ from .training import (Recipe, Stopped, build_method, check_recipe, find_method,
                              recipe_from_json, recipe_to_json, save_encoders, seeded, stop_signals, total_steps, train,
                              train_step, write_json)
 
-# %% ../nbs/43_compare.ipynb #c06-386fda
+# %% ../nbs/43_compare.ipynb #c06-887528
 shared = ("method", "data", "image_size", "seed", "epochs", "steps", "evaluations", "backbone", "width", "widths", "blocks", "stem")
 
 
@@ -54,7 +54,7 @@ def recipe_for(method: str,  # a name in `methods`, or "package.module:Class"
         else:
             recipe = change_setting(recipe, f"{name}={json.dumps(value)}")
     kind.settings(recipe)  # refuses options that the method does not know
-    return replace(recipe, epochs=None, steps=max(1, round(budget / recipe.batch_size)), evaluations=20)
+    return replace(recipe, epochs=None, steps=max(1, round(budget / recipe.batch_size)))
 
 # %% ../nbs/43_compare.ipynb #c10-a77c81
 def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | None]]:  # by method: settings, trials
@@ -346,7 +346,7 @@ def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: in
     write_json(out / "comparison.json", comparison)
     return comparison
 
-# %% ../nbs/43_compare.ipynb #c42-b6c6d0
+# %% ../nbs/43_compare.ipynb #c42-b792f9
 def isd_compare() -> None:
     "The console command `isd_compare`."
     from typer import Option, Typer
@@ -363,12 +363,13 @@ def isd_compare() -> None:
         budget_images: Annotated[int | None, Option(help="images seen in each run; by default as the recipe says")] = None,
         settings: Annotated[Path | None, Option(help='tuned settings: {"method": {"setting": value, "trials": 8}}')] = None,
         out: Annotated[Path | None, Option(help="where runs and results go; again to resume")] = None,
+        evaluations: Annotated[int, Option(min=1, help="points of every learning curve")] = 20,
         jobs: Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")] = 1,
         device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
         root: Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")] = Path("data"),
     ) -> None:
         with one_sentence("isd_compare"):
-            base = choose_recipe(recipe, data)
+            base = replace(choose_recipe(recipe, data), evaluations=evaluations)
             place = out or Path("runs") / f"compare-{base.name}"
             call = " ".join(["isd_compare", *sys.argv[1:]])
             report(compare(base, listed(names), numbers(seeds), place, budget_images, settings, jobs, device, root, call), place)

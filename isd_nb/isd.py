@@ -139,9 +139,9 @@ class WithTeacher(Method):
         super().update(output)
         self.teacher.update(self.student)
 
-# %% ../nbs/07_isd.ipynb #c18-dc2eae
+# %% ../nbs/07_isd.ipynb #c18-b619e6
 class ISD(WithTeacher):
-    "Iterative Similarity Distillation (Abbasi Koohpayegani et al., ICCV 2021)."
+    "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
     options: Mapping[str, Any] = {"symmetric": False}
 
     def __init__(self, student: Encoder,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy

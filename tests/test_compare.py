@@ -20,7 +20,7 @@ from isd_nb.data import InputError, digits
 from isd_nb.training import (Recipe, build_method, find_recipe, methods, read_metrics, recipe_to_json, save_encoders,
                              write_json)
 
-TINY = Recipe("tiny", steps=6, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
+TINY = Recipe("tiny", steps=6, evaluations=20, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
               precision="float32")
 OWN = '''
 from isd_nb.baselines.byol import BYOLAsym
