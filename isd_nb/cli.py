@@ -251,7 +251,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c34-ab5b7d
+# %% ../nbs/40_command_line.ipynb #c34-437511
 @contextmanager
 def one_sentence(command: str) -> Iterator[None]:
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -263,8 +263,9 @@ def one_sentence(command: str) -> Iterator[None]:
         warnings.showwarning = note
         try:
             yield
-        except InputError as error:
-            print(f"{command}: {error}", file=sys.stderr)
+        except InputError as error:  # one of a worker of a DataLoader brings its stack trace along as text
+            said = str(error).strip().rpartition("InputError: ")[2] if "in DataLoader worker" in str(error) else error
+            print(f"{command}: {said}", file=sys.stderr)
             raise SystemExit(2) from None
         except Stopped as stopped:
             print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)

@@ -7,7 +7,7 @@ __all__ = ['is_toy', 'toy_recipe', 'settle', 'Sets', 'read_stl10', 'load_sets', 
            'LiveCurves', 'part_of', 'sample_evaluator', 'train_or_go_on', 'Together', 'features_of', 'score_features',
            'Finished', 'finish', 'score_table', 'main_axes', 'draw', 'commands']
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-c76b2d
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-90f79a
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .building import with_method
-from .data import ImageSet, digits, load_images
+from .data import ImageSet, InputError, digits, load_images, locked
 from .encoders import FrozenEncoder, load_encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_probe
 from .folders import read_indexed, sort_tiny_imagenet
@@ -60,13 +60,17 @@ class Sets:
     bank: ImageSet  # labelled training images: neighbours and linear layers
     test: ImageSet
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c12-84808a
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c12-3dc8ac
 def read_stl10(root: Path | str) -> Sets:
     "STL-10 at its own 96 pixels: trained on its 105,000 images, of which 5,000 have labels."
     from torchvision.datasets import STL10
 
     def split(name: str) -> ImageSet:
-        data = STL10(root, name, download=True)
+        try:
+            with locked(Path(root)):  # one of several processes downloads
+                data = STL10(root, name, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"STL10 is not in {root} and could not be downloaded: {error}") from error
         labels = None if name == "train+unlabeled" else torch.from_numpy(data.labels).long()
         return ImageSet(torch.from_numpy(data.data), labels, tuple(data.classes))
     return Sets(split("train+unlabeled"), split("train"), split("test"))

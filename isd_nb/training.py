@@ -10,7 +10,7 @@ __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Di
            'recipe_to_json', 'recipes', 'scaled_learning_rate', 'total_steps', 'Stopped', 'load_checkpoint', 'open_run',
            'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json', 'write_metrics']
 
-# %% ../nbs/08_training.ipynb #c03-7939be
+# %% ../nbs/08_training.ipynb #c03-fa5f40
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,8 +31,8 @@ from .encoders import save_encoder
 from .isd import Method, Output
 from .recipes import (Recipe, check_recipe, find_recipe, learning_rate, local_splits, recipe_from_json,
                             recipe_to_json, recipes, scaled_learning_rate, total_steps)
-from .runs import (Saver, Stopped, load_checkpoint, open_run, read_metrics, save_checkpoint, stop_signals, write_json,
-                         write_metrics)
+from .runs import (Saver, Stopped, load_checkpoint, only_one, open_run, read_metrics, save_checkpoint, stop_signals,
+                         write_json, write_metrics)
 from .scale import compile_backbones, merge_outputs
 
 # %% ../nbs/08_training.ipynb #c05-beb434
@@ -331,7 +331,7 @@ class Trained:
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
 
-# %% ../nbs/08_training.ipynb #c45-0f8633
+# %% ../nbs/08_training.ipynb #c45-34435b
 def train(recipe: Recipe,
           images: ImageSet,
           out: Path | str,  # the run directory
@@ -350,11 +350,12 @@ def train(recipe: Recipe,
     session = prepare(recipe, images, device, tracker, out)
     if session.accelerator.is_main_process:
         open_run(out, recipe, resume)
-    session.accelerator.wait_for_everyone()
-    start_tracker(session, tracker, out)
-    resumed = resume and restore_session(session, out)
-    run_session(session, out, Saver(save_every), workers, resumed,
-                lambda: Log(session, out, evaluate, show and session.accelerator.is_main_process, watch, resumed))
+    with only_one(out) if session.accelerator.is_main_process else nullcontext():
+        session.accelerator.wait_for_everyone()
+        start_tracker(session, tracker, out)
+        resumed = resume and restore_session(session, out)
+        run_session(session, out, Saver(save_every), workers, resumed,
+                    lambda: Log(session, out, evaluate, show and session.accelerator.is_main_process, watch, resumed))
     seen = session.step * recipe.batch_size
     return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
 

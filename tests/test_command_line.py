@@ -54,6 +54,14 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     other = isd_train("--out", "run", "--resume", "--recipe", "cifar10_small")
     assert "was begun with the recipe digits" in one_sentence(other)
 
+    holding = "import sys; from pathlib import Path; from isd_nb.runs import only_one\n" \
+              "with only_one(Path('run')):\n    print('held', flush=True)\n    sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", holding], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert "another process is training in run" in one_sentence(isd_train("--out", "run", "--resume"))
+        holder.stdin.close()
+
 
 def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
     make_folder("split/train", {"a": 20, "ünïcode <b>$": 20})
