@@ -251,9 +251,9 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c34-437511
+# %% ../nbs/40_command_line.ipynb #c34-a64b2f
 @contextmanager
-def one_sentence(command: str) -> Iterator[None]:
+def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[None]:  # said when it was stopped
     "Print what went wrong in one sentence, without a stack trace, and exit."
     def note(message: Warning | str, category: type[Warning], *rest: Any) -> None:
         if issubclass(category, UserWarning):
@@ -268,7 +268,7 @@ def one_sentence(command: str) -> Iterator[None]:
             print(f"{command}: {said}", file=sys.stderr)
             raise SystemExit(2) from None
         except Stopped as stopped:
-            print(f"{command}: {stopped}; go on with --resume", file=sys.stderr)
+            print(f"{command}: {stopped}; {again}", file=sys.stderr)
             raise SystemExit(130) from None
 
 # %% ../nbs/40_command_line.ipynb #c36-cb9cdc

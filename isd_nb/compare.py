@@ -346,7 +346,7 @@ def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: in
     write_json(out / "comparison.json", comparison)
     return comparison
 
-# %% ../nbs/43_compare.ipynb #c42-b792f9
+# %% ../nbs/43_compare.ipynb #c42-bf040d
 def isd_compare() -> None:
     "The console command `isd_compare`."
     from typer import Option, Typer
@@ -368,7 +368,7 @@ def isd_compare() -> None:
         device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
         root: Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")] = Path("data"),
     ) -> None:
-        with one_sentence("isd_compare"):
+        with one_sentence("isd_compare", "the same command goes on"):
             base = replace(choose_recipe(recipe, data), evaluations=evaluations)
             place = out or Path("runs") / f"compare-{base.name}"
             call = " ".join(["isd_compare", *sys.argv[1:]])

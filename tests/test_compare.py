@@ -50,7 +50,7 @@ from isd_nb.cli import one_sentence
 from isd_nb.compare import compare, report
 from isd_nb.training import recipe_from_json
 base, out = recipe_from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
-with one_sentence("isd_compare"):
+with one_sentence("isd_compare", "the same command goes on"):
     report(compare(base, ["byol_asym"], [0], out, budget=3200, device="cpu"), out)
 '''
 
@@ -145,7 +145,7 @@ def test_a_stopped_comparison_goes_on(own: Path, small: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "go on with" in errors, errors
+    assert process.returncode == 130 and "the same command goes on" in errors, errors
     assert not (own / "stopped" / "byol_asym-0" / "result.json").exists()
     saved = sorted((own / "stopped" / "byol_asym-0" / "checkpoints").glob("state_*.pt"))
     assert saved and 0 < int(saved[-1].stem.removeprefix("state_")) < 100

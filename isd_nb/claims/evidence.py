@@ -93,7 +93,7 @@ def train_one(study: Study,
     place = study.runs / study.name / tag
     return train(recipe, images, place, evaluate, resume=place.exists(), device=study.device, show=study.show)
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c13-613e9c
+# %% ../../nbs/20_claims/00_evidence.ipynb #c13-b19867
 def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, budget: int) -> None:
     "The command line of a claim: `python -m isd_nb.claims.<name>`."
     parser = argparse.ArgumentParser(prog=f"python -m isd_nb.claims.{name}", description="The long run of this claim.")
@@ -106,7 +106,7 @@ def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, bud
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's sets lie")
     given = parser.parse_args()
     command = f"{parser.prog} --recipe {given.recipe} --images {given.images} --seeds {given.seeds}"
-    with one_sentence(parser.prog):
+    with one_sentence(parser.prog, "the same command goes on"):
         if given.seeds < 1 or given.images < 1:
             raise InputError("a study needs at least one seed and one image")
         study = Study(result_name(name, given.recipe), find_recipe(given.recipe), given.images, tuple(range(given.seeds)),
