@@ -107,7 +107,7 @@ def mean_curve(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[flo
     values = [[r.get("knn20_teacher", r["knn20_student"]) for r in row] for row in rows]
     return [row[0]["images_seen"] for row in rows], [sum(v) / len(v) for v in values]
 
-# %% ../nbs/42_fair_table.ipynb #c29-21fab8
+# %% ../nbs/42_fair_table.ipynb #c29-916318
 def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     "A panel for each method, best first: 20-NN accuracy over images seen, all other methods in grey."
     import matplotlib.pyplot as plt
@@ -115,8 +115,8 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     curves = {label(m): mean_curve(runs) for m, runs in by_method(comparison).items()}
     columns = min(columns, len(curves))
     height = -(-len(curves) // columns)
-    fig, axes = plt.subplots(height, columns, figsize=(1 + 2 * columns, 1.4 * height + 0.8), sharex=True, sharey=True,
-                             squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(height, columns, figsize=(1 + 1.7 * columns, 1.25 * height + 0.7), sharex=True, sharey=True,
+                             squeeze=False, layout="constrained", dpi=85)
     for ax, name in zip(axes.flat, curves):
         for other in curves.values():
             ax.plot(*other, color="#CCCCCC", lw=0.8)
@@ -126,6 +126,7 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
         ax.set_title(f"{name}  {curves[name][1][-1]:.3f}", fontsize=9)
     for ax in axes.flat[len(curves):]:
         ax.axis("off")
+    axes[0, 0].xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k")
     fig.supxlabel("images seen", fontsize=9)
     fig.supylabel("20-NN accuracy", fontsize=9)
     fig.suptitle("How fast each method learns (dotted: raw pixels)", fontsize=10)
