@@ -63,14 +63,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     temporary.replace(path)
 
-# %% ../nbs/08c_runs.ipynb #c14-a8b5ba
+# %% ../nbs/08c_runs.ipynb #c14-2d73db
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty fields are left out
     "The rows of a run's `metrics.csv`."
     path = Path(out) / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file) if None not in row.values()]
+        return [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(file) if None not in row.values()]
 
 # %% ../nbs/08c_runs.ipynb #c15-3bc34e
 def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:

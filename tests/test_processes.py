@@ -114,10 +114,11 @@ def same(a: dict, b: dict) -> None:
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
     "SIGKILL while training and saving (every step saves): the run goes on, and ends bit for bit the same."
-    script = write_script(tmp_path / "train.py", steps=60, save_every=0)
+    count = int(os.environ.get("ISD_NB_KILLS", 4))
+    script = write_script(tmp_path / "train.py", steps=60 * count, save_every=0)
     finish(start(script, str(tmp_path / "straight")))
     rng, kills, run = random.Random(0), 0, tmp_path / "killed"
-    for _ in range(int(os.environ.get("ISD_NB_KILLS", 4))):
+    for _ in range(count):
         process = start(script, str(run), "--resume")
         if not list(run.glob("checkpoints/state_*.pt")):
             wait_for_checkpoint(run, process)
@@ -129,11 +130,11 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
         process.kill()
         process.communicate(timeout=30)
         torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)  # the newest is whole
-    assert kills
+    assert kills > count // 2
     finish(start(script, str(run), "--resume"))
     same(newest(tmp_path / "straight"), newest(run))
-    steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
-    assert steps == [str(step) for step in range(61)]  # every row once
+    straight, killed = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("straight", "killed"))
+    assert [row.split(",")[0] for row in killed] == [row.split(",")[0] for row in straight]  # every row once
 
 
 @pytest.mark.usefixtures("small")
