@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from common import about
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from isd_nb.cli import free_port
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, build_backbone, mlp
 from isd_nb.training import Recipe, batches, pick_precision, prepare, train_step
@@ -179,10 +179,7 @@ def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
 
 def processes_turn(args: argparse.Namespace) -> Callable[[], float]:
     """The same in processes that wait between their turns; the first one's clock."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(args.processes),
+    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(args.processes),
                   LOCAL_WORLD_SIZE=str(args.processes), OMP_NUM_THREADS=str(max(1, os.cpu_count() // args.processes)))
     command = [sys.executable, __file__, "--child", f"--network={args.network}", f"--batch={args.batch}",
                f"--anchors={args.anchors}", f"--images={args.images}", f"--steps={args.steps}"]

@@ -75,7 +75,7 @@ def read_stl10(root: Path | str) -> Sets:
         return ImageSet(torch.from_numpy(data.data), labels, tuple(data.classes))
     return Sets(split("train+unlabeled"), split("train"), split("test"))
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c13-fe5fe9
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c13-ade84a
 def load_sets(recipe: Recipe, root: Path | str = "data", toy: bool = False) -> Sets:
     "The images of a recipe; in the order and numbering of chapter 01."
     kind, _, place = recipe.data.partition(":")
@@ -87,7 +87,9 @@ def load_sets(recipe: Recipe, root: Path | str = "data", toy: bool = False) -> S
     if kind != "folder":
         train, test = load_images(recipe.data, recipe.image_size, root)
         return Sets(train, train, test)
-    return read_sets_of_files(toy_folder(place) if toy else Path(place), recipe, Path(root) / "index", 0 if toy else 4 << 30)
+    path = toy_folder(place) if toy else Path(place)
+    cache = (path.parent if toy else Path(root)) / "index"  # a toy leaves nothing behind
+    return read_sets_of_files(path, recipe, cache, 0 if toy else 4 << 30)
 
 # %% ../nbs/gpu/00_on_a_gpu.ipynb #c14-1d2872
 def read_sets_of_files(path: Path, recipe: Recipe, cache: Path, memory: int) -> Sets:

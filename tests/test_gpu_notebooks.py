@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, TINY, call
 
-from isd_nb.cli import isd_train
+from isd_nb.cli import free_port, isd_train
 from isd_nb.gpu_run import commands, settle
 from isd_nb.recipes import recipes
 from isd_nb.training import methods
@@ -82,13 +82,6 @@ def nodes(rank: int, count: int, port: int, at: Path, *more: str) -> subprocess.
                    "PORT": str(port)}
     command = [str(ROOT / "scripts" / "train_nodes.sh"), "--out", "run", "--no-figures", *TINY, *SMALL, *more]
     return subprocess.Popen(command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def free_port() -> int:
-    import socket
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.mark.usefixtures("small")
