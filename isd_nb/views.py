@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/02_views.ipynb #c09-889096
+# %% ../nbs/02_views.ipynb #c08-889096
 @dataclass(frozen=True)
 class ViewRecipe:
     "How strong every operation of a view may be; 0 turns an operation off. The defaults are the authors' strong view."
@@ -44,17 +44,16 @@ class ViewRecipe:
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and {high:g}")
 
-# %% ../nbs/02_views.ipynb #c10-44c130
+# %% ../nbs/02_views.ipynb #c09-511c00
 _LIMITS = dict(flip=1, rotation=180, jitter=1, brightness=10, contrast=10, saturation=10, hue=0.5, grey=1, blur=1,
                noise=10)
-STRONG = ViewRecipe()
-WEAK = ViewRecipe(jitter=0, grey=0, blur=0)
+STRONG, WEAK = ViewRecipe(), ViewRecipe(jitter=0, grey=0, blur=0)
 GENTLE = ViewRecipe(crop_scale=(0.5, 1.3), flip=0, rotation=10, jitter=1, brightness=0.2, contrast=0.2, saturation=0,
                     hue=0, grey=0, blur=0)
 PLAIN = ViewRecipe(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, brightness=0, contrast=0, saturation=0,
                    hue=0, grey=0, blur=0)
 
-# %% ../nbs/02_views.ipynb #c13-689d9b
+# %% ../nbs/02_views.ipynb #c12-689d9b
 def resize_weights(start: Tensor,  # first pixel of each crop, (B,)
                    length: Tensor,  # its length in pixels, (B,)
                    n_in: int,  # pixels there are
@@ -74,17 +73,16 @@ def resize_weights(start: Tensor,  # first pixel of each crop, (B,)
     weights /= weights.sum(2, keepdim=True)
     return weights[:, :, margin:margin + n_in]
 
-# %% ../nbs/02_views.ipynb #c15-c1db5e
+# %% ../nbs/02_views.ipynb #c14-7e2e79
 def resample(images: Tensor,  # (B, C, H, W), float
              rows: Tensor,  # (B, S, H)
              columns: Tensor,  # (B, T, W)
              ) -> Tensor:  # (B, C, S, T)
     "`rows @ image @ columns.T` for every channel of every image: two batched matrix products."
-    b, c, h, w = images.shape
-    images = torch.bmm(images.reshape(b, c * h, w), columns.mT).view(b, c, h, columns.shape[1])
+    images = torch.bmm(images.flatten(1, 2), columns.mT).unflatten(1, images.shape[1:3])  # (B, C, H, T)
     return torch.matmul(rows[:, None], images)
 
-# %% ../nbs/02_views.ipynb #c19-2b171c
+# %% ../nbs/02_views.ipynb #c18-2b171c
 def crop_boxes(u: Tensor,  # numbers from [0, 1): ten for the area, ten for the ratio, two for the place, (22, n)
                shape: tuple[int, int],  # height and width of the images
                recipe: ViewRecipe,  # its `crop_scale` and `crop_ratio`
@@ -107,16 +105,14 @@ def crop_boxes(u: Tensor,  # numbers from [0, 1): ten for the area, ten for the 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
     return u * (high - low) + low
 
-# %% ../nbs/02_views.ipynb #c22-e6a7ba
+# %% ../nbs/02_views.ipynb #c22-3d62d1
 def rotate(x: Tensor,  # (B, C, S, S)
            angle: Tensor,  # degrees, counter-clockwise, (B,)
            ) -> Tensor:  # (B, C, S, S)
     "Turn each square view by its own angle around its centre, with bilinear interpolation; the corners become black."
-    sine, cosine = angle.deg2rad().sin(), angle.deg2rad().cos()
-    zero = torch.zeros_like(sine)
+    sine, cosine, zero = angle.deg2rad().sin(), angle.deg2rad().cos(), torch.zeros_like(angle)
     matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False)
+    return F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
 
 # %% ../nbs/02_views.ipynb #c25-b38a64
 def luma(x: Tensor) -> Tensor:  # (B, H, W)
@@ -147,7 +143,7 @@ def make_grey_(x: Tensor, on: Tensor) -> Tensor:  # (B, 3, H, W)
     "Replace the images of `x` (B, 3, H, W) where `on` (B,) is 1 by their grey; leave those where it is 0."
     return x.lerp_(luma(x)[:, None], on[:, None, None, None])
 
-# %% ../nbs/02_views.ipynb #c28-efad3b
+# %% ../nbs/02_views.ipynb #c29-efad3b
 def turn_hue_(x: Tensor, turn: Tensor) -> Tensor:  # (B, 3, H, W)
     "Turn the hue of each image of `x` (B, 3, H, W) by `turn` (B,) of the circle; HSV value and saturation stay."
     red, green, blue = x.unbind(1)
@@ -161,7 +157,7 @@ def turn_hue_(x: Tensor, turn: Tensor) -> Tensor:  # (B, 3, H, W)
     near = (hue[:, None] + places[:, :, None, None]).abs_().sub_(3).abs_().clamp_(1, 2)  # (B, 3, H, W)
     return torch.addcmul((low - chroma)[:, None], chroma[:, None], near, out=x)
 
-# %% ../nbs/02_views.ipynb #c31-7abce4
+# %% ../nbs/02_views.ipynb #c32-7abce4
 def blur_weights(sigma: Tensor,  # standard deviation in pixels, (B,); 0 leaves the image as it is
                  size: int,  # pixels along the axis
                  ) -> Tensor:  # (B, size, size)
@@ -180,7 +176,7 @@ def blur_reach(size: int) -> int:
     "How far the blur of a view of this size looks to either side, in pixels; a view of one pixel cannot look."
     return min(max(1, size // 20), size - 1)
 
-# %% ../nbs/02_views.ipynb #c34-e529f6
+# %% ../nbs/02_views.ipynb #c35-e529f6
 def add_noise_(x: Tensor,  # (B, C, H, W)
                deviation: float,  # standard deviation
                seed: Tensor,  # whole numbers from 0 to 2**24 - 1, (B,)
@@ -194,7 +190,7 @@ def add_noise_(x: Tensor,  # (B, C, H, W)
     uniform = ((bits >> 9).float() + 0.5) / 2**22 - 1  # in (-1, 1), never at its ends
     return x.add_(uniform.erfinv_().mul_(deviation * math.sqrt(2)).view(x.shape)).clamp_(0, 1)
 
-# %% ../nbs/02_views.ipynb #c37-975030
+# %% ../nbs/02_views.ipynb #c38-975030
 class Draw(NamedTuple):
     "The random numbers of a batch of views: one of each kind an image; `None` turns an operation off for all."
     top: Tensor  # the crop in pixels of the image, (n,); so are the next three
@@ -222,7 +218,7 @@ class Draw(NamedTuple):
         "The same numbers on another device: packed, copied once without waiting, unpacked."
         return _move_draw(self, torch.device(device))
 
-# %% ../nbs/02_views.ipynb #c38-7ef1f8
+# %% ../nbs/02_views.ipynb #c39-7ef1f8
 def _move_draw(draw: Draw, device: torch.device) -> Draw:
     "Pack the tensors of a draw into one, copy it, take it apart again."
     tensors = {name: value for name, value in draw._asdict().items() if isinstance(value, Tensor)}
@@ -237,7 +233,7 @@ def _strengths(recipe: ViewRecipe) -> list[float]:
     colours = [recipe.jitter * s for s in (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)]
     return [recipe.flip, recipe.rotation, *colours, recipe.grey, recipe.blur, recipe.noise]
 
-# %% ../nbs/02_views.ipynb #c40-56cf9b
+# %% ../nbs/02_views.ipynb #c41-56cf9b
 def random_draw(recipe: ViewRecipe,  # what may happen to an image, and how strongly
                 n: int,  # images
                 height: int,  # of the images, in pixels
@@ -262,7 +258,7 @@ def random_draw(recipe: ViewRecipe,  # what may happen to an image, and how stro
     order = [("brightness", "contrast", "saturation", "hue")[i] for i in torch.randperm(4, generator=generator)]
     return Draw(*box, *fields, noise=r.noise, margin=margin, order=tuple(order))
 
-# %% ../nbs/02_views.ipynb #c43-44ee5e
+# %% ../nbs/02_views.ipynb #c45-44ee5e
 @torch.no_grad()
 def apply_draw(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never written to
                draw: Draw,  # for B images
@@ -288,7 +284,7 @@ def apply_draw(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never
             x = add_noise_(x, draw.noise, draw.seed)
     return x.clamp_(0, 1)
 
-# %% ../nbs/02_views.ipynb #c44-75ffcc
+# %% ../nbs/02_views.ipynb #c46-75ffcc
 def _recolour_(x: Tensor, draw: Draw) -> Tensor:
     "Brightness, contrast, saturation and hue in the order of the draw, then grey; grey images skip the last three."
     functions = dict(brightness=scale_brightness_, contrast=scale_contrast_, saturation=scale_saturation_,
@@ -313,7 +309,7 @@ def _check_images(images: Tensor, draw: Draw) -> None:
         raise ValueError(f"images have {images.shape[1]} channels, but {', '.join(needy)} need 3 (red, green, blue) "
                          f"or 1 (grey): set them to 0 in the recipe")
 
-# %% ../nbs/02_views.ipynb #c45-e4fd66
+# %% ../nbs/02_views.ipynb #c47-e4fd66
 class Views:
     "Make views of `size` x `size` pixels by a recipe: a whole batch at once, each image with its own random numbers."
 
