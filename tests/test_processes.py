@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY
+from launching import finish, start, wait_for_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SCRIPT = '''
@@ -28,19 +29,6 @@ try:
 except Stopped:
     sys.exit(130)
 '''
-
-
-def start(script: Path, *arguments: str, processes: int = 1) -> subprocess.Popen:
-    launch = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    return subprocess.Popen([*launch, str(script), *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors[-2000:]
 
 
 def newest(run: Path) -> dict:
@@ -74,22 +62,14 @@ def test_resume_with_another_number_of_processes(tmp_path: Path) -> None:
     process = start(script, str(run), processes=2)
     wait_for_checkpoint(run, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.wait(120)
     before = newest(run)["step"]
     process = start(script, str(run), "--resume")
     while newest(run)["step"] <= before:
-        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert process.returncode is None, process.errors[-2000:]
         time.sleep(0.05)
     process.kill()
-    process.communicate(timeout=30)
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not list(run.glob("checkpoints/state_*.pt")):
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        assert time.monotonic() < end, "no checkpoint came"
-        time.sleep(0.02)
+    process.wait(30)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -99,8 +79,7 @@ def test_exact_resume_after_a_signal(tmp_path: Path, stop: int) -> None:
     process = start(script, str(tmp_path / "stopped"))
     wait_for_checkpoint(tmp_path / "stopped", process)
     process.send_signal(stop)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.wait(60) == 130
     assert newest(tmp_path / "stopped")["step"] < 150
     finish(start(script, str(tmp_path / "stopped"), "--resume"))
     same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
@@ -123,12 +102,12 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
         if not list(run.glob("checkpoints/state_*.pt")):
             wait_for_checkpoint(run, process)
         before = newest(run)["step"]
-        while process.poll() is None and newest(run)["step"] == before:
+        while process.returncode is None and newest(run)["step"] == before:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.1))
-        kills += process.poll() is None
+        kills += process.returncode is None
         process.kill()
-        process.communicate(timeout=30)
+        process.wait(30)
         torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)  # the newest is whole
     assert kills > count // 2
     finish(start(script, str(run), "--resume"))

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processes import finish, newest, same, start, wait_for_checkpoint
+from launching import Launched, finish, start, wait_for_checkpoint
+from test_processes import newest, same
 
 from isd_nb.data import ImageSet, InputError, digits
 from isd_nb.planning import activation_line, dry_run, measure_activations, plan_run
@@ -46,7 +46,7 @@ def launch(tmp_path: Path):
     "Start a training of a recipe in so many processes."
     (tmp_path / "run.py").write_text(SCRIPT)
 
-    def begin(recipe: Recipe, name: str, processes: int = 1, *arguments: str) -> subprocess.Popen:
+    def begin(recipe: Recipe, name: str, processes: int = 1, *arguments: str) -> Launched:
         write_json(tmp_path / f"{name}.json", recipe_to_json(recipe))
         places = str(tmp_path / f"{name}.json"), str(tmp_path / name)
         return start(tmp_path / "run.py", *places, *arguments, processes=processes)
@@ -91,7 +91,7 @@ def test_exact_resume_in_two_processes(launch, tmp_path: Path) -> None:
     process = launch(recipe, "stopped", 2)
     wait_for_checkpoint(tmp_path / "stopped", process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.wait(120)
     assert newest(tmp_path / "stopped")["step"] < 200
     finish(launch(recipe, "stopped", 2, "--resume"))
     same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
@@ -102,19 +102,16 @@ def test_one_process_may_be_asked_to_stop(launch, tmp_path: Path) -> None:
     recipe = replace(TOY, steps=100_000)
     process = launch(recipe, "run", 2)
     wait_for_checkpoint(tmp_path / "run", process)
-    listed = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
-    workers = listed.stdout.split()
-    os.kill(int(workers[-1]), signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
+    os.kill(process.processes[-1].pid, signal.SIGTERM)
+    assert process.wait(60) == 130
     before = newest(tmp_path / "run")["step"]
     process = launch(recipe, "run", 2, "--resume")
     end = time.monotonic() + 60
     while newest(tmp_path / "run")["step"] <= before and time.monotonic() < end:
-        assert process.poll() is None
+        assert process.returncode is None, process.errors[-2000:]
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.wait(60)
     assert newest(tmp_path / "run")["step"] > before
 
 
@@ -183,8 +180,13 @@ def test_every_recipe_can_be_built_and_planned(name: str) -> None:
     plan = plan_run(recipe, count, channels=channels, images_per_second=1000)
     assert plan.steps == round((recipe.epochs or 0) * (count // recipe.batch_size)) or plan.steps == recipe.steps
     assert plan.checkpoint_bytes > plan.queue_bytes >= 0 and plan.seconds == plan.images_seen / 1000
-    text = dry_run(recipe, count, channels=channels, images_per_second=1000)
-    assert f"{plan.steps:,}" in text and "checkpoint" in text
+
+
+def test_a_dry_run_says_the_plan() -> None:
+    recipe = find_recipe("cifar10_small")
+    plan = plan_run(recipe, 50_000, images_per_second=1000)
+    text = dry_run(recipe, 50_000, images_per_second=1000)
+    assert f"{plan.steps:,}" in text and f"{plan.parameters:,}" in text and "checkpoint" in text
 
 
 def test_a_checkpoint_has_the_planned_size(images: ImageSet, tmp_path: Path) -> None:
