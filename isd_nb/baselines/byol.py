@@ -22,7 +22,7 @@ def regression_loss(queries: Tensor,  # (B, D) of any length
     "Squared distance of the directions, mean over the batch (BYOL, Grill et al. 2020, equation 2)."
     return 2 - 2 * F.cosine_similarity(queries.float(), keys.float(), dim=1).mean()
 
-# %% ../../nbs/10_baselines/04_byol.ipynb #c09-acb26e
+# %% ../../nbs/10_baselines/04_byol.ipynb #c11-acb26e
 class BYOL(WithTeacher):
     "Bootstrap your own latent (Grill et al., NeurIPS 2020): both views are guessed from each other."
     symmetric = True
@@ -40,7 +40,7 @@ class BYOL(WithTeacher):
             loss = loss + regression_loss(*self.compare(view_k, view_q, buffers))
         return Output(loss, None, buffers)
 
-# %% ../../nbs/10_baselines/04_byol.ipynb #c10-4662a8
+# %% ../../nbs/10_baselines/04_byol.ipynb #c12-4662a8
 class BYOLAsym(BYOL):
     "BYOL in one direction only: half the compute (the baseline of the ISD paper)."
     symmetric = False
