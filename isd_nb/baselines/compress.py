@@ -40,18 +40,33 @@ def load_guide(path: str | None, which: str) -> FrozenEncoder:
     except (OSError, ValueError) as error:
         raise InputError(f"the guide of compress cannot be loaded: {error}") from error
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c13-e972bc
-class CompRess(Method):
+# %% ../../nbs/10_baselines/08_compress.ipynb #c14-b5b8d3
+class TwoQueues(Method):
+    "A student and a finished teacher, with a queue for each; slot j of both holds the same image."
+
+    def __init__(self, student: Encoder, guide: FrozenEncoder, queue_size: int) -> None:
+        super().__init__()
+        self.student, self.guide = student, guide
+        self.queue = AnchorQueue(queue_size, student.out_dim)
+        self.guide_queue = AnchorQueue(queue_size, guide.backbone.features)
+
+    @torch.no_grad()
+    def update(self, output: Output) -> None:
+        "Let both networks' vectors of the same images enter, into the same slots."
+        super().update(output)
+        self.queue.enqueue(gather_keys(output.extra["queries"]))
+        self.guide_queue.enqueue(gather_keys(output.keys))
+
+# %% ../../nbs/10_baselines/08_compress.ipynb #c16-46f388
+class CompRess(TwoQueues):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"guide": None,  # the run or file of the finished teacher
                                   "which": "teacher",  # the encoder's name in there
                                   "temperature": 0.04}
 
     def __init__(self, student: Encoder, guide: FrozenEncoder, queue_size: int = 4096, temperature: float = 0.04) -> None:
-        super().__init__()
-        self.student, self.guide, self.temperature = student, guide, temperature
-        self.queue = AnchorQueue(queue_size, student.out_dim)
-        self.guide_queue = AnchorQueue(queue_size, guide.backbone.features)
+        super().__init__(student, guide, queue_size)
+        self.temperature = temperature
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "CompRess":
@@ -73,10 +88,3 @@ class CompRess(Method):
         labels = soft_labels(keys, self.guide_queue.anchors, self.temperature)
         loss = distillation_loss(queries, self.queue.anchors, labels, self.temperature)
         return Output(loss, keys, buffers, {"queries": queries.detach()})
-
-    @torch.no_grad()
-    def update(self, output: Output) -> None:
-        "Let both networks' vectors of the same images enter, into the same slots."
-        super().update(output)
-        self.queue.enqueue(gather_keys(output.extra["queries"]))
-        self.guide_queue.enqueue(gather_keys(output.keys))
