@@ -47,7 +47,7 @@ def nce_loss(vectors: Tensor,  # (B, D) unit vectors
     others = log_h.scatter(1, indices[:, None], -torch.inf).exp().clamp(max=1 - 1e-6)
     return -(own.squeeze(1) + torch.log1p(-others).sum(dim=1)).mean()
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c13-4c7c3c
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c15-4c7c3c
 class Jigsaw:
     "Makes views and cuts them into shuffled pieces; called like `Views`."
 
@@ -71,7 +71,7 @@ class Jigsaw:
         batch = torch.arange(len(views))[:, None, None, None]
         return views[batch, :, rows[..., None], columns[:, :, None]].permute(0, 1, 4, 2, 3)
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c19-c189c0
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c23-c189c0
 class PieceHead(nn.Module):
     "Pieces to a vector: a layer for each piece alone, then one for all of them in their order (PIRL)."
 
@@ -82,7 +82,7 @@ class PieceHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:  # (B, P, F) -> (B, D)
         return self.join(self.each(features).flatten(1))
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c20-0c8139
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c24-0c8139
 class WithBank(Method):
     "A method that compares with a memory bank of all training images, and so asks which images it is shown."
     needs = ("indices",)
@@ -99,7 +99,7 @@ class WithBank(Method):
         super().update(output)
         self.bank.update(output.extra["indices"], output.keys)
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c21-43ceb6
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c25-43ceb6
 class PIRL(WithBank):
     "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
     options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
