@@ -18,7 +18,7 @@ from ..encoders import Encoder
 from ..isd import Output, similarities
 from ..queue import gather_keys
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c06-c10b26
+# %% ../../nbs/10_baselines/10_invp.ipynb #c06-97b3b9
 def propagate(graph: Tensor,  # (N, k) neighbours of every image
               indices: Tensor,  # (B,) where to begin
               steps: int,  # l
@@ -31,7 +31,7 @@ def propagate(graph: Tensor,  # (N, k) neighbours of every image
         found = found.scatter(1, reached, True)
     return found.scatter(1, indices[:, None], False)
 
-
+# %% ../../nbs/10_baselines/10_invp.ipynb #c08-c3fa83
 def nearest_others(scores: Tensor,  # (B, N) similarities to all images
                    indices: Tensor,  # (B,) the images themselves
                    k: int,
@@ -39,7 +39,7 @@ def nearest_others(scores: Tensor,  # (B, N) similarities to all images
     "The k most similar images, not counting the image itself."
     return scores.scatter(1, indices[:, None], -torch.inf).topk(k, dim=1).indices
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c13-e1c18b
+# %% ../../nbs/10_baselines/10_invp.ipynb #c15-74dea4
 def choose_hard(scores: Tensor,  # (B, N) similarities
                 found: Tensor,  # (B, N) of booleans
                 indices: Tensor,  # (B,) the images themselves
@@ -52,13 +52,13 @@ def choose_hard(scores: Tensor,  # (B, N) similarities
     itself = torch.zeros_like(found).scatter(1, indices[:, None], True)
     return torch.where(found.any(dim=1, keepdim=True), hard, itself)
 
-
+# %% ../../nbs/10_baselines/10_invp.ipynb #c17-17b8d7
 def share_of(logits: Tensor, part: Tensor, whole: Tensor) -> Tensor:  # (B, N) three times -> (B,), log-probabilities
     "How much of the probability of the whole falls on a part of it."
     part_sum, whole_sum = (logits.masked_fill(~mask, -torch.inf).logsumexp(dim=1) for mask in (part, part | whole))
     return part_sum - whole_sum
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c15-e7ebcd
+# %% ../../nbs/10_baselines/10_invp.ipynb #c23-e7ebcd
 class NeighbourBank(MemoryBank):
     "A memory bank that also holds the nearest neighbours of every image."
 
@@ -71,7 +71,7 @@ class NeighbourBank(MemoryBank):
         "Write down who is near these images now; with several processes, near those of all."
         self.graph.index_copy_(0, gather_keys(indices), gather_keys(friends))
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c17-2d13fd
+# %% ../../nbs/10_baselines/10_invp.ipynb #c25-2d13fd
 def two_losses(scores: Tensor,  # (B, N) similarities to the bank
                hard: Tensor,  # (B, N) of booleans
                indices: Tensor,  # (B,) the images themselves
@@ -84,8 +84,23 @@ def two_losses(scores: Tensor,  # (B, N) similarities to the bank
     logits = scores / temperature
     return -share_of(logits, own, near).mean(), -share_of(logits, hard, near & ~own).mean()
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c18-f3e194
-class InvP(WithBank):
+# %% ../../nbs/10_baselines/10_invp.ipynb #c27-44fe92
+class WithNeighbours(WithBank):
+    "A method with one view and a memory bank that also holds the neighbours of every image."
+
+    @classmethod
+    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
+        "One view: it is compared with the bank, not with another view."
+        return super().views(recipe)[:1]
+
+    @torch.no_grad()
+    def update(self, output: Output) -> None:
+        "Move the rows of these images, and write down who is near them now."
+        super().update(output)
+        self.bank.connect(output.extra["indices"], output.extra["friends"])
+
+# %% ../../nbs/10_baselines/10_invp.ipynb #c29-508590
+class InvP(WithNeighbours):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
                                   "temperature": 0.07, "weight": 0.6, "bank_momentum": 0.5,
@@ -95,11 +110,6 @@ class InvP(WithBank):
         super().__init__()
         self.student, self.chosen, self.propagating = student, {**self.options, **settings}, True
         self.bank = NeighbourBank(images, student.out_dim, self.chosen["bank_momentum"], self.chosen["neighbours"])
-
-    @classmethod
-    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
-        "One view: it is compared with the bank, not with another view."
-        return super().views(recipe)[:1]
 
     def schedule(self, progress: float) -> None:
         "Neighbours count only after a while: at first they are nobody's friends."
@@ -115,9 +125,3 @@ class InvP(WithBank):
         loss = instance + chosen["weight"] * invariance if self.propagating else instance
         friends = nearest_others(scores.detach(), indices, chosen["neighbours"])
         return Output(loss, vectors.detach(), buffers, {"indices": indices, "friends": friends})
-
-    @torch.no_grad()
-    def update(self, output: Output) -> None:
-        "Move the rows of these images, and write down who is near them now."
-        super().update(output)
-        self.bank.connect(output.extra["indices"], output.extra["friends"])
