@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# %% ../nbs/03_encoders.ipynb #c08-6b830a
+# %% ../nbs/03_encoders.ipynb #c09-6b830a
 @dataclass(frozen=True)
 class BackboneConfig:
     "Which net, and how wide: all that is needed to build it again, as plain values."
@@ -44,7 +44,7 @@ class BackboneConfig:
             raise ValueError(f"width, widths and blocks must be at least 1, not {self.width}, {self.widths}, "
                              f"{self.blocks}")
 
-# %% ../nbs/03_encoders.ipynb #c09-efbab9
+# %% ../nbs/03_encoders.ipynb #c10-efbab9
 def closest(name: str, known: Sequence[str]) -> str:
     "Say which names are known and which of them is closest to `name`."
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
@@ -55,7 +55,7 @@ def conv_bn(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Seq
     "A convolution without bias and the batch norm that follows it."
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
 
-# %% ../nbs/03_encoders.ipynb #c11-e64d9a
+# %% ../nbs/03_encoders.ipynb #c12-e64d9a
 class TinyNet(nn.Module):
     "3 x 3 convolutions in a row, each with batch norm and ReLU, then the mean over all places."
 
@@ -69,7 +69,7 @@ class TinyNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
         return self.layers(images).mean((2, 3))
 
-# %% ../nbs/03_encoders.ipynb #c13-dec145
+# %% ../nbs/03_encoders.ipynb #c14-dec145
 class ResidualBlock(nn.Module):
     "Two 3 x 3 convolutions whose result is added to their input (He et al. 2016, figure 2)."
 
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H', W')
         return F.relu(self.residual(x) + self.shortcut(x))
 
-# %% ../nbs/03_encoders.ipynb #c14-33d1d5
+# %% ../nbs/03_encoders.ipynb #c15-33d1d5
 class SmallResNet(nn.Module):
     "A stem and stages of residual blocks for small images, then the mean over all places."
 
@@ -99,7 +99,7 @@ class SmallResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
         return self.stages(self.stem(images)).mean((2, 3))
 
-# %% ../nbs/03_encoders.ipynb #c16-7e7de6
+# %% ../nbs/03_encoders.ipynb #c17-7e7de6
 def tiny(config: BackboneConfig) -> nn.Module:
     "Strides 1, 2, 2, 2 and then 1; a large stem starts with 2."
     widths = config.widths or tuple(config.width * m for m in (1, 2, 4, 8, 8))
@@ -112,7 +112,7 @@ def small_resnet(config: BackboneConfig) -> nn.Module:
     widths = config.widths or tuple(config.width * m for m in (1, 2, 4, 8))
     return SmallResNet(config.channels, config.width, widths, config.blocks, 1 if config.stem == "small" else 2)
 
-# %% ../nbs/03_encoders.ipynb #c17-54a7ee
+# %% ../nbs/03_encoders.ipynb #c18-54a7ee
 def torchvision_resnet(config: BackboneConfig) -> nn.Module:
     "Without its classifier; a small stem is one 3 x 3 convolution of stride 1 and no max-pool."
     from torchvision import models  # a second to import, so only for those who want it
@@ -130,12 +130,12 @@ def torchvision_resnet(config: BackboneConfig) -> nn.Module:
 
 backbones = {"tiny": tiny, "small_resnet": small_resnet, "resnet18": torchvision_resnet, "resnet50": torchvision_resnet}
 
-# %% ../nbs/03_encoders.ipynb #c18-e3916d
+# %% ../nbs/03_encoders.ipynb #c19-e3916d
 def build_backbone(config: BackboneConfig) -> nn.Module:  # (B, C, H, W) -> (B, F); `.features` is F
     "The net that `config` describes, with random weights."
     return backbones[config.name](config)
 
-# %% ../nbs/03_encoders.ipynb #c27-854fb1
+# %% ../nbs/03_encoders.ipynb #c28-854fb1
 def mlp(*dims: int,  # input, hidden ..., output
         bias: bool = True,  # of the last layer
         ) -> nn.Sequential:  # (B, dims[0]) -> (B, dims[-1])
@@ -147,7 +147,7 @@ def mlp(*dims: int,  # input, hidden ..., output
         layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=bias))
 
-# %% ../nbs/03_encoders.ipynb #c30-1c0e5f
+# %% ../nbs/03_encoders.ipynb #c31-1c0e5f
 def channel_statistics(images: Tensor,  # uint8 (N, C, H, W)
                        ) -> tuple[Tensor, Tensor]:  # mean and standard deviation in [0, 1], float32 (C, 1, 1) each
     "Mean and standard deviation of every channel, exact and without a float copy of the images."
@@ -160,7 +160,7 @@ def channel_statistics(images: Tensor,  # uint8 (N, C, H, W)
     std = (share * (level - mean[:, None]).square()).sum(1).sqrt().clamp_min(1 / 255)
     return mean.float()[:, None, None], std.float()[:, None, None]
 
-# %% ../nbs/03_encoders.ipynb #c32-08fe63
+# %% ../nbs/03_encoders.ipynb #c33-08fe63
 class Encoder(nn.Module):
     "Images in [0, 1] -> normalised -> backbone -> projector."
 
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)
         return self.projector(self.features(images))
 
-# %% ../nbs/03_encoders.ipynb #c40-3c81de
+# %% ../nbs/03_encoders.ipynb #c41-3c81de
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm that normalises `splits` equal parts of the batch separately, as that many processes would."
 
@@ -218,7 +218,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.copy_(variances.mean(0))
         return out
 
-# %% ../nbs/03_encoders.ipynb #c41-e658c6
+# %% ../nbs/03_encoders.ipynb #c42-e658c6
 def split_batch_norm(module: nn.Module,  # changed in place, except when it is a batch norm itself
                      splits: int,  # number of parts; 1 is ordinary batch norm
                      ) -> nn.Module:  # `module`, its parameters and buffers unchanged
@@ -235,7 +235,7 @@ def split_batch_norm(module: nn.Module,  # changed in place, except when it is a
         setattr(module, name, split_batch_norm(child, splits))
     return module
 
-# %% ../nbs/03_encoders.ipynb #c48-339553
+# %% ../nbs/03_encoders.ipynb #c49-339553
 class FrozenEncoder(Encoder):
     "A trained backbone for use: float32 features, no parameter that learns, always in evaluation mode."
     config: BackboneConfig
@@ -249,7 +249,7 @@ class FrozenEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> float32 (B, F)
         return self.features(images).float()
 
-# %% ../nbs/03_encoders.ipynb #c49-bf12db
+# %% ../nbs/03_encoders.ipynb #c50-bf12db
 def save_encoder(path: Path | str,  # the file; it is replaced in one step
                  encoders: Mapping[str, Encoder],  # by name, e.g. "teacher" and "student"; projectors are left out
                  config: BackboneConfig,  # of their backbones
@@ -271,7 +271,7 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/03_encoders.ipynb #c50-c7b41b
+# %% ../nbs/03_encoders.ipynb #c51-c7b41b
 def bare_encoder(config: BackboneConfig) -> FrozenEncoder:
     "An encoder of the right shape without memory for its values."
     with torch.device("meta"):
@@ -300,7 +300,7 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
-# %% ../nbs/03_encoders.ipynb #c51-ec2da5
+# %% ../nbs/03_encoders.ipynb #c52-ec2da5
 def load_encoder(path: Path | str,  # a run's directory (with encoder.safetensors in it) or such a file
                  which: str = "teacher",  # the name it was saved under
                  ) -> FrozenEncoder:  # frozen, on the CPU: images (B, C, H, W) float in [0, 1] -> float32 (B, F)
