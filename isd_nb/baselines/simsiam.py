@@ -15,12 +15,12 @@ from ..data import ImageSet
 from ..encoders import Encoder, mlp
 from ..isd import Method, Output
 
-# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-8f5fc2
+# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-40048c
 def negative_cosine(queries: Tensor, projections: Tensor) -> Tensor:  # (B, D) twice -> a scalar
     "Minus the cosine, mean over the batch, without gradient to the projections (SimSiam, Chen and He 2021, equations 1 and 3)."
     return -F.cosine_similarity(queries.float(), projections.detach().float(), dim=1).mean()
 
-
+# %% ../../nbs/10_baselines/05_simsiam.ipynb #c10-4732be
 class SimSiam(Method):
     "Simple siamese networks (Chen and He, CVPR 2021): the student guesses itself."
 
