@@ -34,12 +34,19 @@ def sinkhorn(scores: Tensor,  # (B, K) similarities of all images to all prototy
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)  # every image the same
     return log_q.softmax(dim=1)
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c16-ed567a
+# %% ../../nbs/10_baselines/07_swav.ipynb #c17-ed567a
 def small_size(size: int) -> int:  # pixels
     "The paper's 96 pixels for 224, in proportion."
     return max(8, round(size * 96 / 224))
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c17-f5bc72
+# %% ../../nbs/10_baselines/07_swav.ipynb #c18-eddff8
+def small_crops(recipe: Any, count: int) -> list[Views]:
+    "Crops of a smaller size, cut from smaller parts of the image."
+    low, high = recipe.views.crop_scale
+    scale = 0.35 * low, 0.5 * (low + 0.35 * high)
+    return [Views(replace(recipe.views, crop_scale=scale), small_size(recipe.image_size))] * count
+
+# %% ../../nbs/10_baselines/07_swav.ipynb #c21-27a6b3
 class SwAV(Method):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
@@ -59,10 +66,7 @@ class SwAV(Method):
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
         "Two large views and some small crops."
-        low, high = recipe.views.crop_scale
-        small = replace(recipe.views, crop_scale=(0.35 * low, 0.5 * (low + 0.35 * high)))
-        crops = [Views(small, small_size(recipe.image_size))] * cls.settings(recipe)["small_views"]
-        return [*super().views(recipe), *crops]
+        return [*super().views(recipe), *small_crops(recipe, cls.settings(recipe)["small_views"])]
 
     def forward(self, view_q: Tensor, view_k: Tensor, *small: Tensor) -> Output:  # (B, C, H, W), small ones smaller
         "Compare; change nothing."
@@ -77,13 +81,13 @@ class SwAV(Method):
         super().update(output)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c19-986df1
+# %% ../../nbs/10_baselines/07_swav.ipynb #c23-2801d5
 def codes_of(scores: Tensor, epsilon: float, rounds: int = 3) -> Tensor:  # (b, K) of this process -> (b, K)
     "Codes of this process's images, made with the images of all processes."
     start = dist.get_rank() * len(scores) if dist.is_available() and dist.is_initialized() else 0
     return sinkhorn(gather_keys(scores.detach()), epsilon, rounds)[start:start + len(scores)]
 
-
+# %% ../../nbs/10_baselines/07_swav.ipynb #c25-b4af6a
 def swapped_loss(scores: Sequence[Tensor],  # (B, K) for every view, the two large ones first
                  temperature: float,
                  epsilon: float,
