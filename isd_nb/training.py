@@ -331,9 +331,8 @@ class Trained:
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
 
-# %% ../nbs/08_training.ipynb #c45-34435b
-def train(recipe: Recipe,
-          images: ImageSet,
+# %% ../nbs/08_training.ipynb #c45-fcb6a0
+def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
           evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher
           resume: bool = False,  # go on with `out` if it has a checkpoint
@@ -346,16 +345,15 @@ def train(recipe: Recipe,
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal asks for it."
     check_tracker(tracker)
-    out = Path(out)
-    session = prepare(recipe, images, device, tracker, out)
-    if session.accelerator.is_main_process:
+    session = prepare(recipe, images, device, tracker, out := Path(out))
+    if first := session.accelerator.is_main_process:
         open_run(out, recipe, resume)
-    with only_one(out) if session.accelerator.is_main_process else nullcontext():
+    with only_one(out) if first else nullcontext():
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)
         resumed = resume and restore_session(session, out)
         run_session(session, out, Saver(save_every), workers, resumed,
-                    lambda: Log(session, out, evaluate, show and session.accelerator.is_main_process, watch, resumed))
+                    lambda: Log(session, out, evaluate, show and first, watch, resumed))
     seen = session.step * recipe.batch_size
     return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
 
