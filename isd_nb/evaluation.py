@@ -24,18 +24,17 @@ from tqdm.auto import tqdm
 from .data import ImageSet, InputError, stratified_fraction
 from .encoders import Encoder
 
-# %% ../nbs/09_evaluation.ipynb #c06-ead178
+# %% ../nbs/09_evaluation.ipynb #c05-3a8f67
 def check_images(images: ImageSet | Tensor, precision: str) -> None:
     "Raise unless these are bytes in a batch, and the precision is one of two."
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"unknown precision {precision!r}: known: bfloat16, float32")
     if not isinstance(images, ImageSet) and (images.dtype != torch.uint8 or images.ndim != 4):
-        raise InputError(f"images must be uint8 of shape (N, C, H, W), "
-                         f"not {images.dtype} of shape {tuple(images.shape)}")
+        raise InputError(f"images must be uint8 (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}")
     if not len(images):
         raise InputError("there are no images to embed")
 
-# %% ../nbs/09_evaluation.ipynb #c07-71464b
+# %% ../nbs/09_evaluation.ipynb #c06-71464b
 def in_batches(images: ImageSet | Tensor, size: int) -> Iterator[Tensor]:  # uint8 (B, C, H, W) each
     "The images in order; files are decoded by threads."
     if not isinstance(images, ImageSet) or images.images is not None:
@@ -63,7 +62,7 @@ def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None)
         for module, mode in modes.items():
             module.training = mode
 
-# %% ../nbs/09_evaluation.ipynb #c08-ce512d
+# %% ../nbs/09_evaluation.ipynb #c07-ce512d
 @torch.no_grad()
 def embed(encoder: nn.Module | Callable[[Tensor], Tensor],  # an `Encoder`: its backbone; anything else is called
           images: ImageSet | Tensor,  # uint8 (N, C, H, W); the encoder sees them as float in [0, 1]
@@ -192,7 +191,7 @@ def knn_accuracy(train_features: Tensor,  # (N, F)
     test_labels = check_labels(test_features, test_labels, "test")
     return (knn_predict(train_features, train_labels, test_features, k) == test_labels).double().mean().item()
 
-# %% ../nbs/09_evaluation.ipynb #c31-e67839
+# %% ../nbs/09_evaluation.ipynb #c31-eeeea6
 @dataclass(frozen=True)
 class Score:
     "How often the right label came first, and how often it was among the first five."
@@ -200,7 +199,7 @@ class Score:
     top5: float  # in [0, 1]
     correct: Tensor = field(repr=False, compare=False)  # bool (M,): which images were right, for intervals
 
-
+# %% ../nbs/09_evaluation.ipynb #c32-063478
 def score(logits: Tensor,  # (M, classes)
           labels: Tensor,  # (M,)
           ) -> Score:
@@ -208,7 +207,7 @@ def score(logits: Tensor,  # (M, classes)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (M, 5)
     return Score(best[:, 0].double().mean().item(), best.any(1).double().mean().item(), best[:, 0])
 
-# %% ../nbs/09_evaluation.ipynb #c32-58b2d0
+# %% ../nbs/09_evaluation.ipynb #c33-58b2d0
 class LinearClassifier(nn.Module):
     "Features -> unit length -> standardised by the training set -> one linear layer."
 
@@ -228,7 +227,7 @@ class LinearClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:  # (B, F) -> logits (B, classes)
         return self.linear(self.standardise(features))
 
-# %% ../nbs/09_evaluation.ipynb #c34-f6727f
+# %% ../nbs/09_evaluation.ipynb #c35-f6727f
 @contextlib.contextmanager
 def one_thread(work: int, device: torch.device) -> Iterator[None]:
     "Keep small steps on one CPU core: starting a second one takes longer than the step."
@@ -249,7 +248,7 @@ def take_epoch(layer: nn.Linear, inputs: Tensor, labels: Tensor, optimizer: torc
         F.cross_entropy(layer(inputs[rows]), labels[rows]).backward()
         optimizer.step()
 
-# %% ../nbs/09_evaluation.ipynb #c35-365c14
+# %% ../nbs/09_evaluation.ipynb #c36-365c14
 def fit_linear(features: Tensor,  # (N, F)
                labels: Tensor,  # (N,) in 0 ... classes - 1
                classes: int | None = None,  # default: one more than the largest label
@@ -274,7 +273,7 @@ def fit_linear(features: Tensor,  # (N, F)
             schedule.step()
     return classifier.requires_grad_(False)
 
-# %% ../nbs/09_evaluation.ipynb #c36-b45afe
+# %% ../nbs/09_evaluation.ipynb #c37-b45afe
 def linear_probe(train_features: Tensor,  # (N, F)
                  train_labels: Tensor,  # (N,)
                  test_features: Tensor,  # (M, F)
@@ -296,7 +295,7 @@ def linear_accuracy(train_features: Tensor, train_labels: Tensor, test_features:
     "Top-1 of `linear_probe`."
     return linear_probe(train_features, train_labels, test_features, test_labels, **settings).top1
 
-# %% ../nbs/09_evaluation.ipynb #c42-e12a78
+# %% ../nbs/09_evaluation.ipynb #c44-e12a78
 def few_label_accuracy(train_features: Tensor,  # (N, F)
                        train_labels: Tensor,  # (N,)
                        test_features: Tensor,  # (M, F)
@@ -310,7 +309,7 @@ def few_label_accuracy(train_features: Tensor,  # (N, F)
     rows = stratified_fraction(train_labels.cpu(), fraction, seed).to(train_features.device)
     return linear_probe(train_features[rows], train_labels[rows], test_features, test_labels, seed=seed, **settings)
 
-# %% ../nbs/09_evaluation.ipynb #c46-857b34
+# %% ../nbs/09_evaluation.ipynb #c47-ff9b9b
 def bootstrap_interval(correct: Tensor,  # bool (M,): which test images were right
                        level: float = 0.95,
                        seed: int = 0,
@@ -323,7 +322,7 @@ def bootstrap_interval(correct: Tensor,  # bool (M,): which test images were rig
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-
+# %% ../nbs/09_evaluation.ipynb #c50-01fa0e
 def seed_interval(values: Sequence[float],  # one result for each seed
                   level: float = 0.95,
                   ) -> tuple[float, float, float]:  # (mean, low, high)
@@ -336,7 +335,7 @@ def seed_interval(values: Sequence[float],  # one result for each seed
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
-# %% ../nbs/09_evaluation.ipynb #c50-a4089c
+# %% ../nbs/09_evaluation.ipynb #c53-a4089c
 def evaluate(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # by name, e.g. "teacher", "student"
              train: ImageSet,
              test: ImageSet,
