@@ -62,7 +62,16 @@ def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recip
         changes = {"epochs": None, "steps": None} | changes
     return replace(chosen, **changes)
 
-# %% ../nbs/40_command_line.ipynb #c10-51b540
+# %% ../nbs/40_command_line.ipynb #c10-460b04
+def read_value(text: str) -> Any:
+    "The value of a setting."
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    return tuple(value) if isinstance(value, list) else value
+
+# %% ../nbs/40_command_line.ipynb #c11-3b75e1
 def change_setting(recipe: Recipe, setting: str) -> Recipe:
     "Apply `name=value`, the value as JSON or plain text, e.g. `momentum=[0.99,1]` or `views.blur=0.5`."
     name, equals, text = setting.partition("=")
@@ -71,12 +80,7 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
     known = {f.name for f in fields(owner)} if owner is not None else set()
     if not equals or inner not in known or (place and owner is recipe):
         raise InputError(f"--set takes name=value, not {setting!r}: {nearest(inner, known)}")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    value = tuple(value) if isinstance(value, list) else value
-    now = getattr(owner, inner)
+    value, now = read_value(text), getattr(owner, inner)
     if now is not None and any(isinstance(now, kind) != isinstance(value, kind) for kind in (int | float, tuple)):
         raise InputError(f"{name} must be like {now!r}, not {value!r}")
     try:
@@ -84,21 +88,19 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
     except ValueError as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/40_command_line.ipynb #c13-2181a9
+# %% ../nbs/40_command_line.ipynb #c16-8eb8d4
 def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Path:
     "Where the run lives."
     if out is not None:
         return out
     stem = f"{recipe.name}-{recipe.method.rpartition(':')[2]}"
-    taken = [p for p in root.glob(f"{stem}-*") if p.name.removeprefix(f"{stem}-").isdigit()]
-    numbers = sorted(int(p.name.removeprefix(f"{stem}-")) for p in taken)
-    if resume:
-        if not numbers:
-            raise InputError(f"there is no run of {stem} in {root} to resume; name one with --out, or leave out --resume")
-        return root / f"{stem}-{numbers[-1]}"
-    return root / f"{stem}-{numbers[-1] + 1 if numbers else 1}"
+    endings = [p.name.removeprefix(f"{stem}-") for p in root.glob(f"{stem}-*")]
+    numbers = [int(ending) for ending in endings if ending.isdigit()]
+    if resume and not numbers:
+        raise InputError(f"there is no run of {stem} in {root} to resume; name one with --out, or leave out --resume")
+    return root / f"{stem}-{max(numbers, default=0) + (not resume)}"
 
-# %% ../nbs/40_command_line.ipynb #c16-a1097d
+# %% ../nbs/40_command_line.ipynb #c19-b79c4a
 def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels of several classes."
     if train_set.labels is None or len(train_set.classes) < 2 or recipe.method == "supervised":
@@ -110,7 +112,7 @@ def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: boo
         print(f"The same backbone with labels, {steps * recipe.batch_size:,} images:")
     return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show)
 
-
+# %% ../nbs/40_command_line.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
     "Scores of pixels (below 4 GB of them), untrained net, student, teacher and supervised net, on all images."
     small = 4 * len(train_set) * math.prod(train_set.shape) < 2 ** 32  # as float32
@@ -120,7 +122,7 @@ def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_
         named["supervised"] = upper.method.student
     return scores_of(named, train_set, test_set, next(trained.method.parameters()).device, linear=True)
 
-# %% ../nbs/40_command_line.ipynb #c17-1c9009
+# %% ../nbs/40_command_line.ipynb #c21-1c9009
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
               ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 
@@ -137,7 +139,7 @@ def table(summary: Mapping[str, Any]) -> str:
             lines.append(f"{name:<22}{values}{seen:>14,}")
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c19-fbb5ac
+# %% ../nbs/40_command_line.ipynb #c23-fbb5ac
 def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
     "Loss and 20-NN accuracy over the images seen, with the baselines as lines."
     fig = plot_rows(read_metrics(out))
@@ -150,34 +152,38 @@ def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
         right.legend(fontsize=8)
     return fig
 
-# %% ../nbs/40_command_line.ipynb #c21-845893
+# %% ../nbs/40_command_line.ipynb #c24-8a40db
+def figures_of(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, probe: ImageSet,
+               summary: Mapping[str, Any]) -> dict[str, Any]:  # by name
+    "Curves, neighbours and map of a run, as figures of matplotlib."
+    from isd_nb.atlas import layout, plot_map
+    from isd_nb.neighbours import plot_neighbours
+
+    encoder, bank = list(trained.method.encoders().values())[-1], part_of(train_set, 10_000)
+    found, looks = embed(encoder, bank), embed(encoder, probe)
+    rows = torch.linspace(0, len(probe) - 1, min(8, len(probe))).long().tolist()
+    figures = {"curves": plot_curves(out, summary),
+               "neighbours": plot_neighbours(probe, looks, bank, found, rows, temperature=recipe.teacher_temperature)}
+    return figures | ({"umap": plot_map(layout(looks), probe, "UMAP of the learned features")} if len(probe) >= 4 else {})
+
+# %% ../nbs/40_command_line.ipynb #c25-8d5b0a
 def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,
                  summary: Mapping[str, Any]) -> list[Path]:
     "Write curves.png, neighbours.png and umap.png; returns the files."
     try:
         import matplotlib.pyplot as plt
         import umap as _umap  # noqa: F401
-
-        from isd_nb.atlas import layout, plot_map
-        from isd_nb.neighbours import plot_neighbours
     except ImportError as error:
         warnings.warn(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')", stacklevel=2)
         return []
-    encoder = list(trained.method.encoders().values())[-1]  # the teacher where there is one
-    bank, probe = part_of(train_set, 10_000), part_of(test_set or train_set, 2_000)
-    found, looks = embed(encoder, bank), embed(encoder, probe)
-    rows = torch.linspace(0, len(probe) - 1, min(8, len(probe))).long().tolist()
-    figures = {"curves": plot_curves(out, summary),
-               "neighbours": plot_neighbours(probe, looks, bank, found, rows, temperature=recipe.teacher_temperature)}
-    if len(probe) >= 4:
-        figures["umap"] = plot_map(layout(looks), probe, "UMAP of the learned features")
+    figures = figures_of(out, recipe, trained, train_set, part_of(test_set or train_set, 2_000), summary)
     (out / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=100)
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c23-2f843f
+# %% ../nbs/40_command_line.ipynb #c27-2f843f
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe; STL-10, Tiny-ImageNet and images stored larger than views as in `isd_nb.gpu_run`."
     _, _, place = recipe.data.partition(":")
@@ -186,7 +192,7 @@ def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank
     train_set, test_set = load_images(recipe.data, recipe.image_size, root)
     return Sets(train_set, train_set, test_set)
 
-# %% ../nbs/40_command_line.ipynb #c24-b59aa0
+# %% ../nbs/40_command_line.ipynb #c28-b59aa0
 @contextmanager
 def share_of_cores() -> Iterator[None]:
     "Threads for this process's share of the cores, where several processes train on this machine."
@@ -197,7 +203,44 @@ def share_of_cores() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/40_command_line.ipynb #c25-9e251f
+# %% ../nbs/40_command_line.ipynb #c30-18494b
+def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
+    "The part of a summary that is known before the scores."
+    command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
+    return dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None,
+                data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
+                test_images=len(sets.test or ()), images_seen=trained.images_seen,
+                images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
+                images_per_second=round(trained.images_per_second, 1))
+
+# %% ../nbs/40_command_line.ipynb #c31-86c7f0
+def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
+    "The last words of a run."
+    which = "" if summary["has_teacher"] else ', which="student"'
+    lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
+             f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
+    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
+    lines += ["", "Next: look at the figures; load the encoder with",
+              f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
+              "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
+    return "\n".join(lines)
+
+# %% ../nbs/40_command_line.ipynb #c32-753b79
+def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
+    "Evaluate, draw and report; returns the summary."
+    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
+    summary = what_was_run(recipe, trained, upper, sets)
+    if sets.test is not None and sets.test.labels is not None:
+        summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
+    scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
+    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
+    files = draw_figures(out, recipe, trained, sets.bank, sets.test, summary) if figures else []
+    write_json(out / "summary.json", summary)
+    if show:
+        print(closing(summary, out, files))
+    return summary
+
+# %% ../nbs/40_command_line.ipynb #c33-7ca240
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -215,43 +258,9 @@ def run(recipe: Recipe,
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
-    if not main:
-        return {}
-    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
-    summary = what_was_run(recipe, trained, upper, sets)
-    if sets.test is not None and sets.test.labels is not None:
-        summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
-    scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
-    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
-    files = draw_figures(out, recipe, trained, sets.bank, sets.test, summary) if figures else []
-    write_json(out / "summary.json", summary)
-    if show:
-        print(closing(summary, out, files))
-    return summary
+    return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
-# %% ../nbs/40_command_line.ipynb #c26-18494b
-def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
-    "The part of a summary that is known before the scores."
-    command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
-    return dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None,
-                data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
-                test_images=len(sets.test or ()), images_seen=trained.images_seen,
-                images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
-                images_per_second=round(trained.images_per_second, 1))
-
-# %% ../nbs/40_command_line.ipynb #c27-86c7f0
-def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
-    "The last words of a run."
-    which = "" if summary["has_teacher"] else ', which="student"'
-    lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
-             f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
-    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
-    lines += ["", "Next: look at the figures; load the encoder with",
-              f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
-              "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
-    return "\n".join(lines)
-
-# %% ../nbs/40_command_line.ipynb #c34-a64b2f
+# %% ../nbs/40_command_line.ipynb #c40-a64b2f
 @contextmanager
 def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[None]:  # said when it was stopped
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -271,7 +280,7 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
             print(f"{command}: {stopped}; {again}", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c36-cb9cdc
+# %% ../nbs/40_command_line.ipynb #c42-638daf
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -286,28 +295,37 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
                          f"evenly; choose --processes 1, or change batch_size or batch_norm_splits")
     return asked
 
-
+# %% ../nbs/40_command_line.ipynb #c45-26ec19
 def free_port() -> int:
     "A port of this machine that nobody listens on."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
-# %% ../nbs/40_command_line.ipynb #c37-360774
+# %% ../nbs/40_command_line.ipynb #c46-9b9f6f
+def places_of(count: int) -> list[dict[str, str]]:
+    "Environment variables of every process, the first one first."
+    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(count))
+    return [shared | dict(RANK=str(i), LOCAL_RANK=str(i), LOCAL_WORLD_SIZE=str(count)) for i in range(count)]
+
+
+def start_companion(place: Mapping[str, str], options: Sequence[str]) -> subprocess.Popen:
+    "Start this command again as another process; it hangs on a pipe from this one."
+    return subprocess.Popen([sys.executable, "-m", "isd_nb.cli", *sys.argv[1:], *options], stdin=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env={**os.environ, **place, "ISD_NB_COMPANION": "1"})
+
+# %% ../nbs/40_command_line.ipynb #c48-da6f2c
 @contextmanager
 def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # more options for their command line
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
     if count == 1:
         yield
         return
-    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(count))
-    ranks = [shared | dict(RANK=str(i), LOCAL_RANK=str(i), LOCAL_WORLD_SIZE=str(count)) for i in range(count)]
-    command = [sys.executable, "-m", "isd_nb.cli", *sys.argv[1:], *options]
-    others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | ranks[i] | {"ISD_NB_COMPANION": "1"}) for i in range(1, count)]
-    done = threading.Event()
+    first, *places = places_of(count)
+    others, done = [start_companion(place, options) for place in places], threading.Event()
     threading.Thread(target=watch, args=(others, done), daemon=True).start()
-    os.environ.update(ranks[0])
+    os.environ.update(first)
     try:
         yield
     except RuntimeError:  # what torch.distributed raises when a companion does not answer
@@ -316,13 +334,13 @@ def companions(count: int, options: Sequence[str] = ()) -> Iterator[None]:  # mo
         raise SystemExit(lost(others)) from None
     finally:
         done.set()
-        for name in ranks[0]:
+        for name in first:
             os.environ.pop(name)
         for other in others:
             other.stdin.close()
             other.wait()
 
-# %% ../nbs/40_command_line.ipynb #c39-cf4ec7
+# %% ../nbs/40_command_line.ipynb #c50-f7a8a3
 def lost(others: Sequence[subprocess.Popen], patience: float = 0.0) -> str:  # seconds to wait for the first; "": none
     "A sentence about the companions that failed."
     end = time.monotonic() + patience
@@ -331,7 +349,7 @@ def lost(others: Sequence[subprocess.Popen], patience: float = 0.0) -> str:  # s
     return (f"isd_train: a companion process ended with exit code {codes[0]}; go on with --resume, "
             "or in a single process with --processes 1") if codes else ""
 
-
+# %% ../nbs/40_command_line.ipynb #c52-012a5a
 def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: float = 20.0) -> None:  # seconds
     "End this process when a companion failed and this one waits for an answer that never comes."
     while not done.wait(0.5):
@@ -339,7 +357,7 @@ def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: f
             print(lost(others), file=sys.stderr, flush=True)
             os._exit(1)
 
-# %% ../nbs/40_command_line.ipynb #c41-b68b7d
+# %% ../nbs/40_command_line.ipynb #c53-b68b7d
 def end_with_first() -> None:
     "In a companion: end when the first process does, however that ends."
     def wait() -> None:
@@ -348,7 +366,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c44-f86069
+# %% ../nbs/40_command_line.ipynb #c55-f86069
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -368,7 +386,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c45-4e1e21
+# %% ../nbs/40_command_line.ipynb #c56-4e1e21
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
@@ -390,7 +408,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
             run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
-# %% ../nbs/40_command_line.ipynb #c46-6c6dc1
+# %% ../nbs/40_command_line.ipynb #c57-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -400,7 +418,7 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c47-70b822
+# %% ../nbs/40_command_line.ipynb #c58-70b822
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
@@ -411,6 +429,6 @@ def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str
         raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
     return replace(begun, **{name: value for name, value in options.items() if value is not None})
 
-# %% ../nbs/40_command_line.ipynb #c48-b1ec3e
+# %% ../nbs/40_command_line.ipynb #c59-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_train()
