@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocols', 'titles', 'Ledger', 'Question', 'encoders_of', 'evaluate_run', 'table_of', 'isd_eval']
 
-# %% ../nbs/41_isd_eval.ipynb #c02-00b7ad
+# %% ../nbs/41_isd_eval.ipynb #c02-519ad6
 import hashlib
 import json
 import re
@@ -14,12 +14,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import nn
+from typer import Argument, Option, Typer
 
 from .cli import one_sentence
 from .data import ImageSet, InputError, load_images, nearest
@@ -30,7 +31,17 @@ from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetun
 from .runs import machine, read_recipe
 from .training import Recipe, Stopped, build_method, write_json
 
-# %% ../nbs/41_isd_eval.ipynb #c06-9b9d67
+# %% ../nbs/41_isd_eval.ipynb #c06-6c1e27
+def as_saved(value: Any) -> Any:
+    "A value as a JSON file gives it back."
+    return json.loads(json.dumps(value))
+
+
+def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:
+    "The row that has all of these columns with these values."
+    return next((row for row in rows if all(k in row and row[k] == v for k, v in key.items())), None)
+
+# %% ../nbs/41_isd_eval.ipynb #c08-69b5bd
 class Ledger:
     "A JSON file of rows that all answer one question; each is computed once."
 
@@ -40,7 +51,7 @@ class Ledger:
         from isd_nb import __version__
 
         self.path = Path(path)
-        question = json.loads(json.dumps(question))  # as the file will give it back
+        question = as_saved(question)
         old = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.replaced = bool(old) and old.get("question") != question
         rows = [] if self.replaced else old.get("rows", [])
@@ -54,19 +65,18 @@ class Ledger:
             compute: Callable[[], Mapping[str, Any]],  # its other columns
             ) -> dict[str, Any]:
         "The row of this key: from the file, or computed and written."
-        key = json.loads(json.dumps(key))
-        for row in self.rows:
-            if all(k in row and row[k] == v for k, v in key.items()):
-                return row
+        key = as_saved(key)
+        if (row := matching(self.rows, key)) is not None:
+            return row
         self.rows.append({**key, **compute()})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.values)
         return self.rows[-1]
 
-# %% ../nbs/41_isd_eval.ipynb #c09-b6887b
+# %% ../nbs/41_isd_eval.ipynb #c11-cf5532
 protocols = ("knn", "linear", "few-labels", "finetune", "transfer")
 
-
+# %% ../nbs/41_isd_eval.ipynb #c12-9f36ca
 @dataclass(frozen=True)
 class Question:
     "One protocol and its settings."
@@ -91,7 +101,7 @@ class Question:
         "What differs from the protocol's schedule."
         return {k: v for k, v in (("epochs", self.epochs), ("min_steps", self.min_steps)) if v is not None}
 
-# %% ../nbs/41_isd_eval.ipynb #c12-924ffd
+# %% ../nbs/41_isd_eval.ipynb #c15-924ffd
 def encoders_of(run: Path,
                 which: str = "both",  # "teacher", "student", or "both": all that the run holds
                 ) -> dict[str, nn.Module]:  # by name, the teacher first
@@ -106,7 +116,7 @@ def encoders_of(run: Path,
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/41_isd_eval.ipynb #c13-87a633
+# %% ../nbs/41_isd_eval.ipynb #c16-87a633
 def images_for(question: Question, recipe: Recipe, channels: int, root: Path | str) -> tuple[ImageSet, ImageSet]:
     "Labelled training and test images that the backbone can look at."
     spec = question.data or recipe.data
@@ -115,7 +125,7 @@ def images_for(question: Question, recipe: Recipe, channels: int, root: Path | s
         raise InputError(f"{spec} has no labelled training and test images, so nothing can be measured on it")
     return with_channels(train, channels), with_channels(test, channels)
 
-# %% ../nbs/41_isd_eval.ipynb #c15-aa2bbb
+# %% ../nbs/41_isd_eval.ipynb #c18-7cde00
 @dataclass(eq=False)
 class Asked:
     "An encoder, and the images it is asked about."
@@ -132,13 +142,13 @@ class Asked:
         looks = [embed(self.encoder, s, device=self.device, progress=self.show) for s in (self.train, self.test)]
         return looks[0], self.train.labels, looks[1], self.test.labels
 
-
+# %% ../nbs/41_isd_eval.ipynb #c20-da7377
 def top(score: Score) -> dict[str, float]:
     "The columns of a `Score`: what it is, and where it would lie on other test images."
     low, high = bootstrap_interval(score.correct.cpu())
     return dict(top1=score.top1, top5=score.top5, low=low, high=high)
 
-# %% ../nbs/41_isd_eval.ipynb #c16-9e7450
+# %% ../nbs/41_isd_eval.ipynb #c22-9e7450
 def neighbours(asked: Asked) -> dict[str, float]:
     "NN, 20-NN, and 20-NN weighted by exp(similarity / 0.07)."
     features, labels, looks, truth = asked.features
@@ -149,7 +159,7 @@ def neighbours(asked: Asked) -> dict[str, float]:
     return {"nn": knn_accuracy(features, labels, looks, truth, k=1), "20-nn": right.double().mean().item(),
             "low": low, "high": high, "weighted": weighted.double().mean().item()}
 
-# %% ../nbs/41_isd_eval.ipynb #c17-24336b
+# %% ../nbs/41_isd_eval.ipynb #c23-f425a4
 def linear(asked: Asked, question: Question, folder: Path) -> dict[str, float]:
     "The linear layer, on cached features or on moving views."
     if not question.augment:
@@ -158,15 +168,20 @@ def linear(asked: Asked, question: Question, folder: Path) -> dict[str, float]:
     return top(augmented_linear(asked.encoder, asked.train, asked.test, tuning, folder=folder, device=asked.device,
                                 progress=asked.show))
 
-
+# %% ../nbs/41_isd_eval.ipynb #c24-b7bc74
 def tuned(asked: Asked, question: Question, fraction: float, seed: int, folder: Path) -> dict[str, float]:
-    "The whole network."
+    "The whole network, on some of the labels."
     tuning = replace(FINETUNE, views=crops_only(asked.recipe.views), seed=seed, backbone_rate=question.backbone_rate,
                      **question.changes())
     return top(finetune(asked.encoder, asked.train, asked.test, fraction, seed, tuning, folder=folder,
                         device=asked.device, progress=asked.show))
 
-# %% ../nbs/41_isd_eval.ipynb #c18-ed9663
+
+def labelled(asked: Asked, question: Question, fraction: float, seed: int, folder: Path) -> dict[str, float]:
+    "The linear layer on cached features, on some of the labels."
+    return top(few_label_accuracy(*asked.features, fraction, seed, **question.changes()))
+
+# %% ../nbs/41_isd_eval.ipynb #c26-50c84a
 def answers(asked: Asked, question: Question) -> Iterator[tuple[dict[str, Any], Callable[[Path], dict[str, float]]]]:
     "For each row of a protocol: its key, and what computes the rest, given a folder for checkpoints."
     if question.protocol == "knn":
@@ -175,15 +190,13 @@ def answers(asked: Asked, question: Question) -> Iterator[tuple[dict[str, Any], 
         yield {}, lambda folder: linear(asked, question, folder)
     elif question.protocol == "transfer":
         yield {}, lambda folder: {**linear(asked, question, folder), **neighbours(asked)}
-    for f in question.fractions if question.protocol in ("few-labels", "finetune") else ():
-        for s in range(question.seeds if f < 1 else 1):
-            if question.protocol == "finetune":
-                yield dict(fraction=f, seed=s), lambda folder, f=f, s=s: tuned(asked, question, f, s, folder)
-            else:
-                yield dict(fraction=f, seed=s), lambda folder, f=f, s=s: top(
-                    few_label_accuracy(*asked.features, f, s, **question.changes()))
+    else:
+        compute = tuned if question.protocol == "finetune" else labelled
+        for f in question.fractions:
+            for s in range(question.seeds if f < 1 else 1):
+                yield dict(fraction=f, seed=s), partial(compute, asked, question, f, s)
 
-# %% ../nbs/41_isd_eval.ipynb #c19-629e8a
+# %% ../nbs/41_isd_eval.ipynb #c28-5a9d57
 def pick_device(device: str) -> torch.device:
     "cpu, cuda, or the better one there is."
     if device not in ("auto", "cpu", "cuda"):
@@ -192,14 +205,14 @@ def pick_device(device: str) -> torch.device:
         raise InputError("device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
     return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
 
-
+# %% ../nbs/41_isd_eval.ipynb #c29-612fff
 def file_of(run: Path, question: Question, recipe: Recipe) -> Path:
     "RUN/eval/<protocol>.json; for other images than the run's, their name is in it."
     other = question.data not in (None, recipe.data)
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", question.data).strip("_") if other else ""
     return run / "eval" / f"{question.protocol}{place}.json"
 
-# %% ../nbs/41_isd_eval.ipynb #c20-867ce9
+# %% ../nbs/41_isd_eval.ipynb #c32-867ce9
 def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device: str, root: Path | str,
            show: bool) -> dict[str, Asked]:  # by name
     "Everyone who is asked, with images that they can look at."
@@ -212,7 +225,23 @@ def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device:
     place = pick_device(device)
     return {name: Asked(module.to(place), train, test, recipe, place, show) for name, module in named.items()}
 
-# %% ../nbs/41_isd_eval.ipynb #c21-f5ff89
+# %% ../nbs/41_isd_eval.ipynb #c34-564eaa
+def answer(ledger: Ledger, key: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> None:
+    "One row; its checkpoints lie in a folder of their own until it is done."
+    about = json.dumps([ledger.values["question"], key], sort_keys=True)
+    folder = ledger.path.parent / f".{ledger.path.stem}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
+    ledger.row(key, lambda: compute(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def ledger_of(run: Path, question: Question, asked: Asked, command: str) -> Ledger:
+    "The file for the answers of a run."
+    recipe, weights = asked.recipe, hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
+    return Ledger(file_of(run, question, recipe), dict(asdict(question), data=question.data or recipe.data, weights=weights),
+                  command=command, recipe=recipe.name, method=recipe.method, images=len(asked.train),
+                  test_images=len(asked.test))
+
+# %% ../nbs/41_isd_eval.ipynb #c36-bb6e80
 def evaluate_run(run: Path | str,  # made by isd_train
                  protocol: str = "knn",  # one of `protocols`
                  data: str | None = None,  # None: the images of the run
@@ -227,30 +256,26 @@ def evaluate_run(run: Path | str,  # made by isd_train
     "Ask a run; rows that are in its file already are not computed again."
     run, question = Path(run), Question(protocol, data, **settings)
     everyone = to_ask(run, question, encoder, baselines, device, root, show)
-    first = next(iter(everyone.values()))
-    weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
-    ledger = Ledger(file_of(run, question, first.recipe),
-                    dict(asdict(question), data=question.data or first.recipe.data, weights=weights),
-                    command=command, recipe=first.recipe.name, method=first.recipe.method,
-                    images=len(first.train), test_images=len(first.test))
+    ledger = ledger_of(run, question, next(iter(everyone.values())), command)
     for name, asked in everyone.items():
         for key, compute in answers(asked, question):
             answer(ledger, {"encoder": name, **key}, compute)
     keep = [dict(row) for row in ledger.rows if row["encoder"] in everyone]
     return {**ledger.values, "rows": keep, "file": str(ledger.path)}
 
-# %% ../nbs/41_isd_eval.ipynb #c22-1543ab
-def answer(ledger: Ledger, key: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> None:
-    "One row; its checkpoints lie in a folder of their own until it is done."
-    about = json.dumps([ledger.values["question"], key], sort_keys=True)
-    folder = ledger.path.parent / f".{ledger.path.stem}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
-    ledger.row(key, lambda: compute(folder))
-    shutil.rmtree(folder, ignore_errors=True)
-
-# %% ../nbs/41_isd_eval.ipynb #c24-acb771
+# %% ../nbs/41_isd_eval.ipynb #c38-13b53a
 titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}
 
+# %% ../nbs/41_isd_eval.ipynb #c39-62c231
+def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str], main: str) -> str:
+    "Rows that differ only in the draw of labels, as one line."
+    several, fraction = len(group) > 1, group[0].get("fraction")
+    low, high = seed_interval([r[main] for r in group])[1:] if several else (group[0]["low"], group[0]["high"])
+    means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" for c in columns)
+    return (f"{group[0]['encoder']:<16}{1 if fraction is None else fraction:>8.0%}{means}"
+            f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
 
+# %% ../nbs/41_isd_eval.ipynb #c41-aa8db6
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     "Rows of `evaluate_run` as text."
     groups: dict[tuple, list] = {}
@@ -259,47 +284,9 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = [k for k in titles if k in rows[0]]
     main = "top1" if "top1" in columns else "20-nn"
     lines = [f"{'encoder':<16}{'labels':>8}" + "".join(f"{titles[c]:>10}" for c in columns) + f"   95% of {titles[main]}"]
-    for (name, fraction), group in groups.items():
-        means = {c: sum(r[c] for r in group) / len(group) for c in columns}
-        several = len(group) > 1
-        low, high = seed_interval([r[main] for r in group])[1:] if several else (group[0]["low"], group[0]["high"])
-        lines.append(f"{name:<16}{1 if fraction is None else fraction:>8.0%}" + "".join(f"{means[c]:>10.3f}" for c in columns)
-                     + f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(line_of(group, columns, main) for group in groups.values())])
 
-# %% ../nbs/41_isd_eval.ipynb #c30-ccd094
-def isd_eval() -> None:
-    "The console command `isd_eval`."
-    from typer import Argument, Option, Typer
-
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-
-    @app.command(help="Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice.")
-    def command(
-        run: Annotated[Path, Argument(help="the run's directory")],
-        protocol: Annotated[str, Option(help=", ".join(protocols))] = "knn",
-        data: Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME; by default the run's")] = None,
-        encoder: Annotated[str, Option(help="teacher, student or both")] = "both",
-        fractions: Annotated[str, Option(help="shares of the labels, for few-labels and finetune")] = "0.01,0.1",
-        seeds: Annotated[int, Option(help="draws of the labelled images")] = 3,
-        augment: Annotated[bool, Option("--augment", help="moving views for the linear layer")] = False,
-        baselines: Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")] = False,
-        epochs: Annotated[int | None, Option(help="instead of the protocol's")] = None,
-        min_steps: Annotated[int | None, Option(help="instead of the protocol's")] = None,
-        backbone_rate: Annotated[float, Option(help="learning rate of the backbone in finetune")] = FINETUNE.backbone_rate,
-        device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
-        root: Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")] = Path("data"),
-    ) -> None:
-        with one_sentence("isd_eval"), stoppable():
-            result = evaluate_run(run, protocol, data, encoder, baselines, device, root, " ".join(["isd_eval", *sys.argv[1:]]),
-                                  True, fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs,
-                                  min_steps=min_steps, backbone_rate=backbone_rate)
-            print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
-            print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
-
-    app()
-
-# %% ../nbs/41_isd_eval.ipynb #c31-9ac4cb
+# %% ../nbs/41_isd_eval.ipynb #c51-b4abf3
 @contextmanager
 def stoppable() -> Iterator[None]:
     "Ctrl-C ends the command with one sentence."
@@ -309,7 +296,7 @@ def stoppable() -> Iterator[None]:
         print(f"isd_eval: {str(stop) or 'stopped'}; finished rows are saved, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
 
-
+# %% ../nbs/41_isd_eval.ipynb #c52-b30a24
 def shares(text: str) -> tuple[float, ...]:
     "Comma-separated fractions."
     try:
@@ -317,6 +304,40 @@ def shares(text: str) -> tuple[float, ...]:
     except ValueError:
         raise InputError(f"fractions are numbers with commas between them, like 0.01,0.1, not {text!r}") from None
 
-# %% ../nbs/41_isd_eval.ipynb #c33-5e4f3e
+# %% ../nbs/41_isd_eval.ipynb #c55-17e612
+RunFolder = Annotated[Path, Argument(help="the run's directory")]
+Protocol = Annotated[str, Option(help=", ".join(protocols))]
+DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME; by default the run's")]
+Encoders = Annotated[str, Option(help="teacher, student or both")]
+Fractions = Annotated[str, Option(help="shares of the labels, for few-labels and finetune")]
+Seeds = Annotated[int, Option(help="draws of the labelled images")]
+Augment = Annotated[bool, Option("--augment", help="moving views for the linear layer")]
+Baselines = Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")]
+Count = Annotated[int | None, Option(help="instead of the protocol's")]
+Rate = Annotated[float, Option(help="learning rate of the backbone in finetune")]
+Device = Annotated[str, Option(help="auto, cpu or cuda")]
+Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
+
+# %% ../nbs/41_isd_eval.ipynb #c56-4ae2c8
+def command(run: RunFolder, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both",
+            fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False, baselines: Baselines = False,
+            epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
+            device: Device = "auto", root: Root = Path("data")) -> None:
+    "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
+    with one_sentence("isd_eval"), stoppable():
+        result = evaluate_run(run, protocol, data, encoder, baselines, device, root, " ".join(["isd_eval", *sys.argv[1:]]),
+                              True, fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs,
+                              min_steps=min_steps, backbone_rate=backbone_rate)
+        print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
+        print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
+
+# %% ../nbs/41_isd_eval.ipynb #c57-ac7ad0
+def isd_eval() -> None:
+    "The console command `isd_eval`."
+    app = Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+# %% ../nbs/41_isd_eval.ipynb #c58-5e4f3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_eval()
