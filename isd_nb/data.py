@@ -55,7 +55,7 @@ class Unreadable:
             self.named.add(path)
             warnings.warn(f"{path} cannot be read ({error}); another image stands in for it", stacklevel=2)
 
-# %% ../nbs/01_data.ipynb #c11-d3f301
+# %% ../nbs/01_data.ipynb #c10-c21209
 @dataclass(frozen=True)
 class ImageSet:
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
@@ -67,13 +67,9 @@ class ImageSet:
     unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
 
     def __post_init__(self) -> None:
+        check_set(self)
         if self.images is not None:
-            if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-                raise InputError(f"images must be uint8 of shape (N, C, H, W), "
-                                 f"not {self.images.dtype} of shape {tuple(self.images.shape)}")
             object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
-        if self.labels is not None and len(self.labels) != len(self):
-            raise InputError(f"{len(self)} images but {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.paths) if self.images is None else len(self.images)
@@ -98,7 +94,30 @@ class ImageSet:
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
 
-# %% ../nbs/01_data.ipynb #c15-e55a03
+# %% ../nbs/01_data.ipynb #c11-3689eb
+def check_set(images: ImageSet) -> None:
+    "Raise unless the images are a batch of bytes, and the labels as many."
+    pixels, labels = images.images, images.labels
+    if pixels is not None and (pixels.dtype != torch.uint8 or pixels.ndim != 4):
+        raise InputError(f"images must be uint8 of shape (N, C, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}")
+    if labels is not None and len(labels) != len(images):
+        raise InputError(f"{len(images)} images but {len(labels)} labels")
+
+# %% ../nbs/01_data.ipynb #c12-09e7ad
+def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
+    "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
+    channels, size, _ = images.shape
+    following = (i % len(images) for i in range(index, index + len(images)))
+    alike = following if images.labels is None else (i for i in following if images.labels[i] == images.labels[index])
+    for i in alike:
+        images.unreadable.tried += 1
+        try:
+            return decode_image(images.paths[i], size, channels)
+        except OSError as error:
+            images.unreadable.note(images.paths[i], error)
+    raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
+
+# %% ../nbs/01_data.ipynb #c16-e55a03
 def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
     "Convert any Pillow mode to grey or RGB: 16 bits are scaled, transparency is laid on white."
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -138,7 +157,7 @@ def decode_image(path: Path | str,  # the file
     "Read one file as a square image of bytes."
     return fit(open_image(path).convert("L" if channels == 1 else "RGB"), size)
 
-# %% ../nbs/01_data.ipynb #c24-b34a88
+# %% ../nbs/01_data.ipynb #c25-b34a88
 suffixes = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -153,7 +172,7 @@ def class_folders(folder: Path) -> list[Path]:  # sorted by name
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     return [p for p in inside if next((f for f in p.rglob("*") if f.suffix.lower() in suffixes), None)]
 
-# %% ../nbs/01_data.ipynb #c26-e9e819
+# %% ../nbs/01_data.ipynb #c27-e9e819
 def read_files(paths: Sequence[Path],  # the files
                size: int,  # height and width of every image, in pixels
                what: str,  # how to call them in messages
@@ -172,7 +191,7 @@ def read_files(paths: Sequence[Path],  # the files
     channels = max(len(done[i]) for i in keep)
     return torch.stack([done[i].expand(channels, -1, -1) for i in keep]), keep
 
-# %% ../nbs/01_data.ipynb #c27-2c4d21
+# %% ../nbs/01_data.ipynb #c28-8e235d
 def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
     "Warn about unreadable files by name; raise when they are more than 5%."
     if not bad:
@@ -182,6 +201,13 @@ def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
     if len(bad) > 0.05 * total:
         raise InputError(f"{message}. More than 5% is too many: mend or remove them.")
     warnings.warn(f"{message}. They are skipped.", stacklevel=3)
+
+
+def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
+    "Give both splits three channels where one has colour."
+    if test is None or train.shape == test.shape:
+        return train, test
+    return tuple(s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
 
 # %% ../nbs/01_data.ipynb #c29-d7d44a
 def read_split(folder: Path,  # holds one folder a class, or images without classes
@@ -203,21 +229,7 @@ def read_split(folder: Path,  # holds one folder a class, or images without clas
     images, keep = read_files(paths, size, str(folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(paths[i] for i in keep))
 
-# %% ../nbs/01_data.ipynb #c31-09e7ad
-def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
-    "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
-    channels, size, _ = images.shape
-    following = (i % len(images) for i in range(index, index + len(images)))
-    alike = following if images.labels is None else (i for i in following if images.labels[i] == images.labels[index])
-    for i in alike:
-        images.unreadable.tried += 1
-        try:
-            return decode_image(images.paths[i], size, channels)
-        except OSError as error:
-            images.unreadable.note(images.paths[i], error)
-    raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
-
-# %% ../nbs/01_data.ipynb #c33-4deb8a
+# %% ../nbs/01_data.ipynb #c31-4deb8a
 def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "Split a labelled set at random, the same share of every class in both parts."
     test = stratified_fraction(images.labels, share, seed)
@@ -237,7 +249,7 @@ def stratified_fraction(labels: Tensor,  # int64 (N,)
     chosen = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     return torch.from_numpy(np.sort(np.concatenate([c[:max(1, round(fraction * len(c)))] for c in chosen])))
 
-# %% ../nbs/01_data.ipynb #c36-a6a8aa
+# %% ../nbs/01_data.ipynb #c33-a6a8aa
 def long_tailed(labels: Tensor,  # int64 (N,)
                 large: int,  # how many classes stay large
                 large_count: int,  # images in each of these, at most
@@ -254,7 +266,7 @@ def long_tailed(labels: Tensor,  # int64 (N,)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(order, counts)]
     return torch.from_numpy(np.sort(np.concatenate(chosen))), torch.from_numpy(np.sort(order[:large]))
 
-# %% ../nbs/01_data.ipynb #c39-76eec8
+# %% ../nbs/01_data.ipynb #c35-76eec8
 held_out_folders = ("labelled_val", "test", "val")  # the first of them that is there is the test set
 
 
@@ -274,14 +286,7 @@ def read_folder(path: Path | str, size: int, memory: int = 4 << 30) -> tuple[Ima
         raise InputError(f"{path} has {len(train)} image; learning from similarities takes at least 2")
     return held_out(train) if test is None and train.labels is not None else (train, test)
 
-# %% ../nbs/01_data.ipynb #c40-51ada4
-def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
-    "Give both splits three channels where one has colour."
-    if test is None or train.shape == test.shape:
-        return train, test
-    return tuple(s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
-
-# %% ../nbs/01_data.ipynb #c46-9c970b
+# %% ../nbs/01_data.ipynb #c42-9c970b
 @contextmanager
 def locked(folder: Path | str, wait: bool = True) -> Iterator[bool]:  # False: another process has it (only without `wait`)
     "Hold `folder/.lock`; where files cannot be locked (Windows, a folder that is read-only), go on without."
@@ -302,7 +307,7 @@ def locked(folder: Path | str, wait: bool = True) -> Iterator[bool]:  # False: a
             pass  # a file system without locks
         yield alone
 
-# %% ../nbs/01_data.ipynb #c48-594571
+# %% ../nbs/01_data.ipynb #c43-594571
 def read_torchvision(name: str,  # a class of torchvision.datasets, in any case
                      size: int,  # height and width of every image, in pixels
                      root: Path | str = "data",  # where it lies or is downloaded to
@@ -319,7 +324,7 @@ def read_torchvision(name: str,  # a class of torchvision.datasets, in any case
         return held_out(from_torchvision(train, size))
     return same_channels(from_torchvision(train, size), from_torchvision(test, size))
 
-# %% ../nbs/01_data.ipynb #c49-b73bad
+# %% ../nbs/01_data.ipynb #c44-55fbeb
 def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool) -> object | None:
     "Open one split of a torchvision set; `None` where there is no such split."
     parameters = inspect.signature(factory).parameters
@@ -340,7 +345,7 @@ def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool
         raise InputError(f"torchvision's {name} is not in {Path(root).resolve()} and could not be downloaded "
                          f"({reason}); put it there by hand, or use --data folder:PATH") from error
 
-
+# %% ../nbs/01_data.ipynb #c45-3644ba
 def from_torchvision(dataset: object, size: int) -> ImageSet:
     "Decode every image of an open torchvision set."
     pairs = tqdm((dataset[i] for i in range(len(dataset))), total=len(dataset), desc="reading", leave=False)
@@ -352,7 +357,7 @@ def from_torchvision(dataset: object, size: int) -> ImageSet:
     classes = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
     return ImageSet(torch.stack([i.expand(channels, -1, -1) for i in images]), labels, tuple(map(str, classes)))
 
-# %% ../nbs/01_data.ipynb #c53-733a74
+# %% ../nbs/01_data.ipynb #c49-733a74
 def place(glyphs: Tensor,  # float (N, 1, h, w) in [0, 1], light on dark
           size: int,  # height and width of the canvas, in pixels
           zoom: tuple[float, float],  # canvas pixels per glyph pixel, drawn between these
@@ -373,7 +378,7 @@ def place(glyphs: Tensor,  # float (N, 1, h, w) in [0, 1], light on dark
     bright = light[0] + (light[1] - light[0]) * draw[4].view(n, 1, 1, 1)
     return (255 * canvas * bright).round().to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #c54-0c8ed0
+# %% ../nbs/01_data.ipynb #c50-0c8ed0
 def digits(size: int = 16,  # height and width of the canvas, in pixels
            copies: int = 4,  # how often each training digit is placed
            zoom: tuple[float, float] = (1.1, 1.9),  # size of the digits, see `place`; narrower is easier
@@ -392,7 +397,7 @@ def digits(size: int = 16,  # height and width of the canvas, in pixels
     return tuple(ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator),
                           torch.from_numpy(data.target[r]).long(), classes) for r in rows)
 
-# %% ../nbs/01_data.ipynb #c61-cd62d3
+# %% ../nbs/01_data.ipynb #c57-cd62d3
 def load_images(spec: str,  # "digits", "folder:PATH" or "torchvision:NAME"
                 size: int,  # height and width of every image, in pixels
                 root: Path | str = "data",  # where torchvision's sets lie or are downloaded to
