@@ -7,7 +7,7 @@ __all__ = ['sheet_columns', 'policy', 'pack', 'to_square', 'is_large', 'thumbnai
            'other_views', 'describe', 'draw_picture', 'picture', 'answer', 'strip', 'widget_class', 'with_features',
            'script_json', 'to_html', 'Explorer', 'write_notebook', 'isd_explore']
 
-# %% ../nbs/33_explorer.ipynb #c03-aec82a
+# %% ../nbs/33_explorer.ipynb #c03-b888f3
 import base64
 import html
 import io
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from typer import Argument, Option, Typer
 
 from .atlas import palette, plot_map
 from .data import ImageSet, InputError
@@ -319,36 +320,37 @@ def open_lab(notebook: Path, more: Sequence[str]) -> None:
     "Become JupyterLab, with this notebook open."
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook), *more])
 
-# %% ../nbs/33_explorer.ipynb #c53-e45570
-def isd_explore() -> None:
-    "The console command `isd_explore`."
-    from typer import Argument, Option, Typer
-
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-
-    @app.command(help="Open the explorer of a run in JupyterLab, or write it as one HTML file.")
-    def command(
-        run: Annotated[Path, Argument(help="a directory that isd_train wrote")],
-        lab: Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")] = None,
-        html: Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")] = None,
-        limit: Annotated[int, Option(min=4, help="images at most")] = 5_000,
-        moments: Annotated[int, Option(min=1, help="checkpoints at most")] = 8,
-        data: Annotated[str | None, Option(help="other images: digits, folder:PATH or torchvision:NAME")] = None,
-        root: Annotated[Path, Option(help="where torchvision's sets lie")] = Path("data"),
-        opening: Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")] = True,
-    ) -> None:
-        from isd_nb.cli import one_sentence
-        with one_sentence("isd_explore"):
-            made = produce(Explorer.from_run(run, limit=limit, moments=moments, data=data, root=root), run, html)
-        if opening and html is None:
-            open_lab(made, lab or [])
-
-    app()
-
-# %% ../nbs/33_explorer.ipynb #c54-03d42a
+# %% ../nbs/33_explorer.ipynb #c53-03d42a
 def produce(explorer: Explorer, run: Path, html: Path | None) -> Path:
     "Write the file that was asked for, or the notebook, and say so."
     path = write_notebook(run) if html is None else explorer.html(html)
     print(f"{path} is written" + ("" if html is None else f" ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"))
     return path
+
+# %% ../nbs/33_explorer.ipynb #c55-acd9d4
+RunFolder = Annotated[Path, Argument(help="a directory that isd_train wrote")]
+LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]
+HtmlFile = Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")]
+Limit = Annotated[int, Option(min=4, help="images at most")]
+Moments = Annotated[int, Option(min=1, help="checkpoints at most")]
+DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH or torchvision:NAME")]
+Root = Annotated[Path, Option(help="where torchvision's sets lie")]
+Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
+
+# %% ../nbs/33_explorer.ipynb #c56-2c5c7f
+def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
+            data: DataSpec = None, root: Root = Path("data"), opening: Opening = True) -> None:
+    "Open the explorer of a run in JupyterLab, or write it as one HTML file."
+    from isd_nb.cli import one_sentence
+    with one_sentence("isd_explore"):
+        made = produce(Explorer.from_run(run, limit=limit, moments=moments, data=data, root=root), run, html)
+    if opening and html is None:
+        open_lab(made, lab or [])
+
+# %% ../nbs/33_explorer.ipynb #c57-3e8689
+def isd_explore() -> None:
+    "The console command `isd_explore`."
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    app = Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
