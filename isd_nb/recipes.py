@@ -16,18 +16,18 @@ from typing import Any
 from .data import InputError, nearest
 from .views import GENTLE, STRONG, WEAK, ViewRecipe
 
-# %% ../nbs/08a_recipes.ipynb #c06-5584c5
+# %% ../nbs/08a_recipes.ipynb #c06-cc5714
 @dataclass(frozen=True)
 class Recipe:
-    "All settings of a run, in one look."
+    "All settings of a run, in one look: images, networks, method, optimiser, run."
     name: str
-    # what is looked at
+
     data: str = "digits"  # as `isd_nb.data.load_images` reads it
     image_size: int = 16  # height and width of the views, in pixels
     stored_size: int | None = None  # of the images they are cut from; None: as the views
     views: ViewRecipe = GENTLE  # of the query
     key_views: ViewRecipe | None = None  # of the key; None: as the query's
-    # the networks
+
     backbone: str = "tiny"
     width: int = 16
     widths: tuple[int, ...] = ()  # see `BackboneConfig`
@@ -37,14 +37,14 @@ class Recipe:
     predictor: tuple[int, ...] = (128,)  # hidden widths; empty: no predictor
     batch_norm: str = "local"  # "local": statistics of each process; "sync": of all processes together
     batch_norm_splits: int = 1  # parts of the batch that "local" treats separately; processes share the parts
-    # the method
+
     method: str = "isd"  # a name in `isd_nb.training.methods`, or "package.module:Class"
     queue_size: int = 2048
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     momentum: tuple[float, float] = (0.9, 1.0)  # of the teacher: from, to, along a cosine
     options: Mapping[str, Any] = field(default_factory=dict)  # what only this method knows
-    # the optimiser
+
     epochs: float | None = None  # either this
     steps: int | None = None  # or this
     batch_size: int = 256  # of all processes together
@@ -54,7 +54,7 @@ class Recipe:
     schedule: str = "cosine"  # to 0; "cosine_epochs": in steps of an epoch; "steps": x 0.2 after 70% and 90%
     warmup_steps: int = 0
     weight_decay: float = 1e-4
-    # the run
+
     evaluations: int = 10  # evenly spaced, the last one at the end
     precision: str = "auto"  # "float32", "bfloat16", or what the device does well
     compile: str = "auto"  # on CUDA; "off"; or a backend of torch.compile, everywhere
@@ -118,7 +118,7 @@ def check_recipe(recipe: Recipe, images: int, processes: int = 1) -> None:
         value = getattr(recipe, name)
         need(value in known, f"unknown {name} {value!r}: {nearest(value, known)}")
 
-# %% ../nbs/08a_recipes.ipynb #c17-1aa0e6
+# %% ../nbs/08a_recipes.ipynb #c19-1aa0e6
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     "The learning rate of a step."
     warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
@@ -129,7 +129,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
         done = math.floor(done * recipe.epochs + 1e-9) / recipe.epochs
     return recipe.learning_rate * warm * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../nbs/08a_recipes.ipynb #c22-6576a1
+# %% ../nbs/08a_recipes.ipynb #c24-6576a1
 def scaled_learning_rate(rate: float,  # what suits the reference batch
                          batch_size: int,  # of all processes together
                          reference: int = 256,
@@ -137,14 +137,14 @@ def scaled_learning_rate(rate: float,  # what suits the reference batch
     "The linear scaling rule (Goyal et al. 2017): the learning rate in proportion to the batch."
     return rate * batch_size / reference
 
-# %% ../nbs/08a_recipes.ipynb #c25-63f42e
+# %% ../nbs/08a_recipes.ipynb #c27-63f42e
 def views_for(size: int,  # height and width of the views, in pixels
               ) -> ViewRecipe:
     "The authors' strong view, its blur in proportion to the image (none below 56 pixels)."
     widest = STRONG.blur_sigma[1] * size / 224
     return replace(STRONG, blur=0.0) if widest < 0.5 else replace(STRONG, blur_sigma=(min(0.1, widest), widest))
 
-# %% ../nbs/08a_recipes.ipynb #c28-aeff79
+# %% ../nbs/08a_recipes.ipynb #c30-aeff79
 def authors(name: str, **changes: Any) -> Recipe:
     "The ISD authors' ImageNet recipe for ResNet-18; `changes` make it the others."
     settings = dict(data="folder:data/imagenet", image_size=224, stored_size=256, views=STRONG, backbone="resnet18",
@@ -158,7 +158,7 @@ plus = dict(learning_rate=0.05, schedule="cosine_epochs", momentum=(0.99, 0.99))
 isd_plus = plus | dict(backbone="resnet50", projector=(4096, 512), predictor=(4096,), key_views=WEAK,
                        teacher_temperature=0.01, student_temperature=0.1)
 
-# %% ../nbs/08a_recipes.ipynb #c30-7ebd0f
+# %% ../nbs/08a_recipes.ipynb #c32-7ebd0f
 cifar10 = dict(data="torchvision:CIFAR10", image_size=32, stored_size=None, stem="small")
 cifar100 = cifar10 | dict(data="torchvision:CIFAR100")
 stl10 = dict(data="torchvision:STL10", image_size=96, stored_size=None, stem="small")
@@ -172,7 +172,7 @@ theirs = (
     authors("cifar10", **cifar10), authors("cifar100", **cifar100), authors("stl10", **stl10),
     authors("tiny_imagenet", **tiny_imagenet), authors("imagenet100", **imagenet100))
 
-# %% ../nbs/08a_recipes.ipynb #c32-7b8290
+# %% ../nbs/08a_recipes.ipynb #c34-7b8290
 def ours(name: str, size: int, **changes: Any) -> Recipe:
     "What our GPU recipes have in common."
     settings = dict(
@@ -186,7 +186,7 @@ def ours(name: str, size: int, **changes: Any) -> Recipe:
         weight_decay=5e-4, queue_size=16_384, evaluations=20)
     return Recipe(name, **settings | changes)
 
-# %% ../nbs/08a_recipes.ipynb #c33-9d082b
+# %% ../nbs/08a_recipes.ipynb #c35-9d082b
 large = dict(stored_size=256, stem="large", weight_decay=1e-4, momentum=(0.99, 1.0), warmup_steps=5000)
 gpu = (
     ours("cifar10", 32, data=cifar10["data"]),
@@ -200,7 +200,7 @@ gpu = (
          predictor=(4096,), queue_size=128_000, teacher_temperature=0.01,  # as the authors'; batch for 8 GPUs:
          batch_size=1024, learning_rate=scaled_learning_rate(0.05, 1024)))
 
-# %% ../nbs/08a_recipes.ipynb #c35-f0ff3b
+# %% ../nbs/08a_recipes.ipynb #c37-f0ff3b
 recipes = {r.name: r for r in (
     Recipe("digits", steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
@@ -209,25 +209,25 @@ recipes = {r.name: r for r in (
            learning_rate=0.06, weight_decay=5e-4),
     *gpu, *theirs)}
 
-# %% ../nbs/08a_recipes.ipynb #c36-fa8b7c
+# %% ../nbs/08a_recipes.ipynb #c38-fa8b7c
 def find_recipe(name: str) -> Recipe:
     "The recipe of this name."
     if name not in recipes:
         raise InputError(f"unknown recipe {name!r}: {nearest(name, recipes)}")
     return recipes[name]
 
-# %% ../nbs/08a_recipes.ipynb #c39-94d41d
+# %% ../nbs/08a_recipes.ipynb #c41-94d41d
 def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:  # by field: (in a, in b)
     "The settings in which two recipes differ, names left out."
     mine, other = recipe_to_json(a), recipe_to_json(b)
     return {k: (mine[k], other[k]) for k in mine if mine[k] != other[k] and k != "name"}
 
-# %% ../nbs/08a_recipes.ipynb #c41-1a1e28
+# %% ../nbs/08a_recipes.ipynb #c43-1a1e28
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     "Plain values, as JSON holds them."
     return json.loads(json.dumps(asdict(recipe)))
 
-# %% ../nbs/08a_recipes.ipynb #c42-3779a4
+# %% ../nbs/08a_recipes.ipynb #c44-3779a4
 def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     "The recipe that `recipe_to_json` wrote, now or in an earlier version."
     def tuples(kind: type, values: Mapping[str, Any]) -> Any:
