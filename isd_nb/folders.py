@@ -124,7 +124,7 @@ def index_folder(folder: Path | str,
         write_index(place, index, times)
     return index
 
-# %% ../nbs/01b_folders.ipynb #c25-ef14ef
+# %% ../nbs/01b_folders.ipynb #c26-ef14ef
 def read_indexed(path: Path | str,  # holds train/ and one of `held_out_folders`, or one folder a class, or images
                  size: int,  # height and width of every image, in pixels
                  cache: Path | str = "data/index",
@@ -143,7 +143,7 @@ def read_indexed(path: Path | str,  # holds train/ and one of `held_out_folders`
             return same_channels(train, as_images(index_folder(path / name, cache), size, memory, train.classes))
     return held_out(train) if train.labels is not None else (train, None)
 
-# %% ../nbs/01b_folders.ipynb #c26-229c9e
+# %% ../nbs/01b_folders.ipynb #c27-229c9e
 def as_images(index: FolderIndex, size: int, memory: int, classes: Sequence[str] | None = None) -> ImageSet:
     "A set of images from an index, numbered as `classes`, if given; decoded now if it fits."
     if not len(index.files):
@@ -158,7 +158,7 @@ def as_images(index: FolderIndex, size: int, memory: int, classes: Sequence[str]
     images, keep = read_files(index.files, size, str(index.files.folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(index.files[i] for i in keep))
 
-# %% ../nbs/01b_folders.ipynb #c30-7b474f
+# %% ../nbs/01b_folders.ipynb #c31-7b474f
 def link_to(link: Path, target: Path) -> None:
     "Make `link` point to `target`, also where it leads nowhere; a link that leads somewhere stays."
     if not link.exists():
@@ -167,7 +167,7 @@ def link_to(link: Path, target: Path) -> None:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
 
-# %% ../nbs/01b_folders.ipynb #c31-3312d1
+# %% ../nbs/01b_folders.ipynb #c32-3312d1
 def sort_tiny_imagenet(path: Path | str) -> Path:  # the folder of validation images by class, beside the old one
     "Link Tiny-ImageNet's validation images into `labelled_val/<class>/`, after its val_annotations.txt; done once."
     path = Path(path).expanduser()
@@ -180,7 +180,7 @@ def sort_tiny_imagenet(path: Path | str) -> Path:  # the folder of validation im
             link_to(path / "labelled_val" / label / name, Path("..", "..", "val", "images", name))  # holds when `path` moves
     return path / "labelled_val"
 
-# %% ../nbs/01b_folders.ipynb #c32-558ea5
+# %% ../nbs/01b_folders.ipynb #c33-558ea5
 def link_classes(source: Path | str, target: Path | str, names: Sequence[str]) -> None:
     "Make `target` with train/ and val/ that link to only these classes of `source`."
     source, target = Path(source).expanduser().resolve(), Path(target).expanduser()
