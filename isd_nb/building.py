@@ -82,17 +82,17 @@ def build_method(recipe: Recipe,
         return sync_batch_norm(method)
     return split_batch_norm(method, recipe.batch_norm_splits)
 
-# %% ../nbs/08b_building.ipynb #c17-52b333
+# %% ../nbs/08b_building.ipynb #c19-41e93c
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     "float32 or bfloat16; `auto` takes bfloat16 where the processor has instructions for it."
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if any(check() for check in checks if check) else torch.float32
 
-# %% ../nbs/08b_building.ipynb #c18-921660
+# %% ../nbs/08b_building.ipynb #c20-921660
 def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
     "Over what learns; weight decay only for weights, not for biases and batch norm (the authors': for everything)."
     learns = [p for p in method.parameters() if p.requires_grad]
