@@ -56,14 +56,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:  # None where there 
         raise InputError(f"none of the {len(paths)} checkpoints in {folder} can be read; delete its state_*.pt to begin again")
     return None
 
-# %% ../nbs/08c_runs.ipynb #c13-e9648f
+# %% ../nbs/08c_runs.ipynb #c14-e9648f
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     "Write a JSON file in one piece."
     temporary = path.with_name(f".{path.name}.unfinished")
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     temporary.replace(path)
 
-# %% ../nbs/08c_runs.ipynb #c14-2d73db
+# %% ../nbs/08c_runs.ipynb #c15-2d73db
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty fields are left out
     "The rows of a run's `metrics.csv`."
     path = Path(out) / "metrics.csv"
@@ -73,7 +73,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty 
         return [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
                 for row in csv.DictReader(file) if None not in row.values()]
 
-# %% ../nbs/08c_runs.ipynb #c15-3bc34e
+# %% ../nbs/08c_runs.ipynb #c16-3bc34e
 def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:
     "Write all rows, in one piece: the usual columns, then all others that any row has."
     rows, temporary = list(rows), out / ".metrics.csv.unfinished"
@@ -84,11 +84,11 @@ def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:
         writer.writerows({k: round(v, 6) for k, v in row.items()} for row in rows)
     temporary.replace(out / "metrics.csv")
 
-# %% ../nbs/08c_runs.ipynb #c16-6f4360
+# %% ../nbs/08c_runs.ipynb #c17-6f4360
 columns = ("step", "images_seen", "loss", "learning_rate", "momentum", "seconds", "images_per_second",
            "knn1_teacher", "knn1_student", "knn20_teacher", "knn20_student", "gpu_memory_gb")
 
-# %% ../nbs/08c_runs.ipynb #c18-acb539
+# %% ../nbs/08c_runs.ipynb #c19-acb539
 def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     "Make a run directory, or check that an existing one belongs to this recipe."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -101,7 +101,7 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     versions = dict(isd_nb=__version__, torch=torch.__version__)
     write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions))
 
-# %% ../nbs/08c_runs.ipynb #c19-c0a326
+# %% ../nbs/08c_runs.ipynb #c20-c0a326
 def check_same_recipe(out: Path, recipe: Recipe) -> None:
     "Raise unless the run was begun with this recipe."
     config = out / "config.json"
@@ -113,7 +113,7 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
-# %% ../nbs/08c_runs.ipynb #c21-ca8243
+# %% ../nbs/08c_runs.ipynb #c23-ca8243
 def read_recipe(run: Path) -> Recipe:
     "The recipe a run was begun with."
     config = run / "config.json"
@@ -127,7 +127,7 @@ def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
 
-# %% ../nbs/08c_runs.ipynb #c26-aa1fc0
+# %% ../nbs/08c_runs.ipynb #c28-aa1fc0
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
     "Keep a run's directory for this process while the block runs; raise if another process has it."
@@ -136,11 +136,11 @@ def only_one(out: Path) -> Iterator[None]:
             raise InputError(f"another process is training in {out}; wait until it has ended, or stop it, then --resume")
         yield
 
-# %% ../nbs/08c_runs.ipynb #c30-602d19
+# %% ../nbs/08c_runs.ipynb #c32-602d19
 class Stopped(Exception):
     "Training was asked to stop, has saved, and can go on with `resume`."
 
-# %% ../nbs/08c_runs.ipynb #c31-3b17d4
+# %% ../nbs/08c_runs.ipynb #c33-3b17d4
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until one does
     "Collect SIGINT and SIGTERM instead of dying; another one, five seconds later or more, stops at once."
@@ -163,7 +163,7 @@ def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until
         for number, previous in old.items():
             signal.signal(number, previous)
 
-# %% ../nbs/08c_runs.ipynb #c34-07bc4a
+# %% ../nbs/08c_runs.ipynb #c36-07bc4a
 class Saver:
     "Says when the next checkpoint is due: `every` so many seconds, and at most a twentieth of the time."
 
