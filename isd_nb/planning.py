@@ -21,19 +21,19 @@ from .data import ImageSet
 from .isd import Method
 from .recipes import Recipe, check_recipe, total_steps
 
-# %% ../nbs/08e_planning.ipynb #c06-6ed698
+# %% ../nbs/08e_planning.ipynb #c06-a3bb1f
 def pretend_images(count: int, channels: int, size: int) -> ImageSet:
     "So many black images that take one byte together."
     return ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, channels, size, size),
                     torch.zeros(1, dtype=torch.long).expand(count), ("black",))
 
-
+# %% ../nbs/08e_planning.ipynb #c07-e5c4f6
 def pretend_method(recipe: Recipe, count: int, channels: int) -> Method:
     "The method as it would be trained, with a normalisation that does nothing."
     images = pretend_images(count, channels, recipe.stored_size or recipe.image_size)
     return build_method(recipe, images, (torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))).train()
 
-# %% ../nbs/08e_planning.ipynb #c08-8b9582
+# %% ../nbs/08e_planning.ipynb #c09-8b9582
 def keep(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype, pack: Callable[[Tensor], Tensor],
          storages: Mapping[int, int]) -> int:  # the bytes in `storages` after the forward pass
     "Forward and backward, with `pack` called for every tensor that is kept."
@@ -44,7 +44,7 @@ def keep(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: 
     output.loss.backward()
     return total
 
-# %% ../nbs/08e_planning.ipynb #c09-8c828e
+# %% ../nbs/08e_planning.ipynb #c10-8c828e
 def saved_bytes(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype) -> tuple[int, int]:
     "Bytes kept for one backward pass; floating-point operations of forward and backward."
     own = {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]}
@@ -61,7 +61,7 @@ def saved_bytes(method: Method, views: list[Tensor], extras: dict[str, Tensor], 
         total = keep(method, views, extras, dtype, pack, storages)
     return total, counter.get_total_flops()
 
-# %% ../nbs/08e_planning.ipynb #c13-59a4cf
+# %% ../nbs/08e_planning.ipynb #c14-4a024f
 def sample_inputs(recipe: Recipe, method: Method, channels: int, batch: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     "Views of black images, and what else the method wants."
     images = torch.zeros(batch, channels, recipe.image_size, recipe.image_size, dtype=torch.uint8)
@@ -69,12 +69,12 @@ def sample_inputs(recipe: Recipe, method: Method, channels: int, batch: int) -> 
     extras = {"indices": torch.arange(batch), "labels": torch.zeros(batch, dtype=torch.long)}
     return [make(images, generator) for make in method.views(recipe)], {name: extras[name] for name in method.needs}
 
-
+# %% ../nbs/08e_planning.ipynb #c15-f06f20
 def planned_precision(recipe: Recipe) -> torch.dtype:
     "What a GPU would use."
     return torch.float32 if recipe.precision == "float32" else torch.bfloat16
 
-# %% ../nbs/08e_planning.ipynb #c14-4d7a94
+# %% ../nbs/08e_planning.ipynb #c16-4d7a94
 def measure_activations(recipe: Recipe,
                         channels: int = 3,
                         batch: int = 2,  # images
@@ -84,7 +84,7 @@ def measure_activations(recipe: Recipe,
     method = pretend_method(recipe, count, channels)
     return saved_bytes(method, *sample_inputs(recipe, method, channels, batch), planned_precision(recipe))
 
-# %% ../nbs/08e_planning.ipynb #c16-f18aa2
+# %% ../nbs/08e_planning.ipynb #c18-f18aa2
 def activation_line(recipe: Recipe, channels: int = 3, count: int = 1000) -> tuple[float, float, float]:
     "Bytes kept whatever the batch, bytes kept for each image, operations for each image."
     batch = max(2, 2 * recipe.batch_norm_splits)
@@ -92,7 +92,7 @@ def activation_line(recipe: Recipe, channels: int = 3, count: int = 1000) -> tup
     slope = (large - small) / batch
     return small - slope * batch, slope, operations / (2 * batch)
 
-# %% ../nbs/08e_planning.ipynb #c19-70e869
+# %% ../nbs/08e_planning.ipynb #c21-70e869
 def speed_here(recipe: Recipe, channels: int, count: int) -> float:
     "Images per second of forward and backward on this machine's CPU; views, optimiser and teacher's update left out."
     batch = max(2 * recipe.batch_norm_splits, min(recipe.batch_size, 65536 // recipe.image_size**2))
@@ -106,7 +106,7 @@ def speed_here(recipe: Recipe, channels: int, count: int) -> float:
         output.loss.backward()
     return batch / (time.perf_counter() - begun)
 
-# %% ../nbs/08e_planning.ipynb #c21-fb3706
+# %% ../nbs/08e_planning.ipynb #c23-fb3706
 @dataclass(frozen=True)
 class RunPlan:
     "What a run will take, for each process where several share it."
@@ -123,7 +123,7 @@ class RunPlan:
     seconds: float
     measured: bool  # whether the speed was measured here, on the CPU, rather than given
 
-# %% ../nbs/08e_planning.ipynb #c22-d71320
+# %% ../nbs/08e_planning.ipynb #c24-d71320
 def state_bytes(recipe: Recipe, method: Method) -> tuple[int, int]:  # (in memory while training, in a checkpoint)
     "Weights, gradients, the optimiser's memory, teacher, queue and statistics."
     learns = sum(p.nbytes for p in method.parameters() if p.requires_grad)
@@ -131,7 +131,7 @@ def state_bytes(recipe: Recipe, method: Method) -> tuple[int, int]:  # (in memor
     momentum = learns * (2 if recipe.optimizer == "adamw" else 1)
     return held + learns + momentum, held + momentum
 
-# %% ../nbs/08e_planning.ipynb #c23-d7f40b
+# %% ../nbs/08e_planning.ipynb #c25-d7f40b
 def plan_run(recipe: Recipe,
              images: int,  # how many there are
              channels: int = 3,
@@ -156,7 +156,7 @@ def plan_run(recipe: Recipe,
         operations * steps * recipe.batch_size, kept, in_memory,
         training + kept + views + in_memory, speed, steps * recipe.batch_size / speed, images_per_second is None)
 
-# %% ../nbs/08e_planning.ipynb #c27-3e09f9
+# %% ../nbs/08e_planning.ipynb #c29-3e09f9
 def size(count: float) -> str:
     "Bytes in words."
     for unit in ("B", "kB", "MB"):
@@ -173,7 +173,7 @@ def duration(seconds: float) -> str:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
 
-# %% ../nbs/08e_planning.ipynb #c28-8e9c81
+# %% ../nbs/08e_planning.ipynb #c30-8e9c81
 def dry_run(recipe: Recipe,
             images: int,  # how many there are
             processes: int = 1,
