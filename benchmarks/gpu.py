@@ -21,6 +21,7 @@ On a CPU, at small sizes, to see that it works:
 """
 import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -55,6 +56,15 @@ def seconds(run: Callable[[], object], device: str, rounds: int, times: int = 1)
     return statistics.median(found)
 
 
+def check_shared_memory(args: argparse.Namespace) -> None:
+    "The plain pipeline's workers hand over their batches through /dev/shm, which is 64 MB in many containers."
+    needed = args.workers * 2 * max(args.batches) * 2 * 3 * 32 * 32 * 4  # two batches each of two float32 views
+    place = Path("/dev/shm")
+    if place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
+        raise SystemExit(f"{args.workers} workers need {needed / 1e6:.0f} MB in /dev/shm, but {free / 1e6:.0f} are free; "
+                         "give the container more (docker: --shm-size), or fewer --workers")
+
+
 def bfloat16_rate(args: argparse.Namespace) -> float:
     "Operations a second of a large bfloat16 matrix product."
     a, b = (torch.randn(args.matrix, args.matrix, device=args.device, dtype=torch.bfloat16) for _ in range(2))
@@ -83,7 +93,7 @@ class OurLoop:
 
     def operations(self) -> int:
         "Of one step: convolutions and matrix products."
-        with FlopCounterMode(display=False) as counter:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             self.given()
         return counter.get_total_flops()
 
@@ -146,6 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("PyTorch finds no CUDA device; `--device cpu` with small sizes shows that the script works")
+    check_shared_memory(args)
     start, rate = time.perf_counter(), bfloat16_rate(args)
     print(f"bfloat16 matrix product: {rate / 1e12:.2f} tera-operations/s", flush=True)
     images = torch.randint(0, 256, (args.images, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
 from common import about
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from isd_nb.cli import free_port
 from isd_nb.data import ImageSet
@@ -129,16 +129,15 @@ class LightlyStep(PlainStep):
         """The criterion did it."""
 
 
-def endless(loader: DataLoader) -> Iterator:
-    while True:
-        yield from loader
-
-
 def loader_turn(step: PlainStep, dataset: Dataset, args: argparse.Namespace) -> Callable[[], float]:
-    """Seconds an image over `steps` steps, the workers being there already and some batches ahead, as in a long run."""
+    """Seconds an image over `steps` steps, the workers being there already and some batches ahead, as in a long run.
+
+    Images are drawn with replacement, so that no epoch ends in a turn: there the workers would drain and start anew.
+    """
     device, workers = args.device, args.workers
-    stream = endless(DataLoader(dataset, args.batch, shuffle=True, drop_last=True, num_workers=workers,
-                                persistent_workers=True, pin_memory=device == "cuda"))
+    order = RandomSampler(dataset, replacement=True, num_samples=10**7)
+    stream = iter(DataLoader(dataset, args.batch, sampler=order, drop_last=True, num_workers=workers,
+                             pin_memory=device == "cuda"))
 
     def turn() -> float:
         step(*(v.to(device, non_blocking=True) for v in next(stream)))  # restart the flow after the other's turn

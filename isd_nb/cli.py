@@ -280,7 +280,7 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
             print(f"{command}: {stopped}; {again}", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c42-638daf
+# %% ../nbs/40_command_line.ipynb #c42-9c590c
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -290,6 +290,8 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         fits = [n for n in range(2, (os.cpu_count() or 1) + 1) if parts % n == batch % n == 0]
         return max((n for n in fits if on_cpu), default=1)
+    if device != "cpu" and 0 < torch.cuda.device_count() < asked:
+        raise InputError(f"{asked} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
     if asked < 1 or batch % asked or (parts % asked and asked % parts):
         raise InputError(f"{asked} processes cannot share a batch of {batch} images in {parts} parts for batch norm "
                          f"evenly; choose --processes 1, or change batch_size or batch_norm_splits")
@@ -366,7 +368,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c55-f86069
+# %% ../nbs/40_command_line.ipynb #c55-236269
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -378,7 +380,7 @@ Out = Annotated[Path | None, Option(help="run directory; by default the next fre
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
-Workers = Annotated[int, Option(help="processes that decode images of a set too large for memory")]
+Workers = Annotated[int | None, Option(help="processes that decode images of a set too large for memory; by default one a core")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
 Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
 DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]
@@ -386,10 +388,10 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c56-4e1e21
+# %% ../nbs/40_command_line.ipynb #c56-ea2f83
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
-            device: Device = "auto", processes: Processes = 0, workers: Workers = 2, tracker: Tracker = None,
+            device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
             root: Root = Path("data"), figures: Figures = True, supervised: Supervised = True, dry: DryRun = False,
             change: Change = None) -> None:
     "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options say."

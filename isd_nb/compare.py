@@ -6,7 +6,7 @@
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'score', 'Task', 'work', 'worker',
            'run_tasks', 'plan', 'finished', 'gather', 'compare', 'isd_compare']
 
-# %% ../nbs/43_compare.ipynb #c03-4eb86a
+# %% ../nbs/43_compare.ipynb #c03-5b187f
 import fcntl
 import json
 import os
@@ -24,6 +24,7 @@ from torch import nn
 
 from .building import with_method
 from .cli import change_setting, choose_recipe, one_sentence, read_sets
+from .cli_eval import pick_device
 from .comparison import best_of, comparison_table, plot_compute, plot_learning
 from .data import ImageSet, InputError, nearest
 from .encoders import Encoder
@@ -114,14 +115,15 @@ def peak_memory() -> float:  # MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2 ** 20 if sys.platform == "darwin" else 1024), 1)
 
-# %% ../nbs/43_compare.ipynb #c21-d27cd5
+# %% ../nbs/43_compare.ipynb #c21-dc7d13
 def score(encoder: nn.Module | Callable,
           train_set: ImageSet,
           test_set: ImageSet,
           seed: int,  # which images are the labelled ones
+          device: torch.device | str | None = None,  # default: where the encoder is
           ) -> dict[str, float]:  # top-1, in [0, 1]
     "All protocols of chapter 09 on the features of one encoder."
-    data = embed(encoder, train_set), train_set.labels, embed(encoder, test_set), test_set.labels
+    data = embed(encoder, train_set, device=device), train_set.labels, embed(encoder, test_set, device=device), test_set.labels
     few = {f"labels_{name}": few_label_accuracy(*data, fraction, seed).top1 for name, fraction in (("1", 0.01), ("10", 0.1))}
     return dict(knn1=knn_accuracy(*data, k=1), knn20=knn_accuracy(*data, k=min(20, len(train_set))),
                 linear=linear_accuracy(*data), **few)
@@ -142,7 +144,7 @@ class Task:
     def name(self) -> str:
         return Path(self.out).name
 
-# %% ../nbs/43_compare.ipynb #c23-f4c24f
+# %% ../nbs/43_compare.ipynb #c23-acbc47
 def work(task: Task) -> None:
     "Do one run and write its `result.json`."
     recipe, out, sets = task.recipe, Path(task.out), read_sets(task.recipe, task.root)
@@ -150,7 +152,9 @@ def work(task: Task) -> None:
         result = trained_result(task, sets)
     else:
         encoders = {"pixels": nn.Flatten(), "untrained": build_method(recipe, sets.train).student}
-        result = dict(seed=recipe.seed, scores={n: score(e, sets.bank, sets.test, recipe.seed) for n, e in encoders.items()})
+        place = pick_device(task.device)
+        scores = {n: score(e, sets.bank, sets.test, recipe.seed, place) for n, e in encoders.items()}
+        result = dict(seed=recipe.seed, scores=scores)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
     write_json(out / "result.json", result)

@@ -6,7 +6,7 @@
 __all__ = ['LINEAR', 'FINETUNE', 'luma', 'Tuning', 'crops_only', 'Classifier', 'tune_step', 'fit_classifier', 'augmented_linear',
            'finetune', 'with_channels']
 
-# %% ../nbs/09b_fine_tuning.ipynb #c02-bd431c
+# %% ../nbs/09b_fine_tuning.ipynb #c02-b90b91
 import copy
 import math
 import time
@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import ImageSet, InputError, nearest, stratified_fraction
+from .data import ImageSet, InputError, nearest, send, stratified_fraction
 from .encoders import Encoder
 from .evaluation import LinearClassifier, Score, check_labels, embed, score
-from .training import Plan, Rows, Stopped, load_checkpoint, pick_precision, save_checkpoint, seeded, stop_signals
+from .training import (Plan, Rows, Stopped, decoders, load_checkpoint, pick_precision, save_checkpoint, seeded,
+                             stop_signals)
 from .views import ViewRecipe, Views
 
 # %% ../nbs/09b_fine_tuning.ipynb #c06-659835
@@ -114,13 +115,14 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
         groups.append(dict(params=classifier.encoder.parameters(), lr=tuning.backbone_rate))
     return torch.optim.SGD(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c19-861012
+# %% ../nbs/09b_fine_tuning.ipynb #c19-1add48
 def labelled_batches(images: ImageSet, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:  # rows (B,), uint8 (B, C, H, W)
     "The batches of a plan; files are decoded by workers."
     if images.images is not None:
         yield from ((rows, images.get(rows)) for rows in plan)
         return
-    yield from zip(plan, torch.utils.data.DataLoader(images, batch_sampler=Rows(plan, slice(None)), num_workers=2))
+    yield from zip(plan, torch.utils.data.DataLoader(images, batch_sampler=Rows(plan, slice(None)), num_workers=decoders(),
+                                                     pin_memory=torch.cuda.is_available()))
 
 # %% ../nbs/09b_fine_tuning.ipynb #c20-faecf4
 def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]
@@ -155,7 +157,7 @@ def keep(folder: Path | None, step: int, about: dict, classifier: Classifier, op
         save_checkpoint(folder, step, dict(step=step, about=about, learner=classifier.learner().state_dict(),
                                            optimizer=optimizer.state_dict()), keep=1)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c24-786328
+# %% ../nbs/09b_fine_tuning.ipynb #c24-57554f
 def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path | None, progress: bool,
          save_every: float) -> None:
     "Train by a plan, from its checkpoint if there is one."
@@ -170,7 +172,7 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
         for step, (rows, pixels) in enumerate(labelled_batches(images, plan), plan.start):
             for group, rate in zip(optimizer.param_groups, (tuning.head_rate, tuning.backbone_rate)):
                 group["lr"] = rate * decay(tuning, step / plan.stop)
-            tune_step(classifier, optimizer, make_views(tuning, pixels.to(device), step), labels[rows.to(device)], dtype)
+            tune_step(classifier, optimizer, make_views(tuning, pixels.to(device), step), labels[send(rows, device)], dtype)
             bar.update()
             if came or time.monotonic() - saved > save_every:
                 keep(folder, step + 1, about, classifier, optimizer)

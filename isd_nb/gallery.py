@@ -164,13 +164,13 @@ def try_to_keep(folder: Path, key: str, gallery: Gallery) -> None:
     except OSError as error:
         warnings.warn(f"layouts could not be kept in {folder} ({error}), so they are computed each time", stacklevel=3)
 
-# %% ../nbs/32_gallery.ipynb #c25-079d48
+# %% ../nbs/32_gallery.ipynb #c25-0b1b0d
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
                    moments: int = 8,  # checkpoints at most
                    data: str | None = None,  # other images than the run's, or a folder that was moved
                    root: Path | str = "data",  # where torchvision's sets lie
-                   device: str | None = None,
+                   device: str | None = None,  # that computes the features; None: a GPU where there is one
                    show: bool = True,  # a progress bar
                    ) -> Gallery:
     "Images, features and layouts of a run; computed once, kept in its directory, computed again when it has changed."
@@ -183,6 +183,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     if cached := read_cache(settings["folder"], key):
         return Gallery(images, **cached, **settings)
     names = load_encoder(files[max(files)], "student").metadata["encoders"]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     features = {(name, step): embed(load_encoder(path, name), images, device=device).cpu()
                 for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
     gallery = gallery_of(images, features, show=show, **settings)

@@ -198,8 +198,8 @@ def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method]
         return found
     return evaluate
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c26-f8022f
-def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int = 8, tracker: str | None = None) -> Trained:
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c26-1ec408
+def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int | None = None, tracker: str | None = None) -> Trained:
     "Train into `out`, or go on with what is there; curves while it runs."
     out = Path(out)
     return train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume=out.exists(), workers=workers, tracker=tracker,

@@ -32,7 +32,7 @@ class Answer:
     by_class: Tensor  # (classes,) how much falls on each class; empty without labels
     entropy: float  # of the soft label over all anchors, in nats
 
-# %% ../nbs/30_neighbours.ipynb #c07-7f8d2c
+# %% ../nbs/30_neighbours.ipynb #c07-afe1a2
 def look_up(features: Tensor,  # (N, F) of all images
             query: int,  # which of them asks
             k: int = 12,  # neighbours; fewer if there are fewer images
@@ -45,7 +45,7 @@ def look_up(features: Tensor,  # (N, F) of all images
         raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
     if not temperature > 0:
         raise InputError(f"a temperature must be positive, not {temperature}")
-    features = features.float()
+    features = features.float().cpu()
     lengths = torch.linalg.vector_norm(features, dim=1)  # (N,)
     cosines = features @ features[query] / (lengths * lengths[query]).clamp_min(1e-12)  # (N,)
     others = torch.cat([torch.arange(query), torch.arange(query + 1, len(features))])  # (N-1,)
@@ -144,9 +144,10 @@ def other_neighbours(features: Tensor,  # (N, F)
     own = rows == torch.arange(len(rows), device=rows.device)[:, None]
     return rows.gather(1, own.int().argsort(dim=1, stable=True))[:, :k]
 
-# %% ../nbs/30_neighbours.ipynb #c26-bf9d57
+# %% ../nbs/30_neighbours.ipynb #c26-8b302b
 def agreement(rows: Tensor, labels: Tensor) -> Tensor:  # (N, k), (N,) -> (N,) in [0, 1]
     "How many of each image's neighbours have its class."
+    labels = labels.to(rows.device)
     return (labels[rows] == labels[:, None]).float().mean(1)
 
 

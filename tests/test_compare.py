@@ -108,7 +108,7 @@ def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path, small
     settings.write_text(json.dumps({"my_methods:Mine": mine}))
     out = own / "out"
     base = replace(TINY, data=f"folder:{small}")
-    comparison = compare(base, names, [3], out, budget=192, settings=settings, jobs=2, tell=said.append)
+    comparison = compare(base, names, [3], out, budget=192, settings=settings, jobs=2, device="cpu", tell=said.append)
     assert comparison == json.loads((out / "comparison.json").read_text())
     assert comparison["failures"] == {"my_methods.Breaks-3": "RuntimeError: this method always dies"}
     runs = {r["method"]: r for r in comparison["runs"]}

@@ -36,7 +36,7 @@ def sentence(result: subprocess.CompletedProcess) -> str:
 
 
 def test_neighbours_are_those_of_isd_train(isd_eval, run: Path) -> None:
-    result = isd_eval("run", "--baselines")
+    result = isd_eval("run", "--baselines", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     saved, summary = json.loads((run / "eval/knn.json").read_text()), json.loads((run / "summary.json").read_text())
     names = {"teacher": "teacher", "student": "student", "untrained net": "untrained", "raw pixels": "pixels"}

@@ -129,6 +129,7 @@ def test_compiled_training_is_training(images: ImageSet, tmp_path: Path, backend
     compiled = train(replace(TOY, compile=backend), images, tmp_path / "compiled", evaluate, device="cpu", show=False)
     torch.testing.assert_close(compiled.method.state_dict(), plain.method.state_dict(), rtol=1e-4, atol=1e-5)
     assert len(seen) == 2  # evaluated before and after, in eager mode, at another batch size
+    assert compiled.method.student.backbone._compiled_call_impl is None  # what comes after has other batch sizes
 
 
 def test_a_compiler_that_fails_is_left_out(images: ImageSet, tmp_path: Path) -> None:

@@ -34,14 +34,15 @@ def contrastive_loss(queries: Tensor, keys: Tensor, negatives: Tensor, temperatu
     logits = contrastive_logits(queries.float(), keys.float(), negatives, temperature)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c15-418bae
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c15-607f65
 def company(rows: int,  # B, images in the batch
             splits: int,  # parts that batch norm treats separately
+            device: torch.device | str = "cpu",
             ) -> Tensor:  # (B,) a fixed order in which every part takes images from all parts
     "In which order the keys go through batch norm, so that they meet others there than their queries do."
-    return torch.cat([torch.arange(start, rows, splits) for start in range(splits)])
+    return torch.cat([torch.arange(start, rows, splits, device=device) for start in range(splits)])
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-990810
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-033f28
 class MoCoV2(ISD):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
     recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
@@ -63,7 +64,7 @@ class MoCoV2(ISD):
         everyone = gather_keys(view_k)  # of all processes: keys change places between them, too
         world = len(everyone) // len(view_k)
         rank = torch.distributed.get_rank() if world > 1 else 0
-        order = company(len(everyone), self.splits * world).to(view_k.device)
+        order = company(len(everyone), self.splits * world, view_k.device)
         queries, keys = super().compare(view_q, everyone[order.chunk(world)[rank]], buffers)
         return queries, gather_keys(keys)[order.argsort()].chunk(world)[rank]
 

@@ -47,7 +47,7 @@ def nce_loss(vectors: Tensor,  # (B, D) unit vectors
     others = log_h.scatter(1, indices[:, None], -torch.inf).exp().clamp(max=1 - 1e-6)
     return -(own.squeeze(1) + torch.log1p(-others).sum(dim=1)).mean()
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c15-4c7c3c
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c15-e571f2
 class Jigsaw:
     "Makes views and cuts them into shuffled pieces; called like `Views`."
 
@@ -67,8 +67,9 @@ class Jigsaw:
         order = torch.rand(total, count, generator=generator)[start:stop].argsort(dim=1)  # (B, P)
         slack = torch.randint(self.cell - self.piece + 1, (total, count, 2), generator=generator)[start:stop]
         corner = torch.stack([order // self.grid, order % self.grid], dim=2) * self.cell + slack  # (B, P, 2)
-        rows, columns = (corner[..., i, None] + torch.arange(self.piece) for i in (0, 1))  # (B, P, s) each
-        batch = torch.arange(len(views))[:, None, None, None]
+        corner = corner.pin_memory().to(views.device, non_blocking=True) if views.is_cuda else corner
+        rows, columns = (corner[..., i, None] + torch.arange(self.piece, device=views.device) for i in (0, 1))  # (B, P, s)
+        batch = torch.arange(len(views), device=views.device)[:, None, None, None]
         return views[batch, :, rows[..., None], columns[:, :, None]].permute(0, 1, 4, 2, 3)
 
 # %% ../../nbs/10_baselines/09_pirl.ipynb #c23-c189c0

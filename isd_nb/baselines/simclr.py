@@ -40,7 +40,7 @@ def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (all rows, wher
         return rows, 0
     return GatherWithGradient.apply(rows), dist.get_rank() * len(rows)
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c07-da5ffa
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c07-caa3d1
 def nt_xent(first: Tensor,  # (B, D) of the first views
             second: Tensor,  # (B, D) of the second views, in the same order
             temperature: float,
@@ -48,10 +48,10 @@ def nt_xent(first: Tensor,  # (B, D) of the first views
     "Normalised temperature-scaled cross-entropy over all 2B vectors of all processes (SimCLR, Chen et al. 2020, equation 1)."
     vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2b, D)
     everyone, start = gather_with_gradient(vectors)  # (2B, D)
-    own = torch.arange(len(vectors), device=vectors.device)
+    own = start + torch.arange(len(vectors), device=vectors.device)
     logits = similarities(vectors, everyone) / temperature  # (2b, 2B)
-    logits = logits.index_put((own, start + own), logits.new_tensor(-torch.inf))  # nobody is compared with itself
-    return F.cross_entropy(logits, start + own.roll(len(first)))
+    logits = logits.scatter(1, own[:, None], -torch.inf)  # nobody is compared with itself
+    return F.cross_entropy(logits, own.roll(len(first)))
 
 # %% ../../nbs/10_baselines/03_simclr.ipynb #c16-5e996b
 class SimCLR(Method):

@@ -22,7 +22,7 @@ from ..isd import Method
 from ..loss import soft_labels
 from ..training import seeded, write_json
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c07-2d59d3
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c07-8ed898
 def describe(labels: Tensor,  # (B, K) probabilities
              same: Tensor,  # bool (B, K): which anchors are of the query's class
              ) -> dict[str, float]:  # means over the batch
@@ -34,8 +34,8 @@ def describe(labels: Tensor,  # (B, K) probabilities
 
 def outputs(encoder: nn.Module, images: ImageSet) -> Tensor:  # (N, D) unit vectors
     "What an encoder puts out, projector included, in evaluation mode."
-    with evaluating(encoder, None):  # `embed` alone would leave the projector out
-        return F.normalize(embed(lambda pixels: encoder(pixels), images), dim=1)
+    with evaluating(encoder, None) as (_, device):  # `embed` alone would leave the projector out
+        return F.normalize(embed(lambda pixels: encoder(pixels), images, device=device), dim=1)
 
 
 def label_statistics(encoder: nn.Module,  # the teacher
