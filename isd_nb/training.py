@@ -320,7 +320,7 @@ class Log:
         s.accelerator.log(row, step=s.step)
         s.accelerator.wait_for_everyone()
 
-# %% ../nbs/08_training.ipynb #c42-2c3fc9
+# %% ../nbs/08_training.ipynb #c42-51d74d
 def check_tracker(tracker: str | None) -> None:
     "Raise unless the tracker is known and installed."
     from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -332,14 +332,14 @@ def check_tracker(tracker: str | None) -> None:
         raise InputError(f"the tracker {tracker} is not installed: pip install {tracker}, or leave it out; "
                          "metrics.csv is always written")
 
-# %% ../nbs/08_training.ipynb #c43-71bee5
+
 def start_tracker(session: Session, tracker: str | None, out: Path) -> None:
     "Tell the tracker what is run."
     if tracker is not None:
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe_to_json(session.recipe).items()}
         session.accelerator.init_trackers("isd_nb", settings, {"wandb": {"name": out.name, "dir": str(out)}})
 
-# %% ../nbs/08_training.ipynb #c45-17a295
+# %% ../nbs/08_training.ipynb #c44-17a295
 @dataclass(frozen=True)
 class Trained:
     "What a training leaves behind, beside its run directory."
@@ -348,7 +348,7 @@ class Trained:
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
 
-# %% ../nbs/08_training.ipynb #c46-43b49e
+# %% ../nbs/08_training.ipynb #c45-a3c364
 def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
           evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher
@@ -371,11 +371,10 @@ def train(recipe: Recipe, images: ImageSet,
         resumed = resume and restore_session(session, out)
         run_session(session, out, Saver(save_every), workers, resumed,
                     lambda: Log(session, out, evaluate, show and first, watch, resumed))
-    uncompile_backbones(session.method)
     seen = session.step * recipe.batch_size
     return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
 
-# %% ../nbs/08_training.ipynb #c47-13c86d
+# %% ../nbs/08_training.ipynb #c46-d3792c
 def run_session(session: Session, out: Path, saver: Saver, workers: int | None, resumed: bool, make_log: Callable[[], Log]) -> None:
     "From the first row to the last checkpoint."
     log = make_log()
@@ -390,11 +389,12 @@ def run_session(session: Session, out: Path, saver: Saver, workers: int | None, 
             save_session(session, out)  # the weights before the step that failed
         raise
     finally:
+        uncompile_backbones(session.method)
         log.progress.bar.close()
         for tracked in session.accelerator.trackers:
             tracked.finish()
 
-# %% ../nbs/08_training.ipynb #c48-688880
+# %% ../nbs/08_training.ipynb #c47-688880
 def run_steps(session: Session, out: Path, log: Log, came: list[int], saver: Saver, workers: int | None = None) -> None:
     "All steps from the present one to the last."
     losses, started = [], time.monotonic()
@@ -416,7 +416,7 @@ def run_steps(session: Session, out: Path, log: Log, came: list[int], saver: Sav
         if stop:
             raise Stopped(f"stopped at step {session.step} of {session.steps}, saved in {out}")
 
-# %% ../nbs/08_training.ipynb #c49-b37f4f
+# %% ../nbs/08_training.ipynb #c48-b37f4f
 def agreed(came: list[int], session: Session, row_due: bool) -> bool:
     "Whether any process was asked to stop; several processes ask each other at rows and every 20 steps."
     if session.accelerator.num_processes == 1:
