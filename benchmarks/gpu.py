@@ -61,8 +61,8 @@ def check_shared_memory(args: argparse.Namespace) -> None:
     needed = args.workers * 2 * max(args.batches) * 2 * 3 * 32 * 32 * 4  # two batches each of two float32 views
     place = Path("/dev/shm")
     if place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
-        raise SystemExit(f"{args.workers} workers need {needed / 1e6:.0f} MB in /dev/shm, but {free / 1e6:.0f} are free; "
-                         "give the container more (docker: --shm-size), or fewer --workers")
+        raise SystemExit(f"{args.workers} workers take {needed / 1e6:.0f} MB in /dev/shm, {free / 1e6:.0f} are free: "
+                         "take fewer --workers, or give the container more (docker: --shm-size)")
 
 
 def bfloat16_rate(args: argparse.Namespace) -> float:
