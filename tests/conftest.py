@@ -1,7 +1,7 @@
 """What the tests share: commands run as a user would, and small image folders."""
 import io
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from isd_nb.cli import isd_train as train_command
+from launching import Launched
 
 TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set", "width=4", "--set", "evaluations=3",
         "--set", "projector=[8]", "--set", "predictor=[8]", "--device", "cpu"]
@@ -33,6 +34,20 @@ def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> su
 def isd_train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     "Runs `isd_train` in an empty directory."
     return lambda *arguments: call(train_command, tmp_path, *arguments, *TINY, "--processes", "1")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Launched]]:
+    "Starts a script, in one process or several; none of them outlives the test."
+    started: list[Launched] = []
+
+    def begin(script: Path, *arguments: str, processes: int = 1, fresh: bool = False) -> Launched:
+        started.append(Launched(script, arguments, processes, fresh))
+        return started[-1]
+    yield begin
+    for launched in started:
+        launched.kill()
+        launched.wait(30)
 
 
 @pytest.fixture

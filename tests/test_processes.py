@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import SMALL, TINY
-from launching import finish, start, wait_for_checkpoint
+from launching import Launched, finish, wait_for_checkpoint
 
+Start = Callable[..., Launched]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SCRIPT = '''
 import sys
@@ -41,7 +43,7 @@ def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_do_what_one_does(tmp_path: Path, processes: int) -> None:
+def test_processes_do_what_one_does(start: Start, tmp_path: Path, processes: int) -> None:
     "Halves of a batch in two processes: the queue, the weights and the losses of one process, up to rounding."
     one = write_script(tmp_path / "one.py", splits=processes)  # batch norm in as many parts as there are processes
     many = write_script(tmp_path / "many.py")
@@ -56,7 +58,7 @@ def test_processes_do_what_one_does(tmp_path: Path, processes: int) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_resume_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_resume_with_another_number_of_processes(start: Start, tmp_path: Path) -> None:
     script = write_script(tmp_path / "train.py", steps=4000, save_every=0.2)
     run = tmp_path / "run"
     process = start(script, str(run), processes=2)
@@ -73,15 +75,16 @@ def test_resume_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_exact_resume_after_a_signal(tmp_path: Path, stop: int) -> None:
+def test_exact_resume_after_a_signal(start: Start, tmp_path: Path, stop: int) -> None:
     script = write_script(tmp_path / "train.py", steps=150, save_every=0.1)
     finish(start(script, str(tmp_path / "straight")))
-    process = start(script, str(tmp_path / "stopped"))
+    fresh = stop == signal.SIGINT  # a new interpreter has another order of hashes
+    process = start(script, str(tmp_path / "stopped"), fresh=fresh)
     wait_for_checkpoint(tmp_path / "stopped", process)
     process.send_signal(stop)
     assert process.wait(60) == 130
     assert newest(tmp_path / "stopped")["step"] < 150
-    finish(start(script, str(tmp_path / "stopped"), "--resume"))
+    finish(start(script, str(tmp_path / "stopped"), "--resume", fresh=fresh))
     same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
 
 
@@ -91,7 +94,7 @@ def same(a: dict, b: dict) -> None:
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
 
 
-def test_kills_at_random_moments(tmp_path: Path) -> None:
+def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
     "SIGKILL while training and saving (every step saves): the run goes on, and ends bit for bit the same."
     count = int(os.environ.get("ISD_NB_KILLS", 4))
     script = write_script(tmp_path / "train.py", steps=60 * count, save_every=0)

@@ -5,12 +5,13 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from launching import Launched, finish, start, wait_for_checkpoint
+from launching import Launched, finish, wait_for_checkpoint
 from test_processes import newest, same
 
 from isd_nb.data import ImageSet, InputError, digits
@@ -42,7 +43,7 @@ def images() -> ImageSet:
 
 
 @pytest.fixture
-def launch(tmp_path: Path):
+def launch(start: Callable[..., Launched], tmp_path: Path):
     "Start a training of a recipe in so many processes."
     (tmp_path / "run.py").write_text(SCRIPT)
 
