@@ -9,7 +9,7 @@ __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Step
            'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
            'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-45fae4
+# %% ../nbs/40_command_line.ipynb #c03-f8df5e
 import json
 import math
 import os
@@ -33,7 +33,7 @@ from .data import ImageSet, InputError, load_images, nearest
 from .evaluation import embed, evaluate
 from .gpu_run import Sets, load_sets, part_of, plot_rows, sample_evaluator
 from .planning import dry_run
-from .runs import machine
+from .runs import cores, machine
 from .training import (Recipe, Stopped, Trained, build_method, find_recipe, methods, read_metrics,
                              recipe_from_json, recipes, save_encoders, total_steps, train, write_json)
 
@@ -280,7 +280,7 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
             print(f"{command}: {stopped}; {again}", file=sys.stderr)
             raise SystemExit(130) from None
 
-# %% ../nbs/40_command_line.ipynb #c42-9c590c
+# %% ../nbs/40_command_line.ipynb #c42-073672
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
     "How many processes to run in; 0 asks for what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
@@ -288,7 +288,7 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
     parts, batch = recipe.batch_norm_splits, recipe.batch_size
     if asked == 0:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        fits = [n for n in range(2, (os.cpu_count() or 1) + 1) if parts % n == batch % n == 0]
+        fits = [n for n in range(2, cores() + 1) if parts % n == batch % n == 0]
         return max((n for n in fits if on_cpu), default=1)
     if device != "cpu" and 0 < torch.cuda.device_count() < asked:
         raise InputError(f"{asked} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
@@ -368,7 +368,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c55-236269
+# %% ../nbs/40_command_line.ipynb #c55-238d18
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -380,7 +380,7 @@ Out = Annotated[Path | None, Option(help="run directory; by default the next fre
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
-Workers = Annotated[int | None, Option(help="processes that decode images of a set too large for memory; by default one a core")]
+Workers = Annotated[int | None, Option(help="processes that decode images of a set too large for memory; by default one a core, up to 16")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
 Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
 DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]

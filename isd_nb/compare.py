@@ -6,7 +6,7 @@
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'score', 'Task', 'work', 'worker',
            'run_tasks', 'plan', 'finished', 'gather', 'compare', 'isd_compare']
 
-# %% ../nbs/43_compare.ipynb #c03-5b187f
+# %% ../nbs/43_compare.ipynb #c03-07cacf
 import fcntl
 import json
 import os
@@ -30,7 +30,7 @@ from .data import ImageSet, InputError, nearest
 from .encoders import Encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_accuracy
 from .gpu_run import Sets, sample_evaluator
-from .runs import machine
+from .runs import cores, machine
 from .training import (Recipe, Stopped, build_method, check_recipe, find_method, methods, prepare, read_metrics,
                              recipe_from_json, recipe_to_json, save_encoders, seeded, stop_signals, total_steps, train,
                              train_step, write_json)
@@ -128,7 +128,7 @@ def score(encoder: nn.Module | Callable,
     return dict(knn1=knn_accuracy(*data, k=1), knn20=knn_accuracy(*data, k=min(20, len(train_set))),
                 linear=linear_accuracy(*data), **few)
 
-# %% ../nbs/43_compare.ipynb #c22-8ebb92
+# %% ../nbs/43_compare.ipynb #c22-0520ce
 @dataclass(frozen=True)
 class Task:
     "One run of a comparison, as it is handed to its process."
@@ -139,12 +139,13 @@ class Task:
     device: str = "auto"
     root: str = "data"
     after: str | None = None  # the run directory that must be finished first
+    workers: int | None = None  # that decode files; None: see `isd_nb.training.decoders`
 
     @property
     def name(self) -> str:
         return Path(self.out).name
 
-# %% ../nbs/43_compare.ipynb #c23-acbc47
+# %% ../nbs/43_compare.ipynb #c23-0be4ff
 def work(task: Task) -> None:
     "Do one run and write its `result.json`."
     recipe, out, sets = task.recipe, Path(task.out), read_sets(task.recipe, task.root)
@@ -152,19 +153,20 @@ def work(task: Task) -> None:
         result = trained_result(task, sets)
     else:
         encoders = {"pixels": nn.Flatten(), "untrained": build_method(recipe, sets.train).student}
-        place = pick_device(task.device)
-        scores = {n: score(e, sets.bank, sets.test, recipe.seed, place) for n, e in encoders.items()}
+        places = {"pixels": torch.device("cpu"), "untrained": pick_device(task.device)}  # pixels may be too many for a GPU
+        scores = {n: score(e, sets.bank, sets.test, recipe.seed, places[n]) for n, e in encoders.items()}
         result = dict(seed=recipe.seed, scores=scores)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
     write_json(out / "result.json", result)
 
-# %% ../nbs/43_compare.ipynb #c24-e8b44f
+# %% ../nbs/43_compare.ipynb #c24-2897d9
 def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out = task.recipe, Path(task.out)
     images = sets.bank if "labels" in find_method(recipe.method).needs else sets.train  # the same, but for STL-10
-    trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device, show=False)
+    trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device,
+                    show=False, workers=task.workers)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())
@@ -213,14 +215,14 @@ def what_went_wrong(task: Task, code: int) -> str:
     lines = log_of(task).read_text().strip().splitlines() or [""]
     return f"killed by signal {-code}" if code < 0 else lines[-1].removeprefix(f"{task.name}: ")
 
-# %% ../nbs/43_compare.ipynb #c29-67eceb
+# %% ../nbs/43_compare.ipynb #c29-bf91e9
 def run_tasks(tasks: Sequence[Task],
               jobs: int = 1,
               tell: Callable[[Task, str | None], None] = lambda task, error: None,  # called after each; None: it went well
               ) -> dict[str, str]:  # what went wrong, by name; raises `Stopped` on a signal
     "Run each task in a process of its own, `jobs` at a time."
     waiting, running, failed = list(tasks), [], {}
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    threads = max(1, cores() // jobs) if jobs > 1 else None
     with stop_signals() as came:
         try:
             while (waiting or running) and not came:
@@ -253,14 +255,14 @@ def start_some(waiting: list[Task], running: list[tuple[Task, Any]], failed: dic
             waiting.remove(task)
             running.append((task, start(task, threads)))
 
-# %% ../nbs/43_compare.ipynb #c32-778c4c
+# %% ../nbs/43_compare.ipynb #c32-381dbc
 def plan(base: Recipe,
          names: Sequence[str],  # methods
          seeds: Sequence[int],
          budget: int,  # images seen
          out: Path,
          settings: Mapping[str, Mapping[str, Any]],  # by method
-         **where: str,  # device and root
+         **where: Any,  # device, root and workers
          ) -> list[Task]:  # in the order in which they can be done
     "All runs of a comparison."
     guided = {m for m in names if "guide" in find_method(m).options and "options.guide" not in settings.get(m, {})}
@@ -298,7 +300,7 @@ def gather(tasks: Iterable[Task], **about: Any) -> dict[str, Any]:  # what `comp
     done = [(t, json.loads((Path(t.out) / "result.json").read_text())) for t in tasks if finished(t)]
     return about | dict(baselines=[r for t, r in done if not t.trained], runs=[r for t, r in done if t.trained])
 
-# %% ../nbs/43_compare.ipynb #c38-150b53
+# %% ../nbs/43_compare.ipynb #c38-330288
 def compare(base: Recipe,
             names: Sequence[str],
             seeds: Sequence[int],
@@ -317,7 +319,8 @@ def compare(base: Recipe,
     images = number_of_images(base, root)
     budget = budget or total_steps(base, images) * base.batch_size
     tuned = read_settings(settings)
-    tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, device=device, root=str(root))
+    tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, device=device, root=str(root),
+                 workers=max(1, cores() // jobs) if jobs > 1 else None)
     for task in tasks:
         check_recipe(task.recipe, images)
     about = dict(recipe=recipe_to_json(base), data=base.data, budget_images=budget, seeds=list(seeds), machine=machine(),

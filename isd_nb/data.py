@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str]) -> str:  # one sentence for an erro
     hint = [f"did you mean {k!r}? " for k in known if close and k.lower() == close[0]]
     return f"{''.join(hint[:1])}known: {', '.join(known)}"
 
-# %% ../nbs/01_data.ipynb #c09-551bb5
+# %% ../nbs/01_data.ipynb #c09-1cf332
 @dataclass
 class Unreadable:
     "Files that could not be read when they were asked for: named once, counted, and too many of them are an error."
@@ -60,7 +60,7 @@ def send(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
     "Numbers on a device; to a GPU through pinned memory, so that nobody waits for them."
     rows = torch.as_tensor(rows)
     pinned = torch.device(device).type == "cuda" and not rows.is_cuda
-    return (rows.pin_memory() if pinned else rows).to(device, non_blocking=True)
+    return (rows.pin_memory() if pinned else rows).to(device, non_blocking=pinned)
 
 # %% ../nbs/01_data.ipynb #c10-2a71bb
 @dataclass(frozen=True)

@@ -115,14 +115,14 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
         groups.append(dict(params=classifier.encoder.parameters(), lr=tuning.backbone_rate))
     return torch.optim.SGD(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c19-1add48
-def labelled_batches(images: ImageSet, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:  # rows (B,), uint8 (B, C, H, W)
+# %% ../nbs/09b_fine_tuning.ipynb #c19-c216a2
+def labelled_batches(images: ImageSet, plan: Plan, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:  # rows, bytes
     "The batches of a plan; files are decoded by workers."
     if images.images is not None:
         yield from ((rows, images.get(rows)) for rows in plan)
         return
     yield from zip(plan, torch.utils.data.DataLoader(images, batch_sampler=Rows(plan, slice(None)), num_workers=decoders(),
-                                                     pin_memory=torch.cuda.is_available()))
+                                                     pin_memory=device.type == "cuda"))
 
 # %% ../nbs/09b_fine_tuning.ipynb #c20-faecf4
 def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]
@@ -157,7 +157,7 @@ def keep(folder: Path | None, step: int, about: dict, classifier: Classifier, op
         save_checkpoint(folder, step, dict(step=step, about=about, learner=classifier.learner().state_dict(),
                                            optimizer=optimizer.state_dict()), keep=1)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c24-57554f
+# %% ../nbs/09b_fine_tuning.ipynb #c24-78e988
 def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path | None, progress: bool,
          save_every: float) -> None:
     "Train by a plan, from its checkpoint if there is one."
@@ -169,10 +169,10 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
     plan.start, saved = restore(folder, about, classifier, optimizer), time.monotonic()
     bar = tqdm(total=plan.stop, initial=plan.start, desc="labels", leave=False, disable=not progress)
     with stop_signals() as came, bar:
-        for step, (rows, pixels) in enumerate(labelled_batches(images, plan), plan.start):
+        for step, (rows, pixels) in enumerate(labelled_batches(images, plan, device), plan.start):
             for group, rate in zip(optimizer.param_groups, (tuning.head_rate, tuning.backbone_rate)):
                 group["lr"] = rate * decay(tuning, step / plan.stop)
-            tune_step(classifier, optimizer, make_views(tuning, pixels.to(device), step), labels[send(rows, device)], dtype)
+            tune_step(classifier, optimizer, make_views(tuning, pixels.to(device, non_blocking=True), step), labels[send(rows, device)], dtype)
             bar.update()
             if came or time.monotonic() - saved > save_every:
                 keep(folder, step + 1, about, classifier, optimizer)

@@ -16,7 +16,7 @@ from typing import Any
 from .data import InputError, nearest
 from .views import GENTLE, STRONG, WEAK, ViewRecipe
 
-# %% ../nbs/08a_recipes.ipynb #c06-153b3d
+# %% ../nbs/08a_recipes.ipynb #c06-1cebda
 @dataclass(frozen=True)
 class Recipe:
     "All settings of a run, in one look: images, networks, method, optimiser, run."
@@ -57,7 +57,7 @@ class Recipe:
 
     evaluations: int = 10  # evenly spaced, the last one at the end
     precision: str = "auto"  # "float32", "bfloat16", or what the device does well
-    compile: str = "auto"  # ResNets on CUDA; "off"; or a backend of torch.compile, everywhere
+    compile: str = "auto"  # torchvision's ResNets on CUDA; "off"; or a backend of torch.compile, everywhere
     seed: int = 0
 
 # %% ../nbs/08a_recipes.ipynb #c08-983d24

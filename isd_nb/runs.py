@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save_checkpoint', 'load_checkpoint', 'write_json', 'read_metrics', 'write_metrics', 'open_run', 'read_recipe',
-           'machine', 'only_one', 'Stopped', 'stop_signals', 'Saver']
+           'cores', 'machine', 'only_one', 'Stopped', 'stop_signals', 'Saver']
 
 # %% ../nbs/08c_runs.ipynb #c03-7b4686
 import csv
@@ -113,7 +113,7 @@ def check_same_recipe(out: Path, recipe: Recipe) -> None:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
-# %% ../nbs/08c_runs.ipynb #c23-ca8243
+# %% ../nbs/08c_runs.ipynb #c23-7d68ed
 def read_recipe(run: Path) -> Recipe:
     "The recipe a run was begun with."
     config = run / "config.json"
@@ -122,10 +122,18 @@ def read_recipe(run: Path) -> Recipe:
     return recipe_from_json(json.loads(config.read_text())["recipe"])
 
 
+def cores() -> int:
+    "How many processors this process may use: those it is bound to, and no more than a container's quota (Linux)."
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    allowed, period = quota.read_text().split() if quota.is_file() else ("max", "1")
+    return count if allowed == "max" else max(1, min(count, int(allowed) // int(period)))
+
+
 def machine() -> str:
     "The processor and, if there is one, the GPU: what a saved number is read with."
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    return f"{platform.processor() or platform.machine()}, {cores()} cores{gpu}, torch {torch.__version__}"
 
 # %% ../nbs/08c_runs.ipynb #c28-aa1fc0
 @contextmanager

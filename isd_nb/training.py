@@ -10,8 +10,10 @@ __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Di
            'recipe_to_json', 'recipes', 'scaled_learning_rate', 'total_steps', 'Stopped', 'load_checkpoint', 'open_run',
            'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json', 'write_metrics']
 
-# %% ../nbs/08_training.ipynb #c03-685a67
+# %% ../nbs/08_training.ipynb #c03-0bd94e
+import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +34,8 @@ from .encoders import save_encoder
 from .isd import Method, Output
 from .recipes import (Recipe, check_recipe, find_recipe, learning_rate, local_splits, recipe_from_json,
                             recipe_to_json, recipes, scaled_learning_rate, total_steps)
-from .runs import (Saver, Stopped, load_checkpoint, only_one, open_run, read_metrics, save_checkpoint, stop_signals,
-                         write_json, write_metrics)
+from .runs import (Saver, Stopped, cores, load_checkpoint, only_one, open_run, read_metrics, save_checkpoint,
+                         stop_signals, write_json, write_metrics)
 from .scale import compile_backbones, merge_outputs, uncompile_backbones
 
 # %% ../nbs/08_training.ipynb #c05-beb434
@@ -98,9 +100,9 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
                 InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
 
-# %% ../nbs/08_training.ipynb #c16-da1bd3
+# %% ../nbs/08_training.ipynb #c16-b0607e
 def compiler(recipe: Recipe, device: torch.device) -> str:
-    "The backend of `torch.compile`, or off; `auto` compiles where a net is large enough to earn back the minute it takes."
+    "The backend of `torch.compile`, or off; `auto` compiles nets that are large enough to earn back the minute it takes."
     if recipe.compile != "auto":
         return recipe.compile
     return "inductor" if device.type == "cuda" and recipe.backbone.startswith("resnet") else "off"
@@ -191,11 +193,16 @@ def train_step(session: Session,
     session.step += 1
     return output.loss
 
-# %% ../nbs/08_training.ipynb #c29-d4303e
-def decoders(asked: int | None = None) -> int:
-    "How many processes decode files for this one: as many as asked for, or its share of the cores, but not more than 16."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) if asked is None else asked
+# %% ../nbs/08_training.ipynb #c29-1b0a12
+def decoders(asked: int | None = None, batch_bytes: int = 0) -> int:
+    "How many processes decode files: as many as asked for; else this one's share of the cores, up to 16, that has room."
+    if asked is not None and asked < 0:
+        raise InputError(f"workers must be 0 or more, not {asked}")
+    share = min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)) if asked is None else asked
+    memory = Path("/dev/shm")  # through it they hand over their batches, two each; small in many containers
+    if asked is None and batch_bytes and memory.is_dir():
+        share = min(share, shutil.disk_usage(memory).free // (4 * batch_bytes))
+    return share if asked is not None else max(1, share)
 
 
 def batches(session: Session, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 pixels
@@ -205,10 +212,11 @@ def batches(session: Session, workers: int | None = None) -> Iterator[tuple[Tens
     if session.images.images is not None:
         yield from ((indices, session.images.get(indices[rows])) for indices in plan)
         return
-    device, workers = session.accelerator.device, decoders(workers)
+    device, share = session.accelerator.device, session.recipe.batch_size // session.accelerator.num_processes
+    workers = decoders(workers, share * math.prod(session.images.shape))
     loader = torch.utils.data.DataLoader(session.images, batch_sampler=Rows(plan, rows), num_workers=workers,
                                          worker_init_fn=leave_signals, pin_memory=device.type == "cuda",
-                                         prefetch_factor=4 if workers else None)
+                                         prefetch_factor=2 if workers else None)
     yield from ((indices, batch.to(device, non_blocking=True)) for indices, batch in zip(plan, loader))
 
 # %% ../nbs/08_training.ipynb #c30-32f97e
@@ -348,7 +356,7 @@ class Trained:
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
 
-# %% ../nbs/08_training.ipynb #c45-a3c364
+# %% ../nbs/08_training.ipynb #c45-71678a
 def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
           evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher
@@ -356,7 +364,7 @@ def train(recipe: Recipe, images: ImageSet,
           device: str = "auto",  # "auto", "cpu" or "cuda"
           save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time
           show: bool = True,  # progress bar and a line for every evaluation
-          workers: int | None = None,  # processes that decode files, for each process that trains; None: see `decoders`
+          workers: int | None = None,  # processes that decode files for this one; None: see `decoders`
           tracker: str | None = None,  # "tensorboard" or "wandb", beside metrics.csv
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
           ) -> Trained:
@@ -374,7 +382,7 @@ def train(recipe: Recipe, images: ImageSet,
     seen = session.step * recipe.batch_size
     return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
 
-# %% ../nbs/08_training.ipynb #c46-d3792c
+# %% ../nbs/08_training.ipynb #c46-1063a9
 def run_session(session: Session, out: Path, saver: Saver, workers: int | None, resumed: bool, make_log: Callable[[], Log]) -> None:
     "From the first row to the last checkpoint."
     log = make_log()
@@ -389,10 +397,11 @@ def run_session(session: Session, out: Path, saver: Saver, workers: int | None, 
             save_session(session, out)  # the weights before the step that failed
         raise
     finally:
-        uncompile_backbones(session.method)
         log.progress.bar.close()
         for tracked in session.accelerator.trackers:
             tracked.finish()
+        if session.compiled:
+            uncompile_backbones(session.method)
 
 # %% ../nbs/08_training.ipynb #c47-688880
 def run_steps(session: Session, out: Path, log: Log, came: list[int], saver: Saver, workers: int | None = None) -> None:

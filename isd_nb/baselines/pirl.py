@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryBank', 'nce_loss', 'Jigsaw', 'PieceHead', 'WithBank', 'PIRL']
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-597d25
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-dbe9c1
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet, InputError
+from ..data import ImageSet, InputError, send
 from ..encoders import Encoder
 from ..isd import Method, Output, similarities
 from ..queue import gather_keys
@@ -47,7 +47,7 @@ def nce_loss(vectors: Tensor,  # (B, D) unit vectors
     others = log_h.scatter(1, indices[:, None], -torch.inf).exp().clamp(max=1 - 1e-6)
     return -(own.squeeze(1) + torch.log1p(-others).sum(dim=1)).mean()
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c15-e571f2
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c15-7a42e6
 class Jigsaw:
     "Makes views and cuts them into shuffled pieces; called like `Views`."
 
@@ -67,7 +67,7 @@ class Jigsaw:
         order = torch.rand(total, count, generator=generator)[start:stop].argsort(dim=1)  # (B, P)
         slack = torch.randint(self.cell - self.piece + 1, (total, count, 2), generator=generator)[start:stop]
         corner = torch.stack([order // self.grid, order % self.grid], dim=2) * self.cell + slack  # (B, P, 2)
-        corner = corner.pin_memory().to(views.device, non_blocking=True) if views.is_cuda else corner
+        corner = send(corner, views.device)
         rows, columns = (corner[..., i, None] + torch.arange(self.piece, device=views.device) for i in (0, 1))  # (B, P, s)
         batch = torch.arange(len(views), device=views.device)[:, None, None, None]
         return views[batch, :, rows[..., None], columns[:, :, None]].permute(0, 1, 4, 2, 3)

@@ -16,12 +16,12 @@ from ..evaluation import seed_interval
 from ..teacher import cosine_momentum
 from ..training import learning_rate, recipe_from_json, total_steps
 
-# %% ../../nbs/20_claims/01_teacher_and_student.ipynb #c07-8ab963
+# %% ../../nbs/20_claims/01_teacher_and_student.ipynb #c07-4d5d1c
 def read_curves(path: Path | str) -> dict[str, Any] | None:
     "The result of `isd_compare`; None, and a line that says so, where there is none."
     path = Path(path)
     if not path.is_file():
-        print(f"no saved result at {path.name} yet; this makes it: isd_compare --data digits --seeds 0,1,2")
+        print(f"no saved result at {path.name} yet; this makes it: isd_compare --recipe {path.stem} --seeds 0,1,2")
         return None
     saved = json.loads(path.read_text())
     print(f"made by: {saved.get('command') or 'isd_compare'}\n  isd_nb {saved.get('version')}, {saved.get('machine')}, "
