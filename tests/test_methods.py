@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processes import finish, newest, start
+from launching import finish
+from test_processes import Start, newest
 
 from isd_nb.data import ImageSet, InputError, digits
 from isd_nb.isd import Method
@@ -113,7 +114,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.json")):
 '''
 
 
-def test_two_processes_do_what_one_does(images: ImageSet, guide: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(start: Start, images: ImageSet, guide: Path, tmp_path: Path) -> None:
     "SimCLR's negatives, SwAV's codes, the banks and the queues are those of the whole batch."
     alone = {}
     for name in ("moco_v2", "co2", "byol", "simclr", "swav", "compress", "pirl", "invp"):  # ISD: see test_processes
