@@ -193,16 +193,18 @@ def train_step(session: Session,
     session.step += 1
     return output.loss
 
-# %% ../nbs/08_training.ipynb #c29-1b0a12
+# %% ../nbs/08_training.ipynb #c29-246a1b
 def decoders(asked: int | None = None, batch_bytes: int = 0) -> int:
     "How many processes decode files: as many as asked for; else this one's share of the cores, up to 16, that has room."
-    if asked is not None and asked < 0:
-        raise InputError(f"workers must be 0 or more, not {asked}")
-    share = min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)) if asked is None else asked
+    if asked is not None:
+        if asked < 0:
+            raise InputError(f"workers must be 0 or more, not {asked}")
+        return asked
+    share = min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     memory = Path("/dev/shm")  # through it they hand over their batches, two each; small in many containers
-    if asked is None and batch_bytes and memory.is_dir():
+    if batch_bytes and memory.is_dir():
         share = min(share, shutil.disk_usage(memory).free // (4 * batch_bytes))
-    return share if asked is not None else max(1, share)
+    return max(1, share)
 
 
 def batches(session: Session, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 pixels
