@@ -203,7 +203,7 @@ def share_of_cores() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/40_command_line.ipynb #c30-18494b
+# %% ../nbs/40_command_line.ipynb #c30-9ebddb
 def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
     "The part of a summary that is known before the scores."
     command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
@@ -213,7 +213,7 @@ def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: 
                 images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
                 images_per_second=round(trained.images_per_second, 1))
 
-# %% ../nbs/40_command_line.ipynb #c31-86c7f0
+
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
     "The last words of a run."
     which = "" if summary["has_teacher"] else ', which="student"'
@@ -225,7 +225,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c32-753b79
+# %% ../nbs/40_command_line.ipynb #c31-753b79
 def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
     "Evaluate, draw and report; returns the summary."
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
@@ -240,7 +240,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c33-7ca240
+# %% ../nbs/40_command_line.ipynb #c32-7ca240
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -351,7 +351,7 @@ def lost(others: Sequence[subprocess.Popen], patience: float = 0.0) -> str:  # s
     return (f"isd_train: a companion process ended with exit code {codes[0]}; go on with --resume, "
             "or in a single process with --processes 1") if codes else ""
 
-# %% ../nbs/40_command_line.ipynb #c52-012a5a
+# %% ../nbs/40_command_line.ipynb #c52-cd7b46
 def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: float = 20.0) -> None:  # seconds
     "End this process when a companion failed and this one waits for an answer that never comes."
     while not done.wait(0.5):
@@ -359,7 +359,7 @@ def watch(others: Sequence[subprocess.Popen], done: threading.Event, patience: f
             print(lost(others), file=sys.stderr, flush=True)
             os._exit(1)
 
-# %% ../nbs/40_command_line.ipynb #c53-b68b7d
+
 def end_with_first() -> None:
     "In a companion: end when the first process does, however that ends."
     def wait() -> None:
@@ -368,7 +368,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c55-238d18
+# %% ../nbs/40_command_line.ipynb #c54-238d18
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -388,7 +388,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c56-ea2f83
+# %% ../nbs/40_command_line.ipynb #c55-ea2f83
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
@@ -410,7 +410,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
             run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
-# %% ../nbs/40_command_line.ipynb #c57-6c6dc1
+# %% ../nbs/40_command_line.ipynb #c56-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -420,7 +420,7 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c58-70b822
+# %% ../nbs/40_command_line.ipynb #c57-70b822
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
     config = out / "config.json"
@@ -431,6 +431,6 @@ def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str
         raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
     return replace(begun, **{name: value for name, value in options.items() if value is not None})
 
-# %% ../nbs/40_command_line.ipynb #c59-b1ec3e
+# %% ../nbs/40_command_line.ipynb #c58-b1ec3e
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_train()

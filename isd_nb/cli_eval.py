@@ -196,7 +196,7 @@ def answers(asked: Asked, question: Question) -> Iterator[tuple[dict[str, Any], 
             for s in range(question.seeds if f < 1 else 1):
                 yield dict(fraction=f, seed=s), partial(compute, asked, question, f, s)
 
-# %% ../nbs/41_isd_eval.ipynb #c28-5a9d57
+# %% ../nbs/41_isd_eval.ipynb #c28-629e8a
 def pick_device(device: str) -> torch.device:
     "cpu, cuda, or the better one there is."
     if device not in ("auto", "cpu", "cuda"):
@@ -205,14 +205,14 @@ def pick_device(device: str) -> torch.device:
         raise InputError("device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
     return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
 
-# %% ../nbs/41_isd_eval.ipynb #c29-612fff
+
 def file_of(run: Path, question: Question, recipe: Recipe) -> Path:
     "RUN/eval/<protocol>.json; for other images than the run's, their name is in it."
     other = question.data not in (None, recipe.data)
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", question.data).strip("_") if other else ""
     return run / "eval" / f"{question.protocol}{place}.json"
 
-# %% ../nbs/41_isd_eval.ipynb #c32-867ce9
+# %% ../nbs/41_isd_eval.ipynb #c31-867ce9
 def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device: str, root: Path | str,
            show: bool) -> dict[str, Asked]:  # by name
     "Everyone who is asked, with images that they can look at."
@@ -225,7 +225,7 @@ def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device:
     place = pick_device(device)
     return {name: Asked(module.to(place), train, test, recipe, place, show) for name, module in named.items()}
 
-# %% ../nbs/41_isd_eval.ipynb #c34-564eaa
+# %% ../nbs/41_isd_eval.ipynb #c33-564eaa
 def answer(ledger: Ledger, key: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> None:
     "One row; its checkpoints lie in a folder of their own until it is done."
     about = json.dumps([ledger.values["question"], key], sort_keys=True)
@@ -241,7 +241,7 @@ def ledger_of(run: Path, question: Question, asked: Asked, command: str) -> Ledg
                   command=command, recipe=recipe.name, method=recipe.method, images=len(asked.train),
                   test_images=len(asked.test))
 
-# %% ../nbs/41_isd_eval.ipynb #c36-bb6e80
+# %% ../nbs/41_isd_eval.ipynb #c35-bb6e80
 def evaluate_run(run: Path | str,  # made by isd_train
                  protocol: str = "knn",  # one of `protocols`
                  data: str | None = None,  # None: the images of the run
@@ -263,10 +263,10 @@ def evaluate_run(run: Path | str,  # made by isd_train
     keep = [dict(row) for row in ledger.rows if row["encoder"] in everyone]
     return {**ledger.values, "rows": keep, "file": str(ledger.path)}
 
-# %% ../nbs/41_isd_eval.ipynb #c38-13b53a
+# %% ../nbs/41_isd_eval.ipynb #c37-13b53a
 titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}
 
-# %% ../nbs/41_isd_eval.ipynb #c39-62c231
+# %% ../nbs/41_isd_eval.ipynb #c38-62c231
 def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str], main: str) -> str:
     "Rows that differ only in the draw of labels, as one line."
     several, fraction = len(group) > 1, group[0].get("fraction")
@@ -275,7 +275,7 @@ def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str], main: st
     return (f"{group[0]['encoder']:<16}{1 if fraction is None else fraction:>8.0%}{means}"
             f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
 
-# %% ../nbs/41_isd_eval.ipynb #c41-aa8db6
+# %% ../nbs/41_isd_eval.ipynb #c40-aa8db6
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     "Rows of `evaluate_run` as text."
     groups: dict[tuple, list] = {}
@@ -286,7 +286,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{'encoder':<16}{'labels':>8}" + "".join(f"{titles[c]:>10}" for c in columns) + f"   95% of {titles[main]}"]
     return "\n".join([*lines, *(line_of(group, columns, main) for group in groups.values())])
 
-# %% ../nbs/41_isd_eval.ipynb #c51-b4abf3
+# %% ../nbs/41_isd_eval.ipynb #c52-9ac4cb
 @contextmanager
 def stoppable() -> Iterator[None]:
     "Ctrl-C ends the command with one sentence."
@@ -296,7 +296,7 @@ def stoppable() -> Iterator[None]:
         print(f"isd_eval: {str(stop) or 'stopped'}; finished rows are saved, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/41_isd_eval.ipynb #c52-b30a24
+
 def shares(text: str) -> tuple[float, ...]:
     "Comma-separated fractions."
     try:
