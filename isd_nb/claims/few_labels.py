@@ -48,28 +48,30 @@ def whole_top1(encoder: Encoder, part: ImageSet, held: ImageSet, tuning: Tuning,
     logits = embed(fit_classifier(encoder, part, tuning, classes), held)  # (M, classes)
     return score(logits, held.labels.to(logits.device)).top1
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c09-d4b4be
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c09-aabdc7
 def answers(images: ImageSet, held: ImageSet,
             untrained: Encoder,
             trained: Encoder,  # without labels
             rows: Tensor,  # of the labelled images
-            tuning: Tuning) -> dict[str, float]:  # top-1 for each of `names`
+            tuning: Tuning,
+            scratch_rate: float = 0.03,  # learning rate of the backbone that begins with random weights
+            ) -> dict[str, float]:  # top-1 for each of `names`
     "Every way to use these labels."
-    part, classes = images.subset(rows), len(images.classes)
-    tops = (linear_top1(nn.Flatten(), part, held, tuning.seed), whole_top1(untrained, part, held, tuning, classes),
+    part, classes, scratch = images.subset(rows), len(images.classes), replace(tuning, backbone_rate=scratch_rate)
+    tops = (linear_top1(nn.Flatten(), part, held, tuning.seed), whole_top1(untrained, part, held, scratch, classes),
             linear_top1(trained, part, held, tuning.seed), whole_top1(trained, part, held, tuning, classes))
     return dict(zip(names, tops))
 
 
-def quick(recipe: Recipe, seed: int, min_steps: int = 300) -> Tuning:
+def quick(recipe: Recipe, seed: int, min_steps: int = 1000) -> Tuning:
     "Fine-tuning for label sets from ten images to all."
     return replace(FINETUNE, epochs=1, min_steps=min_steps, batch_size=128, views=crops_only(recipe.views), seed=seed)
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c13-3d9b8f
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c13-78ad4f
 budgets = (1, 2, 5, 10, 25, 100, None)  # labels a class
 
 
-def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: int = 300) -> Ledger:
+def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: int = 1000) -> Ledger:
     "A row for each seed and budget."
     images, held = study.images()
     ledger = ledger_of(study, budgets=budgets, min_steps=min_steps)
@@ -82,6 +84,6 @@ def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: in
                 answers, images, held, untrained, trained, rows, quick(study.recipe, seed, min_steps)))
     return ledger
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c19-2089fe
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c19-e237ca
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    study_command("few_labels", measure, seeds=3, budget=250_000)
+    study_command("few_labels", measure, seeds=3, budget=500_000)
