@@ -64,7 +64,7 @@ def pulls(query: Tensor,  # (B, D) unit vectors, the student's
     own = (query * key).sum(1, keepdim=True) / student_temperature
     return -torch.cat([own, logits], 1).softmax(1)[:, 1:]
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c23-4303d1
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c24-4303d1
 temperatures = (0.005, 0.02, 0.04, 0.1, 0.3, 1.0)
 
 
@@ -82,7 +82,7 @@ def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) ->
         return row
     return look
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c24-c6ad5b
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c25-c6ad5b
 def measure(study: Study) -> Ledger:
     "ISD at every temperature, and MoCo; a row a seed."
     bank, queries = study.images()
@@ -99,6 +99,6 @@ def measure(study: Study) -> Ledger:
             ledger.row(dict(method=method, temperature=t, seed=seed), compute)
     return ledger
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c31-b28942
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c32-a2259f
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    study_command("soft_and_binary", measure, seeds=3, budget=100_000)
+    study_command("soft_and_binary", measure, seeds=3, budget=200_000)
