@@ -16,6 +16,7 @@ help:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, as pip does not; some files are for other Pythons
 	touch $@
 
 train: .venv/ready
@@ -23,9 +24,9 @@ train: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check isd_nb tests benchmarks
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS)
 	$(BIN)/python -m pytest -q tests/test_browser.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
 browser:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['palette', 'markers', 'layout', 'draw_map', 'plot_map', 'layouts', 'plot_growth']
 
-# %% ../nbs/31_umap.ipynb #c03-fb68eb
+# %% ../nbs/31_umap.ipynb #c03-4f87a3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .data import ImageSet, InputError
@@ -18,7 +19,7 @@ from .neighbours import plain_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/31_umap.ipynb #c06-9ca791
+# %% ../nbs/31_umap.ipynb #c06-53bdec
 def layout(features: Tensor,  # (N, F)
            neighbours: int = 15,  # how far UMAP looks around each point
            seed: int = 0,
@@ -31,11 +32,13 @@ def layout(features: Tensor,  # (N, F)
 
     from umap import UMAP
     init = start if start is not None else "spectral" if len(features) > 30 else "random"
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fixed seed turns off its threads, and it says so every time
         mapper = UMAP(n_neighbors=min(neighbours, len(features) - 1), metric="cosine", random_state=seed, init=init,
                       n_epochs=None if start is None else 200)
         places = mapper.fit_transform(features.cpu().numpy()).astype(np.float32)
+    torch.set_num_threads(threads)  # UMAP's compiler sets the number for all of OpenMP, PyTorch's part included
     return places if start is None else turn_to_fit(places, start)
 
 # %% ../nbs/31_umap.ipynb #c07-b6f955
