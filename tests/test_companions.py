@@ -17,6 +17,14 @@ ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg"}
 LONG = ["--steps", "5000", "--set", "evaluations=1"]  # a row every 50 steps; about a minute in all
 
 
+def read(path: str) -> bytes:
+    "A file of /proc, empty if its process has ended: it may do so at any moment, between a look and the next too."
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, text=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -24,14 +32,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 def companion(process: subprocess.Popen, seconds: float = 60) -> int:
     "The process number of the only companion, once there is one."
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.parent.is_dir():
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    if not Path(children).parent.is_dir():
         pytest.skip("child processes are found through /proc, which this system does not have")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, process.stderr.read()
-        for child in children.read_text().split():
-            if b"ISD_NB_COMPANION" in Path(f"/proc/{child}/environ").read_bytes():
+        for child in read(children).decode().split():
+            if b"ISD_NB_COMPANION" in read(f"/proc/{child}/environ"):
                 return int(child)
         time.sleep(0.1)
     raise AssertionError("no companion was started")
@@ -49,8 +57,8 @@ def wait_for_steps(run: Path, process: subprocess.Popen, seconds: float = 120) -
 def gone(number: int, seconds: float = 30) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        stat = Path(f"/proc/{number}/stat")
-        if not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+        stat = read(f"/proc/{number}/stat")
+        if not stat or stat.rpartition(b")")[2].split()[0] == b"Z":
             return True
         time.sleep(0.1)
     return False
