@@ -11,8 +11,9 @@ For ResNet-18 with the small-image stem on 32 x 32 colour images, at each batch 
 * the share of time spent waiting for data: how much longer the real loop takes than one that is given the same pixels
   again and again.
 
-And the streaming loss, forward and backward, at many anchors, against its floor: the four matrix products it cannot do
-without, of the same shapes and in the same precision, with nothing in between.
+And the streaming loss, forward and backward, at many anchors, against its floor: the matrix products it cannot do
+without, of the same shapes and in the same precision, with nothing in between. On CUDA, every form of `isd_nb.fused`
+is timed beside it.
 
 On a CPU, at small sizes, to see that it works:
 
@@ -26,6 +27,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -140,7 +143,24 @@ def loss_row(args: argparse.Namespace) -> dict[str, float]:
     return dict(batch=batch, anchors=args.loss_anchors, dim=dim,
                 loss_ms=round(1e3 * statistics.median(a for a, _ in turns), 3),
                 floor_ms=round(1e3 * statistics.median(b for _, b in turns), 3),
-                times_the_floor=round(statistics.median(a / b for a, b in turns), 2))
+                times_the_floor=round(statistics.median(a / b for a, b in turns), 2),
+                forms_ms=time_forms(looks / 0.04, anchors, args))
+
+
+def time_forms(looks: Tensor, anchors: Tensor, args: argparse.Namespace) -> dict[str, float | str]:
+    "Milliseconds of one read of the queue in every form there is for this device, or why it does not run."
+    if args.device == "cpu" or not find_spec("triton"):
+        return {}
+    from isd_nb.fused import is_right, readers
+
+    found: dict[str, float | str] = {}
+    for name, reader in readers().items():
+        try:
+            took = seconds(partial(reader, looks, anchors), args.device, args.rounds, 5)
+            found[name] = round(1e3 * took, 3) if is_right(reader, looks, anchors) else "its result is wrong"
+        except Exception as error:  # a form that this card cannot compile must not end the other measurements
+            found[name] = f"{type(error).__name__}: {error}"[:200]
+    return found
 
 
 def main() -> None:
@@ -165,7 +185,7 @@ def main() -> None:
         rows.append(step_row(batch, images, rate, args))
         print("  ".join(f"{name} {value:,}" for name, value in rows[-1].items()), flush=True)
     loss = loss_row(args)
-    print("  ".join(f"{name} {value:,}" for name, value in loss.items()))
+    print("  ".join(f"{name} {value}" for name, value in loss.items()))
     took = round(time.perf_counter() - start)
     print(f"{took} s in all")
     if args.json:

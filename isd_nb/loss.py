@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['soft_labels', 'soft_label_loss', 'attend_blocks', 'attend', 'streaming_soft_label_loss']
 
-# %% ../nbs/05_soft_labels.ipynb #c03-c37afa
+# %% ../nbs/05_soft_labels.ipynb #c03-a68758
 import math
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +79,15 @@ def attend_blocks(looks: Tensor,  # (B, D) queries or keys, already divided by t
         peak = new_peak
     return mean / mass, (peak + mass.log()).squeeze(1)
 
-# %% ../nbs/05_soft_labels.ipynb #c35-1fddcb
+# %% ../nbs/05_soft_labels.ipynb #c35-bf1046
 def attend(looks: Tensor,  # (B, D) queries or keys, already divided by their temperature
            anchors: Tensor,  # (K, D)
            block: int | None = None,  # anchors read at a time; None: whatever is fast on this device
            ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
-    "Read the queue once without holding a (B, K) matrix: by PyTorch's attention kernel on a CPU, else in blocks."
+    "Read the queue once without holding a (B, K) matrix: by a kernel of PyTorch's or our own, else in blocks."
+    if block is None and looks.device.type == "cuda" and looks.dtype == torch.float32 and find_spec("triton"):
+        from isd_nb.fused import reader_for  # only here: Triton is not needed without a GPU
+        return reader_for(looks.device, *looks.shape[:1], *anchors.shape, anchors.dtype)(looks, anchors)
     kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     if block or not kernel or looks.device.type != "cpu" or looks.dtype != anchors.dtype:
         return attend_blocks(looks, anchors, block or (1024 if looks.device.type == "cpu" else 16384))

@@ -93,11 +93,12 @@ def train_one(study: Study,
     place = study.runs / study.name / tag
     return train(recipe, images, place, evaluate, resume=place.exists(), device=study.device, show=study.show)
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c13-b19867
+# %% ../../nbs/20_claims/00_evidence.ipynb #c13-7e3c4e
 def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, budget: int) -> None:
     "The command line of a claim: `python -m isd_nb.claims.<name>`."
     parser = argparse.ArgumentParser(prog=f"python -m isd_nb.claims.{name}", description="The long run of this claim.")
     parser.add_argument("--recipe", default="digits", help="a recipe of isd_train; default: %(default)s")
+    parser.add_argument("--data", help="its images, as isd_train's --data; default: the recipe's")
     parser.add_argument("--images", type=int, default=budget, help="seen by every training; default: %(default)s")
     parser.add_argument("--seeds", type=int, default=seeds, help="how many; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/claims"), help="folder of the result")
@@ -105,11 +106,14 @@ def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, bud
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's sets lie")
     given = parser.parse_args()
-    command = f"{parser.prog} --recipe {given.recipe} --images {given.images} --seeds {given.seeds}"
+    data = f" --data {given.data}" if given.data else ""
+    command = f"{parser.prog} --recipe {given.recipe}{data} --images {given.images} --seeds {given.seeds}"
     with one_sentence(parser.prog, "the same command goes on"):
         if given.seeds < 1 or given.images < 1:
             raise InputError("a study needs at least one seed and one image")
-        study = Study(result_name(name, given.recipe), find_recipe(given.recipe), given.images, tuple(range(given.seeds)),
+        recipe = find_recipe(given.recipe)
+        recipe = replace(recipe, data=given.data or recipe.data)
+        study = Study(result_name(name, given.recipe), recipe, given.images, tuple(range(given.seeds)),
                       given.out, given.runs, given.device, given.root, command, sys.stderr.isatty())
         print(f"{len(measure(study).rows)} rows in {study.out / study.name}.json")
 
