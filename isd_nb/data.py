@@ -72,21 +72,9 @@ def send(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
     pinned = torch.device(device).type == "cuda" and not rows.is_cuda
     return (rows.pin_memory() if pinned else rows).to(device, non_blocking=pinned)
 
-# %% ../nbs/01_data.ipynb #c10-2a71bb
-@dataclass(frozen=True)
-class ImageSet:
-    "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
-    images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
-    labels: Tensor | None = None  # int64 (N,), or None
-    classes: tuple[str, ...] = ()  # class names, in the order of their labels
-    paths: tuple[Path, ...] = ()  # the file of every image, where there is one
-    shape: tuple[int, int, int] = ()  # (C, H, W) of every image
-    unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
-
-    def __post_init__(self) -> None:
-        check_set(self)
-        if self.images is not None:
-            object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
+# %% ../nbs/01_data.ipynb #c10-61d214
+class _Numbered:
+    "Images by number, whether they lie in memory or on disk."
 
     def __len__(self) -> int:
         return len(self.paths) if self.images is None else len(self.images)
@@ -100,28 +88,8 @@ class ImageSet:
             return self.images[send(indices, self.images.device)]
         return torch.stack([read_or_replace(self, int(i)) for i in indices])
 
-    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
-        "Only the images with these numbers, in this order."
-        indices = torch.as_tensor(indices)
-        return replace(self, images=None if self.images is None else self.images[indices.to(self.images.device)],
-                       labels=None if self.labels is None else self.labels[indices],
-                       paths=tuple(self.paths[int(i)] for i in indices) if self.paths else ())
 
-    def to(self, device: torch.device | str) -> "ImageSet":
-        "The same set with its images on another device; a set of files stays where it is."
-        return self if self.images is None else replace(self, images=self.images.to(device))
-
-# %% ../nbs/01_data.ipynb #c11-3689eb
-def check_set(images: ImageSet) -> None:
-    "Raise unless the images are a batch of bytes, and the labels as many."
-    pixels, labels = images.images, images.labels
-    if pixels is not None and (pixels.dtype != torch.uint8 or pixels.ndim != 4):
-        raise InputError(f"images must be uint8 of shape (N, C, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}")
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"{len(images)} images but {len(labels)} labels")
-
-# %% ../nbs/01_data.ipynb #c12-09e7ad
-def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
+def read_or_replace(images: "ImageSet", index: int) -> Tensor:  # uint8 (C, H, W)
     "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
     channels, size, _ = images.shape
     following = (i % len(images) for i in range(index, index + len(images)))
@@ -133,6 +101,42 @@ def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
         except OSError as error:
             images.unreadable.note(images.paths[i], error)
     raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
+
+# %% ../nbs/01_data.ipynb #c11-5e3aef
+@dataclass(frozen=True)
+class ImageSet(_Numbered):
+    "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
+    images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
+    labels: Tensor | None = None  # int64 (N,), or None
+    classes: tuple[str, ...] = ()  # class names, in the order of their labels
+    paths: tuple[Path, ...] = ()  # the file of every image, where there is one
+    shape: tuple[int, int, int] = ()  # (C, H, W) of every image
+    unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
+
+    def __post_init__(self) -> None:
+        check_set(self)
+        if self.images is not None:
+            object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
+        "Only the images with these numbers, in this order."
+        indices = torch.as_tensor(indices)
+        return replace(self, images=None if self.images is None else self.images[indices.to(self.images.device)],
+                       labels=None if self.labels is None else self.labels[indices],
+                       paths=tuple(self.paths[int(i)] for i in indices) if self.paths else ())
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        "The same set with its images on another device; a set of files stays where it is."
+        return self if self.images is None else replace(self, images=self.images.to(device))
+
+# %% ../nbs/01_data.ipynb #c12-3689eb
+def check_set(images: ImageSet) -> None:
+    "Raise unless the images are a batch of bytes, and the labels as many."
+    pixels, labels = images.images, images.labels
+    if pixels is not None and (pixels.dtype != torch.uint8 or pixels.ndim != 4):
+        raise InputError(f"images must be uint8 of shape (N, C, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}")
+    if labels is not None and len(labels) != len(images):
+        raise InputError(f"{len(images)} images but {len(labels)} labels")
 
 # %% ../nbs/01_data.ipynb #c16-e55a03
 def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
