@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/02_views.ipynb #c08-889096
+# %% ../nbs/02_views.ipynb #c08-599547
 @dataclass(frozen=True)
 class ViewRecipe:
     "How strong every operation of a view may be; 0 turns an operation off. The defaults are the authors' strong view."
@@ -36,10 +36,9 @@ class ViewRecipe:
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            pair = tuple(getattr(self, name))  # a list, as settings files have it, will do
+            object.__setattr__(self, name, pair := tuple(getattr(self, name)))  # a list of a settings file will do
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] < math.inf:
                 raise ValueError(f"{name} is {pair}; it must be (low, high) with 0 < low <= high")
-            object.__setattr__(self, name, pair)
         for name, high in _LIMITS.items():
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and {high:g}")
