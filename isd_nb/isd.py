@@ -54,7 +54,7 @@ class FromRecipe:
         "What makes the inputs of `forward` of a batch: two kinds of views."
         return [Views(kind, recipe.image_size) for kind in (recipe.views, recipe.key_views or recipe.views)]
 
-# %% ../nbs/07_isd.ipynb #c10-d4b20e
+# %% ../nbs/07_isd.ipynb #c10-45faf2
 class Method(FromRecipe, nn.Module):
     "A student, perhaps a teacher, and two verbs: `forward` compares and changes nothing, `update` moves."
     student: Encoder
@@ -66,10 +66,7 @@ class Method(FromRecipe, nn.Module):
 
     def call(self, part: str, inputs: Tensor, buffers: dict[str, Any]) -> Tensor:
         "Run the part of this name and collect what its batch norms would remember."
-        module = self.get_submodule(part)
-        if part not in buffers:
-            buffers[part] = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        return torch.func.functional_call(module, buffers[part], (inputs,))
+        return call_apart(self.get_submodule(part), inputs, buffers.setdefault(part, {}))
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         raise NotImplementedError(f"{type(self).__name__} must say how it compares two views")
@@ -87,7 +84,14 @@ class Method(FromRecipe, nn.Module):
         "What can be evaluated."
         return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher.module})
 
-# %% ../nbs/07_isd.ipynb #c12-31fe3a
+# %% ../nbs/07_isd.ipynb #c11-7a40c7
+def call_apart(module: nn.Module, inputs: Tensor, buffers: dict[str, Tensor]) -> Tensor:
+    "Run a module on these buffers in place of its own, which stay as they are; at first they are filled with copies."
+    if not buffers:
+        buffers.update({name: buffer.clone() for name, buffer in module.named_buffers()})
+    return torch.func.functional_call(module, buffers, (inputs,))
+
+# %% ../nbs/07_isd.ipynb #c13-31fe3a
 def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     "The mean of float buffers over all processes; counters are the same everywhere and stay."
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -101,7 +105,7 @@ def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor
     parts = flat.split([b.numel() for b in floats.values()])
     return {**buffers, **{n: p.view_as(b) for (n, b), p in zip(floats.items(), parts)}}
 
-# %% ../nbs/07_isd.ipynb #c13-e0e670
+# %% ../nbs/07_isd.ipynb #c14-e0e670
 def similarities(vectors: Tensor,  # (B, D)
                  others: Tensor,  # (K, D)
                  ) -> Tensor:  # (B, K)
@@ -109,7 +113,7 @@ def similarities(vectors: Tensor,  # (B, D)
     with torch.autocast(vectors.device.type, enabled=False):
         return vectors.float() @ others.float().T
 
-# %% ../nbs/07_isd.ipynb #c16-3c4fe0
+# %% ../nbs/07_isd.ipynb #c17-3c4fe0
 class WithTeacher(Method):
     "A method whose teacher is the moving average of its student."
     teacher: EMATeacher
@@ -139,8 +143,32 @@ class WithTeacher(Method):
         super().update(output)
         self.teacher.update(self.student)
 
-# %% ../nbs/07_isd.ipynb #c18-b619e6
-class ISD(WithTeacher):
+# %% ../nbs/07_isd.ipynb #c19-38ac2d
+class WithQueue(WithTeacher):
+    "A method with a teacher, whose keys wait in a queue and are the anchors of later steps."
+
+    def __init__(self, student: Encoder, predictor: nn.Module | None, queue_size: int,
+                 momentum: float | tuple[float, float], symmetric: bool) -> None:
+        super().__init__(student, predictor, momentum)
+        self.queue = AnchorQueue(queue_size, student.out_dim)
+        self.symmetric = symmetric
+
+    def compare_both(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        "What `compare` says; where the loss is symmetric, of both directions, one below the other: (2B, D) each."
+        pairs = [self.compare(view_q, view_k, buffers)]
+        if self.symmetric:
+            pairs.append(self.compare(view_k, view_q, buffers))
+        queries, keys = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
+        return queries, keys
+
+    @torch.no_grad()
+    def update(self, output: Output) -> None:
+        "Move the teacher, then let the keys of all processes enter the queue."
+        super().update(output)
+        self.queue.enqueue(gather_keys(output.keys))
+
+# %% ../nbs/07_isd.ipynb #c21-340fbd
+class ISD(WithQueue):
     "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
     options: Mapping[str, Any] = {"symmetric": False}
 
@@ -151,10 +179,8 @@ class ISD(WithTeacher):
                  teacher_temperature: float = 0.02,
                  momentum: float | tuple[float, float] = 0.99,  # of the teacher; a pair: from, to, along a cosine
                  symmetric: bool = False) -> None:  # each view is the query once: twice the compute for the same images
-        super().__init__(student, predictor, momentum)
-        self.queue = AnchorQueue(queue_size, student.out_dim)
+        super().__init__(student, predictor, queue_size, momentum, symmetric)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        self.symmetric = symmetric
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
@@ -165,16 +191,7 @@ class ISD(WithTeacher):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        pairs = [self.compare(view_q, view_k, buffers := {})]
-        if self.symmetric:
-            pairs.append(self.compare(view_k, view_q, buffers))
-        queries, keys = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))  # (B, D) or (2B, D)
+        queries, keys = self.compare_both(view_q, view_k, buffers := {})  # (B, D) or (2B, D)
         loss = streaming_soft_label_loss(queries, keys, self.queue.anchors,
                                          self.student_temperature, self.teacher_temperature)
         return Output(loss, keys[:len(view_q)], buffers)
-
-    @torch.no_grad()
-    def update(self, output: Output) -> None:
-        "Move the teacher, then let the keys of all processes enter the queue."
-        super().update(output)
-        self.queue.enqueue(gather_keys(output.keys))
