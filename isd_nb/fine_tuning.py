@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         "The part that is trained, and that a checkpoint must hold."
         return self if self.learns else self.head
 
-# %% ../nbs/09b_fine_tuning.ipynb #c15-1be875
+# %% ../nbs/09b_fine_tuning.ipynb #c16-1be875
 def tune_step(classifier: Classifier, optimizer: torch.optim.Optimizer, views: Tensor, labels: Tensor,
               dtype: torch.dtype = torch.float32) -> Tensor:  # the loss, a scalar
     "One step of SGD on (B, C, H, W) images in [0, 1] and their labels (B,)."
@@ -107,7 +107,7 @@ def tune_step(classifier: Classifier, optimizer: torch.optim.Optimizer, views: T
     optimizer.step()
     return loss.detach()
 
-# %% ../nbs/09b_fine_tuning.ipynb #c16-bf453b
+# %% ../nbs/09b_fine_tuning.ipynb #c17-bf453b
 def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Optimizer:
     "SGD with momentum; the first group is the layer, the second, if it learns, the backbone."
     groups = [dict(params=classifier.head.parameters(), lr=tuning.head_rate)]
@@ -115,7 +115,7 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
         groups.append(dict(params=classifier.encoder.parameters(), lr=tuning.backbone_rate))
     return torch.optim.SGD(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c19-c216a2
+# %% ../nbs/09b_fine_tuning.ipynb #c21-c216a2
 def labelled_batches(images: ImageSet, plan: Plan, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:  # rows, bytes
     "The batches of a plan; files are decoded by workers."
     if images.images is not None:
@@ -124,21 +124,21 @@ def labelled_batches(images: ImageSet, plan: Plan, device: torch.device) -> Iter
     yield from zip(plan, torch.utils.data.DataLoader(images, batch_sampler=Rows(plan, slice(None)), num_workers=decoders(),
                                                      pin_memory=device.type == "cuda"))
 
-# %% ../nbs/09b_fine_tuning.ipynb #c20-faecf4
+# %% ../nbs/09b_fine_tuning.ipynb #c22-faecf4
 def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]
     "What the classifier sees at this step."
     if tuning.views is None:
         return pixels.float() / 255
     return Views(tuning.views, pixels.shape[-1])(pixels, seeded(tuning.seed, 1, step))
 
-# %% ../nbs/09b_fine_tuning.ipynb #c21-4ff2c3
+# %% ../nbs/09b_fine_tuning.ipynb #c23-4ff2c3
 def plan_of(tuning: Tuning, images: int) -> Plan:
     "All steps, from first to last."
     size = min(tuning.batch_size, images)
     per_epoch = images // size
     return Plan(images, size, tuning.seed, 0, max(tuning.epochs, math.ceil(tuning.min_steps / per_epoch)) * per_epoch)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c22-2e826b
+# %% ../nbs/09b_fine_tuning.ipynb #c24-2e826b
 def restore(folder: Path | None, about: dict, classifier: Classifier, optimizer: torch.optim.Optimizer) -> int:
     "Put a stopped training back and return its step; 0 where there is none."
     state = load_checkpoint(folder) if folder else None
@@ -150,14 +150,14 @@ def restore(folder: Path | None, about: dict, classifier: Classifier, optimizer:
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 
-# %% ../nbs/09b_fine_tuning.ipynb #c23-1a2d4c
+# %% ../nbs/09b_fine_tuning.ipynb #c25-1a2d4c
 def keep(folder: Path | None, step: int, about: dict, classifier: Classifier, optimizer: torch.optim.Optimizer) -> None:
     "Write a checkpoint, if there is a folder for it."
     if folder:
         save_checkpoint(folder, step, dict(step=step, about=about, learner=classifier.learner().state_dict(),
                                            optimizer=optimizer.state_dict()), keep=1)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c24-78e988
+# %% ../nbs/09b_fine_tuning.ipynb #c26-78e988
 def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path | None, progress: bool,
          save_every: float) -> None:
     "Train by a plan, from its checkpoint if there is one."
@@ -181,7 +181,7 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
                 raise Stopped(f"stopped at step {step + 1} of {plan.stop} with labels")
     keep(folder, plan.stop, about, classifier, optimizer)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c25-df7851
+# %% ../nbs/09b_fine_tuning.ipynb #c27-df7851
 def fit_classifier(encoder: Encoder,  # stays as it is
                    images: ImageSet,  # all of them labelled
                    tuning: Tuning = FINETUNE,
@@ -200,7 +200,7 @@ def fit_classifier(encoder: Encoder,  # stays as it is
     tune(classifier, images.to(device), tuning, Path(folder) if folder else None, progress, save_every)
     return classifier.eval().requires_grad_(False)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c30-2a302d
+# %% ../nbs/09b_fine_tuning.ipynb #c33-ba7338
 def augmented_linear(encoder: Encoder, train: ImageSet, test: ImageSet,
                      tuning: Tuning = LINEAR,  # with `views`, e.g. `crops_only(STRONG)`
                      **settings: object,  # of `fit_classifier`: folder, device, progress
@@ -210,7 +210,7 @@ def augmented_linear(encoder: Encoder, train: ImageSet, test: ImageSet,
         raise InputError("the linear protocol leaves the backbone as it is; set backbone_rate to 0, or use finetune")
     return tuned_score(encoder, train, test, tuning, **settings)
 
-
+# %% ../nbs/09b_fine_tuning.ipynb #c35-64bb11
 def finetune(encoder: Encoder, train: ImageSet, test: ImageSet,
              fraction: float = 0.01,  # of the labels of every class, at least one each
              seed: int = 0,  # which images are labelled
@@ -223,7 +223,7 @@ def finetune(encoder: Encoder, train: ImageSet, test: ImageSet,
     check_labels(torch.empty(len(train), 1), train.labels, "training")
     return tuned_score(encoder, train.subset(stratified_fraction(train.labels, fraction, seed)), test, tuning, **settings)
 
-# %% ../nbs/09b_fine_tuning.ipynb #c31-f7f1a9
+# %% ../nbs/09b_fine_tuning.ipynb #c36-f7f1a9
 def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tuning, **settings: object) -> Score:
     "Train a classifier and ask it about the test images."
     for images, name in ((train, "training"), (test, "test")):
@@ -233,7 +233,7 @@ def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tunin
     logits = embed(classifier, test)  # (M, classes)
     return score(logits, test.labels.to(logits.device))
 
-# %% ../nbs/09b_fine_tuning.ipynb #c40-6614e7
+# %% ../nbs/09b_fine_tuning.ipynb #c46-6614e7
 def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB
     "The same images for a backbone with this many channels."
     if images.shape[0] == channels:
