@@ -40,9 +40,14 @@ def load_guide(path: str | None, which: str) -> FrozenEncoder:
     except (OSError, ValueError) as error:
         raise InputError(f"the guide of compress cannot be loaded: {error}") from error
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c14-b5b8d3
+# %% ../../nbs/10_baselines/08_compress.ipynb #c14-2f48a1
 class TwoQueues(Method):
     "A student and a finished teacher, with a queue for each; slot j of both holds the same image."
+
+    @classmethod
+    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
+        "One view: both networks look at the same."
+        return super().views(recipe)[:1]
 
     def __init__(self, student: Encoder, guide: FrozenEncoder, queue_size: int) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class TwoQueues(Method):
         self.queue.enqueue(gather_keys(output.extra["queries"]))
         self.guide_queue.enqueue(gather_keys(output.keys))
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c16-46f388
+# %% ../../nbs/10_baselines/08_compress.ipynb #c16-db3b66
 class CompRess(TwoQueues):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"guide": None,  # the run or file of the finished teacher
@@ -74,11 +79,6 @@ class CompRess(TwoQueues):
         settings = cls.settings(recipe)
         guide = load_guide(settings["guide"], settings["which"])
         return cls(student, guide, recipe.queue_size, settings["temperature"])
-
-    @classmethod
-    def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
-        "One view: both networks look at the same."
-        return super().views(recipe)[:1]
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]
         "Compare what both networks make of the view; change nothing."

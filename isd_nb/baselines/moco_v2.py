@@ -42,7 +42,13 @@ def company(rows: int,  # B, images in the batch
     "In which order the keys go through batch norm, so that they meet others there than their queries do."
     return torch.cat([torch.arange(start, rows, splits, device=device) for start in range(splits)])
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-033f28
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c16-931c93
+def own_rows(everyone: Tensor, count: int) -> Tensor:  # (processes * B, ...) -> (B, ...)
+    "This process's `count` rows of those of all processes, in the order of their ranks."
+    world = len(everyone) // count
+    return everyone.chunk(world)[torch.distributed.get_rank() if world > 1 else 0]
+
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c17-c8c62f
 class MoCoV2(ISD):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
     recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
@@ -62,11 +68,9 @@ class MoCoV2(ISD):
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
         "Queries and keys, (B, D) each; the keys go through batch norm in another company than the queries."
         everyone = gather_keys(view_k)  # of all processes: keys change places between them, too
-        world = len(everyone) // len(view_k)
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        order = company(len(everyone), self.splits * world, view_k.device)
-        queries, keys = super().compare(view_q, everyone[order.chunk(world)[rank]], buffers)
-        return queries, gather_keys(keys)[order.argsort()].chunk(world)[rank]
+        order = company(len(everyone), self.splits * (len(everyone) // len(view_k)), view_k.device)
+        queries, keys = super().compare(view_q, everyone[own_rows(order, len(view_k))], buffers)
+        return queries, own_rows(gather_keys(keys)[order.argsort()], len(view_k))
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

@@ -100,17 +100,10 @@ class WithBank(Method):
         super().update(output)
         self.bank.update(output.extra["indices"], output.keys)
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c25-43ceb6
-class PIRL(WithBank):
-    "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
-    options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
-
-    def __init__(self, student: Encoder, images: int, grid: int = 2, temperature: float = 0.07, weight: float = 0.5,
-                 bank_momentum: float = 0.5) -> None:
-        super().__init__()
-        self.student, self.temperature, self.weight = student, temperature, weight
-        self.piece_head = PieceHead(student.backbone.features, grid ** 2, student.out_dim)
-        self.bank = MemoryBank(images, student.out_dim, bank_momentum)
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c26-5fcb8b
+class WithPuzzles(WithBank):
+    "A method whose second view is a puzzle."
+    piece_head: PieceHead
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
@@ -122,6 +115,18 @@ class PIRL(WithBank):
         "What the student makes of a puzzle."
         inputs = (pieces.flatten(0, 1) - self.student.mean) / self.student.std
         return self.piece_head(self.call("student.backbone", inputs, {}).unflatten(0, pieces.shape[:2]))
+
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c27-fbd1fc
+class PIRL(WithPuzzles):
+    "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
+    options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
+
+    def __init__(self, student: Encoder, images: int, grid: int = 2, temperature: float = 0.07, weight: float = 0.5,
+                 bank_momentum: float = 0.5) -> None:
+        super().__init__()
+        self.student, self.temperature, self.weight = student, temperature, weight
+        self.piece_head = PieceHead(student.backbone.features, grid ** 2, student.out_dim)
+        self.bank = MemoryBank(images, student.out_dim, bank_momentum)
 
     def forward(self, view: Tensor, pieces: Tensor, indices: Tensor) -> Output:  # (B, C, H, W), (B, P, C, s, s), (B,)
         "Compare; change nothing."

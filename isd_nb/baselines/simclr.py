@@ -17,7 +17,7 @@ from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import Method, Output, similarities
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c06-4652b2
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c06-09b230
 class GatherWithGradient(torch.autograd.Function):
     "Rows of all processes in the order of their ranks; the gradient of a row is the sum over the processes that saw it."
 
@@ -33,14 +33,14 @@ class GatherWithGradient(torch.autograd.Function):
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
-
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c08-f7e30d
 def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (all rows, where this process's own begin)
     "The rows of all processes, differentiable; where there is one process, the rows as they are."
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows, 0
     return GatherWithGradient.apply(rows), dist.get_rank() * len(rows)
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c07-caa3d1
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c09-caa3d1
 def nt_xent(first: Tensor,  # (B, D) of the first views
             second: Tensor,  # (B, D) of the second views, in the same order
             temperature: float,
@@ -53,7 +53,7 @@ def nt_xent(first: Tensor,  # (B, D) of the first views
     logits = logits.scatter(1, own[:, None], -torch.inf)  # nobody is compared with itself
     return F.cross_entropy(logits, own.roll(len(first)))
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c16-5e996b
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c19-5e996b
 class SimCLR(Method):
     "A simple framework for contrastive learning (Chen et al., ICML 2020)."
 

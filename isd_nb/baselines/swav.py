@@ -46,16 +46,30 @@ def small_crops(recipe: Any, count: int) -> list[Views]:
     scale = 0.35 * low, 0.5 * (low + 0.35 * high)
     return [Views(replace(recipe.views, crop_scale=scale), small_size(recipe.image_size))] * count
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c21-27a6b3
-class SwAV(Method):
+# %% ../../nbs/10_baselines/07_swav.ipynb #c21-b273aa
+class WithPrototypes(Method):
+    "A student and prototypes (K, D), unit vectors that learn with it."
+
+    def __init__(self, student: Encoder, prototypes: int) -> None:
+        super().__init__()
+        self.student = student
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, student.out_dim), dim=1))  # (K, D)
+
+    @torch.no_grad()
+    def update(self, output: Output) -> None:
+        "Bring the prototypes back to unit length."
+        super().update(output)
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+
+# %% ../../nbs/10_baselines/07_swav.ipynb #c23-89148d
+class SwAV(WithPrototypes):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
 
     def __init__(self, student: Encoder, prototypes: int = 64, temperature: float = 0.1, epsilon: float = 0.05,
                  rounds: int = 3) -> None:
-        super().__init__()
-        self.student, self.temperature, self.epsilon, self.rounds = student, temperature, epsilon, rounds
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, student.out_dim), dim=1))  # (K, D)
+        super().__init__(student, prototypes)
+        self.temperature, self.epsilon, self.rounds = temperature, epsilon, rounds
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "SwAV":
@@ -75,19 +89,13 @@ class SwAV(Method):
         scores = [similarities(v, F.normalize(self.prototypes, dim=1)) for v in vectors]  # (B, K) each
         return Output(swapped_loss(scores, self.temperature, self.epsilon, self.rounds), None, buffers)
 
-    @torch.no_grad()
-    def update(self, output: Output) -> None:
-        "Bring the prototypes back to unit length."
-        super().update(output)
-        self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-
-# %% ../../nbs/10_baselines/07_swav.ipynb #c23-2801d5
+# %% ../../nbs/10_baselines/07_swav.ipynb #c25-2801d5
 def codes_of(scores: Tensor, epsilon: float, rounds: int = 3) -> Tensor:  # (b, K) of this process -> (b, K)
     "Codes of this process's images, made with the images of all processes."
     start = dist.get_rank() * len(scores) if dist.is_available() and dist.is_initialized() else 0
     return sinkhorn(gather_keys(scores.detach()), epsilon, rounds)[start:start + len(scores)]
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c25-b4af6a
+# %% ../../nbs/10_baselines/07_swav.ipynb #c27-b4af6a
 def swapped_loss(scores: Sequence[Tensor],  # (B, K) for every view, the two large ones first
                  temperature: float,
                  epsilon: float,
