@@ -57,12 +57,12 @@ def look_up(features: Tensor,  # (N, F) of all images
         by_class.index_add_(0, labels[others], shares.float())
     return Answer(others[order], similarities, shares[order], by_class, float(torch.special.entr(shares).sum()))
 
-# %% ../nbs/30_neighbours.ipynb #c15-2b8332
+# %% ../nbs/30_neighbours.ipynb #c17-08c268
 def plain_text(text: str) -> str:
     "Text as matplotlib shows it literally."
     return text.replace("$", r"\$")
 
-
+# %% ../nbs/30_neighbours.ipynb #c18-758c0b
 def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
     "Draw one image without axes, with a title below and a frame in `color`."
     grey = image.shape[0] == 1
@@ -72,14 +72,14 @@ def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> 
     for spine in ax.spines.values():
         spine.set(visible=color is not None, color=color, linewidth=2)
 
-# %% ../nbs/30_neighbours.ipynb #c16-2aa13f
+# %% ../nbs/30_neighbours.ipynb #c19-6d6efb
 def name_of(images: ImageSet, index: int) -> str:
     "The class of an image, its file's name where it has none, or its number."
     if images.labels is not None:
         return images.classes[int(images.labels[index])][:12]
     return images.paths[index].name[:12] if images.paths else str(index)
 
-
+# %% ../nbs/30_neighbours.ipynb #c20-26fd01
 def caption(first: str, second: str) -> str:
     "Both on one line where they fit below a small picture, else on two."
     return f"{first} {second}" if len(first + second) <= 13 else f"{first}\n{second}"
@@ -91,7 +91,7 @@ def frame_colour(queries: ImageSet, row: int, bank: ImageSet, index: int) -> str
         return "#999999"
     return "#0072B2" if queries.labels[row] == bank.labels[index] else "#D55E00"
 
-# %% ../nbs/30_neighbours.ipynb #c18-6a501d
+# %% ../nbs/30_neighbours.ipynb #c22-6a501d
 def plot_soft_label(images: ImageSet,  # N images
                     features: Tensor,  # (N, F) of these images
                     query: int,  # which image
@@ -114,7 +114,7 @@ def plot_soft_label(images: ImageSet,  # N images
     fig.subplots_adjust(0.02, 0.05, 0.99, 0.98, 0.15, 0.3)
     return fig
 
-# %% ../nbs/30_neighbours.ipynb #c19-05864a
+# %% ../nbs/30_neighbours.ipynb #c23-05864a
 def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
     "Under every anchor its share of the soft label (blue) and of the one-hot label (orange, always nothing)."
     axes[0].axis("off")
@@ -132,7 +132,7 @@ def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
         for side in ("top", "left", "right"):
             ax.spines[side].set_visible(False)
 
-# %% ../nbs/30_neighbours.ipynb #c24-cf904f
+# %% ../nbs/30_neighbours.ipynb #c28-cf904f
 def other_neighbours(features: Tensor,  # (N, F)
                      k: int = 10,  # fewer if there are fewer images
                      ) -> Tensor:  # (N, k) rows, nearest first
@@ -144,13 +144,13 @@ def other_neighbours(features: Tensor,  # (N, F)
     own = rows == torch.arange(len(rows), device=rows.device)[:, None]
     return rows.gather(1, own.int().argsort(dim=1, stable=True))[:, :k]
 
-# %% ../nbs/30_neighbours.ipynb #c26-8b302b
+# %% ../nbs/30_neighbours.ipynb #c30-1ffd0e
 def agreement(rows: Tensor, labels: Tensor) -> Tensor:  # (N, k), (N,) -> (N,) in [0, 1]
     "How many of each image's neighbours have its class."
     labels = labels.to(rows.device)
     return (labels[rows] == labels[:, None]).float().mean(1)
 
-
+# %% ../nbs/30_neighbours.ipynb #c31-c9ed97
 def disagreement(rows: Tensor, others: Tensor) -> Tensor:  # (N, k), (N, k) -> (N,) in [0, 1]
     "How many of each image's neighbours another encoder does not name."
     return 1 - (rows[:, :, None] == others[:, None, :]).any(2).float().mean(1)
@@ -160,7 +160,7 @@ def popularity(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
     "How many images name each image as a neighbour; the mean is k, and those far above it are hubs."
     return torch.bincount(rows.flatten(), minlength=len(rows))
 
-# %% ../nbs/30_neighbours.ipynb #c38-126da8
+# %% ../nbs/30_neighbours.ipynb #c43-126da8
 def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor,  # (M, F) of the queries
                     bank: ImageSet,  # N images
