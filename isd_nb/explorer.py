@@ -7,7 +7,7 @@ __all__ = ['sheet_columns', 'policy', 'pack', 'to_square', 'is_large', 'thumbnai
            'other_views', 'describe', 'draw_picture', 'picture', 'answer', 'strip', 'widget_class', 'with_features',
            'script_json', 'to_html', 'Explorer', 'write_notebook', 'isd_explore']
 
-# %% ../nbs/33_explorer.ipynb #c03-b888f3
+# %% ../nbs/33_explorer.ipynb #c03-b9735c
 import base64
 import html
 import io
@@ -22,6 +22,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Annotated, Any
 
+# %% ../nbs/33_explorer.ipynb #c04-999f0a
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ from .views import Views
 if TYPE_CHECKING:
     from anywidget import AnyWidget
 
-# %% ../nbs/33_explorer.ipynb #c08-82231d
+# %% ../nbs/33_explorer.ipynb #c09-82231d
 def pack(arrays: Mapping[str, np.ndarray | bytes]) -> tuple[dict[str, dict], bytes]:  # where what lies; all bytes
     "One buffer of several arrays, each at a multiple of 8 bytes."
     index, buffer = {}, io.BytesIO()
@@ -50,14 +51,14 @@ def pack(arrays: Mapping[str, np.ndarray | bytes]) -> tuple[dict[str, dict], byt
         buffer.write(b"\0" * (-buffer.tell() % 8))
     return index, buffer.getvalue()
 
-# %% ../nbs/33_explorer.ipynb #c11-05390c
+# %% ../nbs/33_explorer.ipynb #c12-05390c
 def to_square(places: np.ndarray) -> np.ndarray:  # float (N, 2) -> int16 (N, 2)
     "Places in a square, from -32767 to 32767, by one shift and one scale."
     low, high = places.min(0), places.max(0)
     scaled = (places - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-9)
     return (scaled * 32767).round().astype(np.int16)
 
-# %% ../nbs/33_explorer.ipynb #c14-9ec769
+# %% ../nbs/33_explorer.ipynb #c15-9ec769
 sheet_columns = 32  # images in a row of a sheet; a full sheet has as many rows
 
 
@@ -70,7 +71,7 @@ def thumbnail_size(images: ImageSet) -> int:
     "Height and width of a thumbnail, in pixels."
     return min(48, images.shape[1])
 
-# %% ../nbs/33_explorer.ipynb #c15-641eac
+# %% ../nbs/33_explorer.ipynb #c16-641eac
 def tile(pixels: Tensor,  # uint8 (M, C, H, W)
          size: int,  # of a tile, in pixels
          columns: int,
@@ -82,7 +83,7 @@ def tile(pixels: Tensor,  # uint8 (M, C, H, W)
     tiles = torch.cat([pixels, blank]).unflatten(0, (-1, columns))  # (R, columns, C, h, w)
     return tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2).numpy()
 
-# %% ../nbs/33_explorer.ipynb #c16-ba72ae
+# %% ../nbs/33_explorer.ipynb #c17-ba72ae
 def encode(picture: np.ndarray, lossy: bool) -> bytes:
     "A picture as PNG, or as JPEG, which is smaller."
     file = io.BytesIO()
@@ -99,14 +100,14 @@ def sheets(name: str,  # of the sheets: name_0, name_1, ...
     pictures = (tile(pixels(r), thumbnail_size(images), sheet_columns) for r in rows)
     return {f"{name}_{n}": encode(picture, is_large(images)) for n, picture in enumerate(pictures)}
 
-# %% ../nbs/33_explorer.ipynb #c19-7eef93
+# %% ../nbs/33_explorer.ipynb #c20-7eef93
 def other_views(gallery: Gallery, rows: Tensor) -> Tensor:  # (M,) -> uint8 (M, C, H, W)
     "Another view of each of these images, drawn by the recipe of the run."
     look = Views(gallery.views, gallery.images.shape[1])
     views = [look(gallery.images.get([i]), torch.Generator().manual_seed(i)) for i in rows.tolist()]
     return (255 * torch.cat(views).clamp(0, 1)).round().to(torch.uint8)
 
-# %% ../nbs/33_explorer.ipynb #c22-c19d0d
+# %% ../nbs/33_explorer.ipynb #c23-c19d0d
 def as_bytes(shares: np.ndarray) -> np.ndarray:  # [0, 1] -> uint8
     "Shares in steps of 1/255."
     return (np.asarray(shares) * 255).round().astype(np.uint8)
@@ -124,7 +125,7 @@ def measures(gallery: Gallery, stack: Callable[[Mapping[Moment, Any]], np.ndarra
     named = stack({m: popularity(r) for m, r in rows.items()})
     return found | dict(popularity=named.clip(max=65_535).astype(np.uint16))
 
-# %% ../nbs/33_explorer.ipynb #c23-343fab
+# %% ../nbs/33_explorer.ipynb #c24-343fab
 def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | bytes]]:  # header, arrays
     "All that the page is told at once, whoever answers its questions later."
     images, encoders, steps = gallery.images, gallery.encoders, gallery.steps
@@ -141,7 +142,7 @@ def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | b
                   thumbnails=dict(size=thumbnail_size(images), columns=sheet_columns))
     return header, arrays
 
-# %% ../nbs/33_explorer.ipynb #c24-4b4796
+# %% ../nbs/33_explorer.ipynb #c25-4b4796
 def remark(images: ImageSet) -> str:
     "What the reader should know about these images."
     if images.labels is None:
@@ -155,7 +156,7 @@ def page(name: str) -> str:
     "A file of the package's `static` folder."
     return resources.files("isd_nb").joinpath("static", name).read_text(encoding="utf-8")
 
-# %% ../nbs/33_explorer.ipynb #c28-274395
+# %% ../nbs/33_explorer.ipynb #c29-274395
 def draw_picture(gallery: Gallery) -> bytes:  # PNG
     "The last map as a figure."
     import matplotlib.pyplot as plt
@@ -179,7 +180,7 @@ def picture(gallery: Gallery) -> str:  # PNG, in base64
         file.write_bytes(drawn)
     return base64.b64encode(drawn).decode()
 
-# %% ../nbs/33_explorer.ipynb #c31-24e0d1
+# %% ../nbs/33_explorer.ipynb #c32-24e0d1
 def answer(gallery: Gallery, question: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     "What the page asked: neighbours of an image, or a strip of thumbnails."
     if question["kind"] in ("image", "other"):
@@ -198,7 +199,7 @@ def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:
     pixels = other_views(gallery, rows) if kind == "other" else gallery.images.get(rows).cpu()
     return encode(tile(pixels, thumbnail_size(gallery.images), len(rows)), is_large(gallery.images))
 
-# %% ../nbs/33_explorer.ipynb #c33-f6f692
+# %% ../nbs/33_explorer.ipynb #c34-f6f692
 def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
     "Answer one question of the page."
     try:
@@ -207,7 +208,7 @@ def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[by
         found, files = {"error": str(error)}, []
     widget.send({**found, "id": question.get("id")}, files)
 
-# %% ../nbs/33_explorer.ipynb #c34-570566
+# %% ../nbs/33_explorer.ipynb #c35-570566
 @lru_cache
 def widget_class() -> type["AnyWidget"]:
     "The widget; made on demand, so that the HTML file needs no Jupyter."
@@ -235,7 +236,7 @@ def widget_class() -> type["AnyWidget"]:
 
     return Window
 
-# %% ../nbs/33_explorer.ipynb #c36-d84b89
+# %% ../nbs/33_explorer.ipynb #c37-d84b89
 def with_features(gallery: Gallery,
                   budget: int = 40 << 20,  # bytes; if all steps need more, only the last step's are taken along
                   ) -> tuple[dict[str, Any], dict[str, np.ndarray | bytes]]:  # header, arrays
@@ -252,7 +253,7 @@ def with_features(gallery: Gallery,
         arrays |= sheets("other", gallery.images, lambda rows: other_views(gallery, rows))
     return header, arrays
 
-# %% ../nbs/33_explorer.ipynb #c38-6eadd4
+# %% ../nbs/33_explorer.ipynb #c39-6eadd4
 policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -271,7 +272,7 @@ def to_html(gallery: Gallery) -> str:
         picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(dict(header, arrays=index)),
         data=base64.b64encode(buffer).decode())
 
-# %% ../nbs/33_explorer.ipynb #c40-382f22
+# %% ../nbs/33_explorer.ipynb #c41-382f22
 @dataclass(repr=False, eq=False)
 class Explorer:
     "The map and the neighbours of a run or of any features, in a notebook or in one HTML file."
@@ -302,7 +303,7 @@ class Explorer:
     def __repr__(self) -> str:
         return f"Explorer of {len(self.gallery.images):,} images at {len(self.gallery.steps)} checkpoints"
 
-# %% ../nbs/33_explorer.ipynb #c51-dcf378
+# %% ../nbs/33_explorer.ipynb #c52-dcf378
 def write_notebook(run: Path) -> Path:
     "A small notebook in the run's directory that opens its explorer."
     about = ("Run the cell below (Shift and Enter). The first time, features and layouts are computed; later they are "
@@ -315,19 +316,19 @@ def write_notebook(run: Path) -> Path:
     path.write_text(json.dumps(dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5), indent=1))
     return path
 
-# %% ../nbs/33_explorer.ipynb #c52-a9c9a7
+# %% ../nbs/33_explorer.ipynb #c53-a9c9a7
 def open_lab(notebook: Path, more: Sequence[str]) -> None:
     "Become JupyterLab, with this notebook open."
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook), *more])
 
-# %% ../nbs/33_explorer.ipynb #c53-03d42a
+# %% ../nbs/33_explorer.ipynb #c54-03d42a
 def produce(explorer: Explorer, run: Path, html: Path | None) -> Path:
     "Write the file that was asked for, or the notebook, and say so."
     path = write_notebook(run) if html is None else explorer.html(html)
     print(f"{path} is written" + ("" if html is None else f" ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"))
     return path
 
-# %% ../nbs/33_explorer.ipynb #c55-acd9d4
+# %% ../nbs/33_explorer.ipynb #c56-acd9d4
 RunFolder = Annotated[Path, Argument(help="a directory that isd_train wrote")]
 LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]
 HtmlFile = Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")]
@@ -337,7 +338,7 @@ DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH 
 Root = Annotated[Path, Option(help="where torchvision's sets lie")]
 Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
 
-# %% ../nbs/33_explorer.ipynb #c56-2c5c7f
+# %% ../nbs/33_explorer.ipynb #c57-2c5c7f
 def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, root: Root = Path("data"), opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file."
@@ -347,7 +348,7 @@ def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit
     if opening and html is None:
         open_lab(made, lab or [])
 
-# %% ../nbs/33_explorer.ipynb #c57-3e8689
+# %% ../nbs/33_explorer.ipynb #c58-3e8689
 def isd_explore() -> None:
     "The console command `isd_explore`."
     os.environ.setdefault("MPLBACKEND", "Agg")
