@@ -41,7 +41,7 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
     "The row that has all of these columns with these values."
     return next((row for row in rows if all(k in row and row[k] == v for k, v in key.items())), None)
 
-# %% ../nbs/41_isd_eval.ipynb #c08-69b5bd
+# %% ../nbs/41_isd_eval.ipynb #c08-3896c9
 class Ledger:
     "A JSON file of rows that all answer one question; each is computed once."
 
@@ -54,12 +54,8 @@ class Ledger:
         question = as_saved(question)
         old = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.replaced = bool(old) and old.get("question") != question
-        rows = [] if self.replaced else old.get("rows", [])
-        self.values = dict(question=question, version=__version__, machine=machine(), **made, rows=rows)
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return self.values["rows"]
+        self.rows: list[dict[str, Any]] = [] if self.replaced else old.get("rows", [])
+        self.values = dict(question=question, version=__version__, machine=machine(), **made, rows=self.rows)
 
     def row(self, key: Mapping[str, Any],  # what tells this row from the others
             compute: Callable[[], Mapping[str, Any]],  # its other columns
