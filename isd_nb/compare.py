@@ -6,7 +6,7 @@
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'score', 'Task', 'work', 'worker',
            'run_tasks', 'plan', 'finished', 'gather', 'compare', 'isd_compare']
 
-# %% ../nbs/43_compare.ipynb #c03-07cacf
+# %% ../nbs/43_compare.ipynb #c03-9e4318
 import fcntl
 import json
 import os
@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+# %% ../nbs/43_compare.ipynb #c04-011531
 import torch
 from torch import nn
+from typer import Option, Typer
 
 from .building import with_method
 from .cli import change_setting, choose_recipe, one_sentence, read_sets
@@ -35,7 +37,7 @@ from .training import (Recipe, Stopped, build_method, check_recipe, find_method,
                              recipe_from_json, recipe_to_json, save_encoders, seeded, stop_signals, total_steps, train,
                              train_step, write_json)
 
-# %% ../nbs/43_compare.ipynb #c06-887528
+# %% ../nbs/43_compare.ipynb #c07-887528
 shared = ("method", "data", "image_size", "seed", "epochs", "steps", "evaluations", "backbone", "width", "widths", "blocks", "stem")
 
 
@@ -57,7 +59,7 @@ def recipe_for(method: str,  # a name in `methods`, or "package.module:Class"
     kind.settings(recipe)  # refuses options that the method does not know
     return replace(recipe, epochs=None, steps=max(1, round(budget / recipe.batch_size)))
 
-# %% ../nbs/43_compare.ipynb #c10-a77c81
+# %% ../nbs/43_compare.ipynb #c11-a77c81
 def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | None]]:  # by method: settings, trials
     "A file of tuned settings and how many were tried; an unknown method in it is refused."
     if path is None:
@@ -73,14 +75,14 @@ def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | No
             raise InputError(f"{path} speaks of a method {name!r}: {nearest(name, methods)}")
     return {name: parted(entry) for name, entry in found.items()}
 
-# %% ../nbs/43_compare.ipynb #c11-30bc92
+# %% ../nbs/43_compare.ipynb #c12-30bc92
 def parted(entry: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
     "The settings of a method and the number of trials, from either form of the file."
     trials = entry.get("trials")
     settings = entry.get("settings", {k: v for k, v in entry.items() if k != "trials"})
     return dict(settings), len(trials) if isinstance(trials, list) else trials
 
-# %% ../nbs/43_compare.ipynb #c14-5f21b3
+# %% ../nbs/43_compare.ipynb #c15-5f21b3
 def passes(method: nn.Module, pixels: int, counts: dict[str, float]) -> list[Any]:  # handles of the hooks
     "Count the pixels that go through every backbone, in units of `pixels`."
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -89,7 +91,7 @@ def passes(method: nn.Module, pixels: int, counts: dict[str, float]) -> list[Any
         counts["backward"] += share * output.requires_grad
     return [m.backbone.register_forward_hook(count) for m in method.modules() if isinstance(m, Encoder)]
 
-# %% ../nbs/43_compare.ipynb #c15-b2d992
+# %% ../nbs/43_compare.ipynb #c16-b2d992
 def step_cost(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
     "Passes and floating-point operations per image, counted in one step in the middle of a training."
     from torch.utils.flop_counter import FlopCounterMode
@@ -106,7 +108,7 @@ def step_cost(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
         handle.remove()
     return dict(passes_per_image=counts, flops_per_image=counter.get_total_flops() // recipe.batch_size)
 
-# %% ../nbs/43_compare.ipynb #c20-87fda4
+# %% ../nbs/43_compare.ipynb #c21-87fda4
 def peak_memory() -> float:  # MB
     "The most memory that this process has held; a process that has just been started inherits no peak."
     status = Path("/proc/self/status")
@@ -115,7 +117,7 @@ def peak_memory() -> float:  # MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2 ** 20 if sys.platform == "darwin" else 1024), 1)
 
-# %% ../nbs/43_compare.ipynb #c21-dc7d13
+# %% ../nbs/43_compare.ipynb #c22-dc7d13
 def score(encoder: nn.Module | Callable,
           train_set: ImageSet,
           test_set: ImageSet,
@@ -128,7 +130,7 @@ def score(encoder: nn.Module | Callable,
     return dict(knn1=knn_accuracy(*data, k=1), knn20=knn_accuracy(*data, k=min(20, len(train_set))),
                 linear=linear_accuracy(*data), **few)
 
-# %% ../nbs/43_compare.ipynb #c22-0520ce
+# %% ../nbs/43_compare.ipynb #c23-0520ce
 @dataclass(frozen=True)
 class Task:
     "One run of a comparison, as it is handed to its process."
@@ -145,7 +147,7 @@ class Task:
     def name(self) -> str:
         return Path(self.out).name
 
-# %% ../nbs/43_compare.ipynb #c23-0be4ff
+# %% ../nbs/43_compare.ipynb #c24-0be4ff
 def work(task: Task) -> None:
     "Do one run and write its `result.json`."
     recipe, out, sets = task.recipe, Path(task.out), read_sets(task.recipe, task.root)
@@ -160,7 +162,7 @@ def work(task: Task) -> None:
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
     write_json(out / "result.json", result)
 
-# %% ../nbs/43_compare.ipynb #c24-2897d9
+# %% ../nbs/43_compare.ipynb #c25-2897d9
 def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out = task.recipe, Path(task.out)
@@ -179,7 +181,7 @@ def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     return result | step_cost(recipe, images) | dict(
         guide=task.after and Path(task.after).name, curve=[{k: r[k] for k in keep if k in r} for r in rows])
 
-# %% ../nbs/43_compare.ipynb #c26-0f468f
+# %% ../nbs/43_compare.ipynb #c27-0f468f
 def worker() -> None:
     "What the process of a run executes: a task as JSON on standard input."
     values = json.loads(sys.stdin.read())
@@ -191,12 +193,12 @@ def worker() -> None:
             raise InputError(f"another process is at work in {task.out}") from None
         work(task)
 
-# %% ../nbs/43_compare.ipynb #c27-9af914
+# %% ../nbs/43_compare.ipynb #c28-a3e78f
 def log_of(task: Task) -> Path:
     "Where the process of a run writes."
     return Path(task.out).parent / "logs" / f"{task.name}.log"
 
-
+# %% ../nbs/43_compare.ipynb #c29-005b8e
 def start(task: Task, threads: int | None) -> subprocess.Popen:  # threads: None leaves it to PyTorch
     "Start the process of a run; a Ctrl-C in the terminal does not reach it, `run_tasks` passes it on."
     log_of(task).parent.mkdir(parents=True, exist_ok=True)
@@ -209,13 +211,13 @@ def start(task: Task, threads: int | None) -> subprocess.Popen:  # threads: None
     process.stdin.close()
     return process
 
-
+# %% ../nbs/43_compare.ipynb #c30-dfd9ea
 def what_went_wrong(task: Task, code: int) -> str:
     "The last line of the log, or the signal."
     lines = log_of(task).read_text().strip().splitlines() or [""]
     return f"killed by signal {-code}" if code < 0 else lines[-1].removeprefix(f"{task.name}: ")
 
-# %% ../nbs/43_compare.ipynb #c29-bf91e9
+# %% ../nbs/43_compare.ipynb #c32-2f6dab
 def run_tasks(tasks: Sequence[Task],
               jobs: int = 1,
               tell: Callable[[Task, str | None], None] = lambda task, error: None,  # called after each; None: it went well
@@ -227,11 +229,7 @@ def run_tasks(tasks: Sequence[Task],
         try:
             while (waiting or running) and not came:
                 start_some(waiting, running, failed, jobs, threads, tell)
-                for task, process in [pair for pair in running if pair[1].poll() is not None]:
-                    running.remove((task, process))
-                    if process.returncode:
-                        failed[task.out] = what_went_wrong(task, process.returncode)
-                    tell(task, failed.get(task.out))
+                end_some(running, failed, tell)
                 time.sleep(0.05)
         finally:
             for _, process in running:
@@ -242,7 +240,7 @@ def run_tasks(tasks: Sequence[Task],
         raise Stopped(f"stopped with {len(waiting) + len(running)} of {len(tasks)} runs to do")
     return {Path(out).name: error for out, error in failed.items()}
 
-# %% ../nbs/43_compare.ipynb #c30-993e19
+# %% ../nbs/43_compare.ipynb #c33-993e19
 def start_some(waiting: list[Task], running: list[tuple[Task, Any]], failed: dict[str, str], jobs: int,
                threads: int | None, tell: Callable) -> None:
     "Start what can be started; what waits for a run that failed has failed, too."
@@ -255,7 +253,16 @@ def start_some(waiting: list[Task], running: list[tuple[Task, Any]], failed: dic
             waiting.remove(task)
             running.append((task, start(task, threads)))
 
-# %% ../nbs/43_compare.ipynb #c32-381dbc
+# %% ../nbs/43_compare.ipynb #c34-d10a32
+def end_some(running: list[tuple[Task, Any]], failed: dict[str, str], tell: Callable) -> None:
+    "Take out what has ended, and say how."
+    for task, process in [pair for pair in running if pair[1].poll() is not None]:
+        running.remove((task, process))
+        if process.returncode:
+            failed[task.out] = what_went_wrong(task, process.returncode)
+        tell(task, failed.get(task.out))
+
+# %% ../nbs/43_compare.ipynb #c36-381dbc
 def plan(base: Recipe,
          names: Sequence[str],  # methods
          seeds: Sequence[int],
@@ -277,13 +284,13 @@ def plan(base: Recipe,
             tasks.append(Task(recipe, place, differences(recipe, base), after=guide, **where))
     return tasks
 
-# %% ../nbs/43_compare.ipynb #c33-947a32
+# %% ../nbs/43_compare.ipynb #c37-947a32
 def differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:  # by name, as JSON holds it
     "The settings in which a recipe differs from the common one."
     now, before = recipe_to_json(recipe), recipe_to_json(base)
     return {k: v for k, v in now.items() if v != before[k] and k not in shared}
 
-# %% ../nbs/43_compare.ipynb #c36-564689
+# %% ../nbs/43_compare.ipynb #c40-564689
 def finished(task: Task) -> bool:
     "Whether the run is there; an `InputError` where another one is in its place."
     config, out = Path(task.out) / "config.json", Path(task.out)
@@ -294,13 +301,13 @@ def finished(task: Task) -> bool:
                              "choose another --out, or remove it")
     return (out / "result.json").is_file()
 
-# %% ../nbs/43_compare.ipynb #c37-ef16e6
+# %% ../nbs/43_compare.ipynb #c41-ef16e6
 def gather(tasks: Iterable[Task], **about: Any) -> dict[str, Any]:  # what `comparison.json` holds
     "The results that are there."
     done = [(t, json.loads((Path(t.out) / "result.json").read_text())) for t in tasks if finished(t)]
     return about | dict(baselines=[r for t, r in done if not t.trained], runs=[r for t, r in done if t.trained])
 
-# %% ../nbs/43_compare.ipynb #c38-330288
+# %% ../nbs/43_compare.ipynb #c42-211432
 def compare(base: Recipe,
             names: Sequence[str],
             seeds: Sequence[int],
@@ -308,8 +315,7 @@ def compare(base: Recipe,
             budget: int | None = None,  # images seen; None: as many as the recipe says
             settings: Path | None = None,  # a file, see `read_settings`
             jobs: int = 1,
-            device: str = "auto",
-            root: Path | str = "data",
+            device: str = "auto", root: Path | str = "data",
             command: str = "",  # how this was called, for the record
             tell: Callable[[str], None] = print,
             ) -> dict[str, Any]:  # what `comparison.json` holds
@@ -328,7 +334,7 @@ def compare(base: Recipe,
                  trials={m: n for m, (_, n) in tuned.items()}, failures={})
     return do_missing(tasks, out, about, jobs, tell)
 
-# %% ../nbs/43_compare.ipynb #c39-77be36
+# %% ../nbs/43_compare.ipynb #c43-77be36
 def number_of_images(base: Recipe, root: Path | str) -> int:
     "How many there are to train on; an `InputError` where accuracy cannot be measured."
     sets = read_sets(base, root)
@@ -336,7 +342,7 @@ def number_of_images(base: Recipe, root: Path | str) -> int:
         raise InputError(f"{base.data} has no labelled test images, so methods cannot be compared on it")
     return len(sets.train)
 
-# %% ../nbs/43_compare.ipynb #c40-7a981f
+# %% ../nbs/43_compare.ipynb #c44-7a981f
 def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: int, tell: Callable[[str], None]) -> dict[str, Any]:
     "Run what is not finished; report each."
     todo, started = [t for t in tasks if not finished(t)], time.monotonic()
@@ -353,37 +359,40 @@ def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: in
     write_json(out / "comparison.json", comparison)
     return comparison
 
-# %% ../nbs/43_compare.ipynb #c42-bf040d
+# %% ../nbs/43_compare.ipynb #c46-766753
+DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
+RecipeName = Annotated[str | None, Option(help="what all methods share; by default the one that fits the data")]
+every_method = ",".join(methods)
+Names = Annotated[str, Option("--methods", help="names with commas between, or package.module:Class")]
+Seeds = Annotated[str, Option(help="numbers with commas between")]
+Budget = Annotated[int | None, Option(help="images seen in each run; by default as the recipe says")]
+Settings = Annotated[Path | None, Option(help='tuned settings: {"method": {"setting": value, "trials": 8}}')]
+Out = Annotated[Path | None, Option(help="where runs and results go; again to resume")]
+Evaluations = Annotated[int, Option(min=1, help="points of every learning curve")]
+Jobs = Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")]
+Device = Annotated[str, Option(help="auto, cpu or cuda")]
+Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
+
+# %% ../nbs/43_compare.ipynb #c47-36941b
+def command(data: DataSpec = None, recipe: RecipeName = None, names: Names = every_method, seeds: Seeds = "0,1,2",
+            budget_images: Budget = None, settings: Settings = None, out: Out = None, evaluations: Evaluations = 20,
+            jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
+    "Train every method on the same images seen, and write comparison.json, a table and two figures."
+    with one_sentence("isd_compare", "the same command goes on"):
+        base = replace(choose_recipe(recipe, data), evaluations=evaluations)
+        place = out or Path("runs") / f"compare-{base.name}"
+        call = " ".join(["isd_compare", *sys.argv[1:]])
+        report(compare(base, listed(names), numbers(seeds), place, budget_images, settings, jobs, device, root, call), place)
+
+# %% ../nbs/43_compare.ipynb #c48-38d36b
 def isd_compare() -> None:
     "The console command `isd_compare`."
-    from typer import Option, Typer
-
     os.environ.setdefault("MPLBACKEND", "Agg")
     app = Typer(add_completion=False, pretty_exceptions_enable=False)
-
-    @app.command(help="Train every method on the same images seen, and write comparison.json, a table and two figures.")
-    def command(
-        data: Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")] = None,
-        recipe: Annotated[str | None, Option(help="what all methods share; by default the one that fits the data")] = None,
-        names: Annotated[str, Option("--methods", help="names with commas between, or package.module:Class")] = ",".join(methods),
-        seeds: Annotated[str, Option(help="numbers with commas between")] = "0,1,2",
-        budget_images: Annotated[int | None, Option(help="images seen in each run; by default as the recipe says")] = None,
-        settings: Annotated[Path | None, Option(help='tuned settings: {"method": {"setting": value, "trials": 8}}')] = None,
-        out: Annotated[Path | None, Option(help="where runs and results go; again to resume")] = None,
-        evaluations: Annotated[int, Option(min=1, help="points of every learning curve")] = 20,
-        jobs: Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")] = 1,
-        device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
-        root: Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")] = Path("data"),
-    ) -> None:
-        with one_sentence("isd_compare", "the same command goes on"):
-            base = replace(choose_recipe(recipe, data), evaluations=evaluations)
-            place = out or Path("runs") / f"compare-{base.name}"
-            call = " ".join(["isd_compare", *sys.argv[1:]])
-            report(compare(base, listed(names), numbers(seeds), place, budget_images, settings, jobs, device, root, call), place)
-
+    app.command()(command)
     app()
 
-# %% ../nbs/43_compare.ipynb #c43-ab2f5e
+# %% ../nbs/43_compare.ipynb #c49-ab2f5e
 def listed(text: str) -> list[str]:
     "What stands between the commas, once each."
     return [*dict.fromkeys(part.strip() for part in text.split(",") if part.strip())]
@@ -395,7 +404,7 @@ def numbers(text: str) -> list[int]:
         raise InputError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
     return [int(p) for p in parts]
 
-# %% ../nbs/43_compare.ipynb #c44-cccfb1
+# %% ../nbs/43_compare.ipynb #c50-cccfb1
 def report(comparison: Mapping[str, Any], out: Path) -> None:
     "Print the table, draw the figures, and exit with 1 where a run has failed."
     if comparison["runs"]:
@@ -409,6 +418,6 @@ def report(comparison: Mapping[str, Any], out: Path) -> None:
     if comparison["failures"]:
         raise SystemExit(1)
 
-# %% ../nbs/43_compare.ipynb #c46-f0b014
+# %% ../nbs/43_compare.ipynb #c52-f0b014
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     isd_compare()
