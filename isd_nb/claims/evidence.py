@@ -6,9 +6,10 @@
 __all__ = ['Paired', 'paired', 'Study', 'ledger_of', 'train_one', 'study_command', 'result_name', 'read_result', 'column',
            'pair_up']
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c02-96d9ee
+# %% ../../nbs/20_claims/00_evidence.ipynb #c02-288a97
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from ..evaluation import seed_interval
 from ..isd import Method
 from ..training import Recipe, Trained, find_recipe, recipe_to_json, train
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c07-3a3ca6
+# %% ../../nbs/20_claims/00_evidence.ipynb #c08-072298
 @dataclass(frozen=True)
 class Paired:
     "How far A is ahead of B when both are run with the same seeds."
@@ -41,7 +42,7 @@ class Paired:
             return f"{a} is {'ahead of' if self.mean > 0 else 'behind'} {b} by {size} ({interval})."
         return f"{a} and {b} cannot be told apart: {self.mean * scale:+.1f} {unit} on average ({interval})."
 
-
+# %% ../../nbs/20_claims/00_evidence.ipynb #c10-7a11b3
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:  # one value a seed, in the same order
     "Compare two methods over seeds."
     if len(a) != len(b):
@@ -49,7 +50,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:  # one value a see
     differences = [x - y for x, y in zip(a, b, strict=True)]
     return Paired(*seed_interval(differences), sum(d > 0 for d in differences), len(differences))
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c11-6aa483
+# %% ../../nbs/20_claims/00_evidence.ipynb #c15-719385
 @dataclass(frozen=True)
 class Study:
     "One claim's long run."
@@ -71,14 +72,14 @@ class Study:
             raise InputError(f"{self.recipe.data} has no labelled test images, so claims cannot be tested on it")
         return train_set, test_set
 
-
+# %% ../../nbs/20_claims/00_evidence.ipynb #c17-3d39d6
 def ledger_of(study: Study, **question: Any) -> Ledger:
     "The file of the study's rows."
     recipe = {k: v for k, v in recipe_to_json(study.recipe).items() if k not in ("seed", "steps", "epochs", "evaluations")}
     return Ledger(study.out / f"{study.name}.json", dict(recipe=recipe, budget_images=study.budget, **question),
                   command=study.command)
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c12-4c0827
+# %% ../../nbs/20_claims/00_evidence.ipynb #c18-4c0827
 def train_one(study: Study,
               tag: str,  # of the run directory
               images: ImageSet,
@@ -93,9 +94,9 @@ def train_one(study: Study,
     place = study.runs / study.name / tag
     return train(recipe, images, place, evaluate, resume=place.exists(), device=study.device, show=study.show)
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c13-7e3c4e
-def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, budget: int) -> None:
-    "The command line of a claim: `python -m isd_nb.claims.<name>`."
+# %% ../../nbs/20_claims/00_evidence.ipynb #c19-b5cb56
+def study_parser(name: str, seeds: int, budget: int) -> argparse.ArgumentParser:
+    "The options of a claim's command line, with these defaults."
     parser = argparse.ArgumentParser(prog=f"python -m isd_nb.claims.{name}", description="The long run of this claim.")
     parser.add_argument("--recipe", default="digits", help="a recipe of isd_train; default: %(default)s")
     parser.add_argument("--data", help="its images, as isd_train's --data; default: the recipe's")
@@ -105,9 +106,18 @@ def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, bud
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="folder of the trainings")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's sets lie")
-    given = parser.parse_args()
-    data = f" --data {given.data}" if given.data else ""
-    command = f"{parser.prog} --recipe {given.recipe}{data} --images {given.images} --seeds {given.seeds}"
+    return parser
+
+# %% ../../nbs/20_claims/00_evidence.ipynb #c20-427b5c
+def study_command(name: str, measure: Callable[..., Ledger], seeds: int, budget: int,
+                  **lists: tuple[Callable[[str], Any], Sequence],  # more options: how to read one item, and the default
+                  ) -> None:
+    "The command line of a claim: `python -m isd_nb.claims.<name>`; the lists are passed on to `measure`."
+    parser = study_parser(name, seeds, budget)
+    for option, (read, default) in lists.items():
+        parser.add_argument(f"--{option}", type=read, nargs="+", default=default,
+                            help="default: " + " ".join("all" if x is None else str(x) for x in default))
+    given, command = parser.parse_args(), f"{parser.prog} {shlex.join(sys.argv[1:])}".strip()
     with one_sentence(parser.prog, "the same command goes on"):
         if given.seeds < 1 or given.images < 1:
             raise InputError("a study needs at least one seed and one image")
@@ -115,14 +125,15 @@ def study_command(name: str, measure: Callable[[Study], Ledger], seeds: int, bud
         recipe = replace(recipe, data=given.data or recipe.data)
         study = Study(result_name(name, given.recipe), recipe, given.images, tuple(range(given.seeds)),
                       given.out, given.runs, given.device, given.root, command, sys.stderr.isatty())
-        print(f"{len(measure(study).rows)} rows in {study.out / study.name}.json")
+        ledger = measure(study, **{option: tuple(getattr(given, option)) for option in lists})
+        print(f"{len(ledger.rows)} rows in {study.out / study.name}.json")
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c14-ccf238
+# %% ../../nbs/20_claims/00_evidence.ipynb #c21-2c34af
 def result_name(claim: str, recipe: str = "digits") -> str:
     "The name of a saved result: the claim, and the recipe if it is not digits."
     return claim if recipe == "digits" else f"{claim}-{recipe}"
 
-
+# %% ../../nbs/20_claims/00_evidence.ipynb #c23-783e0f
 def read_result(claim: str, recipe: str = "digits", folder: Path | str = "../../results/claims") -> dict[str, Any] | None:
     "A saved result, and one printed line about how it was made; None, and a line that says so, where there is none."
     path = Path(folder) / f"{result_name(claim, recipe)}.json"
@@ -134,13 +145,13 @@ def read_result(claim: str, recipe: str = "digits", folder: Path | str = "../../
           f"{result['question']['budget_images']:,} images seen by every training")
     return result
 
-# %% ../../nbs/20_claims/00_evidence.ipynb #c15-1dd5bd
+# %% ../../nbs/20_claims/00_evidence.ipynb #c24-6b14b6
 def column(rows: Sequence[Mapping[str, Any]], name: str, **key: Any) -> list[float]:  # in the order of the seeds
     "One value for each seed, of the rows that match."
     found = [r for r in rows if all(r.get(k) == v for k, v in key.items())]
     return [r[name] for r in sorted(found, key=lambda r: r["seed"])]
 
-
+# %% ../../nbs/20_claims/00_evidence.ipynb #c26-23e46c
 def pair_up(rows: Sequence[Mapping[str, Any]], name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Paired | None:
     "Compare two kinds of rows over the seeds that both have; None where that are fewer than two."
     sides = [{r["seed"]: r[name] for r in rows if all(r.get(k) == v for k, v in key.items())} for key in (a, b)]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['temperatures', 'describe', 'outputs', 'label_statistics', 'pulls', 'watch', 'spread', 'measure']
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c02-d7e8c1
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c02-e5ff21
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from ..isd import Method
 from ..loss import soft_labels
 from ..training import seeded, write_json
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c07-8ed898
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c07-5cf174
 def describe(labels: Tensor,  # (B, K) probabilities
              same: Tensor,  # bool (B, K): which anchors are of the query's class
              ) -> dict[str, float]:  # means over the batch
@@ -31,13 +31,13 @@ def describe(labels: Tensor,  # (B, K) probabilities
     return dict(entropy=entropy.mean().item(), reach=entropy.exp().mean().item(),
                 class_mass=(labels * same).sum(1).mean().item(), chance=same.double().mean().item())
 
-
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c08-69ba78
 def outputs(encoder: nn.Module, images: ImageSet) -> Tensor:  # (N, D) unit vectors
     "What an encoder puts out, projector included, in evaluation mode."
     with evaluating(encoder, None) as (_, device):  # `embed` alone would leave the projector out
         return F.normalize(embed(lambda pixels: encoder(pixels), images, device=device), dim=1)
 
-
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c09-f7e9d6
 def label_statistics(encoder: nn.Module,  # the teacher
                      queries: ImageSet,  # labelled; not the images of the anchors
                      bank: ImageSet,  # labelled, where the anchors are drawn from
@@ -50,7 +50,7 @@ def label_statistics(encoder: nn.Module,  # the teacher
     labels = soft_labels(outputs(encoder, queries), outputs(encoder, drawn), temperature).cpu()  # (B, K)
     return describe(labels, queries.labels[:, None] == drawn.labels)
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c16-8eee72
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c20-8eee72
 def pulls(query: Tensor,  # (B, D) unit vectors, the student's
           key: Tensor,  # (B, D) unit vectors, the teacher's
           anchors: Tensor,  # (K, D) unit vectors
@@ -64,10 +64,10 @@ def pulls(query: Tensor,  # (B, D) unit vectors, the student's
     own = (query * key).sum(1, keepdim=True) / student_temperature
     return -torch.cat([own, logits], 1).softmax(1)[:, 1:]
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c24-4303d1
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c28-4b9df9
 temperatures = (0.005, 0.02, 0.04, 0.1, 0.3, 1.0)
 
-
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c29-8ff4fc
 def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) -> Callable[[Method], dict[str, float]]:
     "What `train` calls at every evaluation: label statistics and 20-NN, kept in a file that survives a stop."
     def look(method: Method) -> dict[str, float]:
@@ -82,13 +82,13 @@ def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) ->
         return row
     return look
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c25-0604ad
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c30-0604ad
 def spread(images: ImageSet, most: int) -> ImageSet:
     "At most so many of them, evenly spaced: ten looks at a large set must not cost more than the training."
     return images.subset(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c26-86e506
-def measure(study: Study) -> Ledger:
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c31-a8915c
+def measure(study: Study, temperatures: Sequence[float] = temperatures) -> Ledger:
     "ISD at every temperature, and MoCo; a row a seed."
     bank, test = study.images()
     known, queries = spread(bank, 10_000), spread(test, 2_000)
@@ -105,6 +105,6 @@ def measure(study: Study) -> Ledger:
             ledger.row(dict(method=method, temperature=t, seed=seed), compute)
     return ledger
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c33-a2259f
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c39-75427f
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    study_command("soft_and_binary", measure, seeds=3, budget=200_000)
+    study_command("soft_and_binary", measure, seeds=3, budget=200_000, temperatures=(float, temperatures))
