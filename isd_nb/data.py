@@ -72,39 +72,9 @@ def send(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
     pinned = torch.device(device).type == "cuda" and not rows.is_cuda
     return (rows.pin_memory() if pinned else rows).to(device, non_blocking=pinned)
 
-# %% ../nbs/01_data.ipynb #c10-61d214
-class _Numbered:
-    "Images by number, whether they lie in memory or on disk."
-
-    def __len__(self) -> int:
-        return len(self.paths) if self.images is None else len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:  # uint8 (C, H, W)
-        return self.get([index])[0]
-
-    def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
-        "The images with these numbers; files are decoded on the way."
-        if self.images is not None:
-            return self.images[send(indices, self.images.device)]
-        return torch.stack([read_or_replace(self, int(i)) for i in indices])
-
-
-def read_or_replace(images: "ImageSet", index: int) -> Tensor:  # uint8 (C, H, W)
-    "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
-    channels, size, _ = images.shape
-    following = (i % len(images) for i in range(index, index + len(images)))
-    alike = following if images.labels is None else (i for i in following if images.labels[i] == images.labels[index])
-    for i in alike:
-        images.unreadable.tried += 1
-        try:
-            return decode_image(images.paths[i], size, channels)
-        except OSError as error:
-            images.unreadable.note(images.paths[i], error)
-    raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
-
-# %% ../nbs/01_data.ipynb #c11-5e3aef
+# %% ../nbs/01_data.ipynb #c10-2a71bb
 @dataclass(frozen=True)
-class ImageSet(_Numbered):
+class ImageSet:
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
     images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
     labels: Tensor | None = None  # int64 (N,), or None
@@ -118,6 +88,18 @@ class ImageSet(_Numbered):
         if self.images is not None:
             object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
 
+    def __len__(self) -> int:
+        return len(self.paths) if self.images is None else len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:  # uint8 (C, H, W)
+        return self.get([index])[0]
+
+    def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
+        "The images with these numbers; files are decoded on the way."
+        if self.images is not None:
+            return self.images[send(indices, self.images.device)]
+        return torch.stack([read_or_replace(self, int(i)) for i in indices])
+
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
         indices = torch.as_tensor(indices)
@@ -129,7 +111,7 @@ class ImageSet(_Numbered):
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
 
-# %% ../nbs/01_data.ipynb #c12-3689eb
+# %% ../nbs/01_data.ipynb #c11-3689eb
 def check_set(images: ImageSet) -> None:
     "Raise unless the images are a batch of bytes, and the labels as many."
     pixels, labels = images.images, images.labels
@@ -137,6 +119,20 @@ def check_set(images: ImageSet) -> None:
         raise InputError(f"images must be uint8 of shape (N, C, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}")
     if labels is not None and len(labels) != len(images):
         raise InputError(f"{len(images)} images but {len(labels)} labels")
+
+# %% ../nbs/01_data.ipynb #c12-09e7ad
+def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
+    "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
+    channels, size, _ = images.shape
+    following = (i % len(images) for i in range(index, index + len(images)))
+    alike = following if images.labels is None else (i for i in following if images.labels[i] == images.labels[index])
+    for i in alike:
+        images.unreadable.tried += 1
+        try:
+            return decode_image(images.paths[i], size, channels)
+        except OSError as error:
+            images.unreadable.note(images.paths[i], error)
+    raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
 
 # %% ../nbs/01_data.ipynb #c16-e55a03
 def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
