@@ -12,8 +12,8 @@ For ResNet-18 with the small-image stem on 32 x 32 colour images, at each batch 
   again and again.
 
 And the streaming loss, forward and backward, at many anchors, against its floor: the matrix products it cannot do
-without, of the same shapes and in the same precision, with nothing in between. On CUDA, every form of `isd_nb.fused`
-is timed beside it.
+without, of the same shapes and in the same precision, with nothing in between. On CUDA, one read of
+the queue is timed in blocks and in the kernel of `isd_nb.fused`.
 
 On a CPU, at small sizes, to see that it works:
 
@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig
-from isd_nb.loss import streaming_soft_label_loss
+from isd_nb.loss import attend_blocks, streaming_soft_label_loss
 from isd_nb.training import Plan, Recipe, Session, prepare, train_step
 from isd_nb.views import STRONG
 
@@ -148,13 +148,13 @@ def loss_row(args: argparse.Namespace) -> dict[str, float]:
 
 
 def time_forms(looks: Tensor, anchors: Tensor, args: argparse.Namespace) -> dict[str, float | str]:
-    "Milliseconds of one read of the queue in every form there is for this device, or why it does not run."
+    "Milliseconds of one read of the queue in blocks and in one kernel, or why it does not run."
     if args.device == "cpu" or not find_spec("triton"):
         return {}
-    from isd_nb.fused import is_right, readers
+    from isd_nb.fused import attend_fused, is_right
 
     found: dict[str, float | str] = {}
-    for name, reader in readers().items():
+    for name, reader in {"blocks": partial(attend_blocks, block=16384), "one kernel": attend_fused}.items():
         try:
             took = seconds(partial(reader, looks, anchors), args.device, args.rounds, 5)
             found[name] = round(1e3 * took, 3) if is_right(reader, looks, anchors) else "its result is wrong"

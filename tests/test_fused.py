@@ -1,0 +1,26 @@
+"""The fused loss compiles for GPUs, which Triton can do without one; what it computes is tested in chapter 05b."""
+import warnings
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds for Linux")
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile as compile_kernel
+
+from isd_nb.fused import constants, read_kernel, tile_for
+
+
+@pytest.mark.parametrize(("capability", "name"), [(80, "A100"), (90, "H100")])
+def test_the_kernel_compiles_and_fits(capability: int, name: str) -> None:
+    numbers = dict.fromkeys(("B", "K", "D", "chunk"), "i32")
+    pointers = dict.fromkeys(("looks", "anchors", "peaks", "masses", "means"), "*fp32")
+    tile = tile_for(128)
+    fixed = constants(tile, features=128)
+    source = ASTSource(read_kernel, pointers | numbers | dict.fromkeys(fixed, "constexpr"), fixed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kernel = compile_kernel(source, target=GPUTarget("cuda", capability, 32),
+                                options=dict(num_warps=tile.warps, num_stages=1))
+    assert kernel.asm["cubin"]
+    assert kernel.metadata.shared <= 163 * 1024, f"more shared memory than an {name} has"
+    assert "mma" in kernel.asm["ptx"], "the matrix units are not used"
