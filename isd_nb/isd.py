@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Output', 'FromRecipe', 'Method', 'similarities', 'WithTeacher', 'ISD']
 
-# %% ../nbs/07_isd.ipynb #c03-d42e52
+# %% ../nbs/07_isd.ipynb #c03-b71f1c
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .data import ImageSet, InputError, nearest
 from .encoders import Encoder, mlp
-from .loss import streaming_soft_label_loss
+from .loss import streaming_soft_label_loss, wide
 from .queue import AnchorQueue, gather_keys
 from .teacher import EMATeacher, cosine_momentum, write_buffers
 from .views import Views
@@ -105,20 +105,20 @@ def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor
     parts = flat.split([b.numel() for b in floats.values()])
     return {**buffers, **{n: p.view_as(b) for (n, b), p in zip(floats.items(), parts)}}
 
-# %% ../nbs/07_isd.ipynb #c14-e0e670
+# %% ../nbs/07_isd.ipynb #c14-d05a52
 def similarities(vectors: Tensor,  # (B, D)
                  others: Tensor,  # (K, D)
                  ) -> Tensor:  # (B, K)
-    "All dot products, in single precision also under autocast: divided by a temperature, rounding would be seen."
+    "All dot products, in single precision or better also under autocast: divided by a temperature, rounding would be seen."
     with torch.autocast(vectors.device.type, enabled=False):
-        return vectors.float() @ others.float().T
+        return wide(vectors) @ others.to(wide(vectors).dtype).T
 
-# %% ../nbs/07_isd.ipynb #c17-3c4fe0
+# %% ../nbs/07_isd.ipynb #c17-a2e7d2
 class WithTeacher(Method):
     "A method whose teacher is the moving average of its student."
     teacher: EMATeacher
 
-    def __init__(self, student: Encoder,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
+    def __init__(self, student: nn.Module,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
                  predictor: nn.Module | None = None,  # (B, D) -> (B, D), the student's alone; None: queries as they are
                  momentum: float | tuple[float, float] = 0.99) -> None:  # a pair: from, to, along a cosine
         super().__init__()
@@ -131,7 +131,7 @@ class WithTeacher(Method):
         queries = self.call("predictor", self.call("student", view_q, buffers), buffers)
         with torch.no_grad():
             keys = self.call("teacher.module", view_k, buffers)
-        return F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
+        return F.normalize(wide(queries), dim=1), F.normalize(wide(keys), dim=1)
 
     def schedule(self, progress: float) -> None:
         "Set the teacher's momentum."
@@ -143,14 +143,22 @@ class WithTeacher(Method):
         super().update(output)
         self.teacher.update(self.student)
 
-# %% ../nbs/07_isd.ipynb #c19-38ac2d
+# %% ../nbs/07_isd.ipynb #c19-dc0f0a
+def width_of(student: nn.Module) -> int:
+    "D, how wide a network's vectors are: its `out_dim`, or the outputs of its last linear layer."
+    linear = [m.out_features for m in student.modules() if isinstance(m, nn.Linear)]
+    if not hasattr(student, "out_dim") and not linear:
+        raise ValueError("the student must say how wide its vectors are: give it an attribute `out_dim`")
+    return student.out_dim if hasattr(student, "out_dim") else linear[-1]
+
+
 class WithQueue(WithTeacher):
     "A method with a teacher, whose keys wait in a queue and are the anchors of later steps."
 
-    def __init__(self, student: Encoder, predictor: nn.Module | None, queue_size: int,
+    def __init__(self, student: nn.Module, predictor: nn.Module | None, queue_size: int,
                  momentum: float | tuple[float, float], symmetric: bool) -> None:
         super().__init__(student, predictor, momentum)
-        self.queue = AnchorQueue(queue_size, student.out_dim)
+        self.queue = AnchorQueue(queue_size, width_of(student))
         self.symmetric = symmetric
 
     def compare_both(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -167,12 +175,12 @@ class WithQueue(WithTeacher):
         super().update(output)
         self.queue.enqueue(gather_keys(output.keys))
 
-# %% ../nbs/07_isd.ipynb #c21-340fbd
+# %% ../nbs/07_isd.ipynb #c21-8870e3
 class ISD(WithQueue):
     "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
     options: Mapping[str, Any] = {"symmetric": False}
 
-    def __init__(self, student: Encoder,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
+    def __init__(self, student: nn.Module,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
                  predictor: nn.Module | None = None,  # (B, D) -> (B, D), the student's alone; None: queries as they are
                  queue_size: int = 4096,  # K, the number of anchors
                  student_temperature: float = 0.1,

@@ -31,7 +31,7 @@ def check_momentum(momentum: float) -> float:
         raise ValueError(f"the teacher's momentum must lie in [0, 1], not {momentum}")
     return momentum
 
-# %% ../nbs/06_teacher.ipynb #c16-221d86
+# %% ../nbs/06_teacher.ipynb #c16-f1d54b
 class EMATeacher(nn.Module):
     r"A copy of the student that follows it: $\theta_t \leftarrow m\,\theta_t + (1-m)\,\theta_s$ (MoCo, BYOL, ISD)."
 
@@ -43,9 +43,9 @@ class EMATeacher(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def forward(self, *inputs):
+    def forward(self, *inputs, **named):
         "What the copy answers, without a gradient."
-        return self.module(*inputs)
+        return self.module(*inputs, **named)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

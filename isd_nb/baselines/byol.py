@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['regression_loss', 'BYOL', 'BYOLAsym']
 
-# %% ../../nbs/10_baselines/04_byol.ipynb #c03-2c6245
+# %% ../../nbs/10_baselines/04_byol.ipynb #c03-ac3bae
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,13 +14,14 @@ from torch import Tensor
 from ..data import ImageSet
 from ..encoders import Encoder, mlp
 from ..isd import Output, WithTeacher
+from ..loss import wide
 
-# %% ../../nbs/10_baselines/04_byol.ipynb #c05-401739
+# %% ../../nbs/10_baselines/04_byol.ipynb #c05-96a8ad
 def regression_loss(queries: Tensor,  # (B, D) of any length
                     keys: Tensor,  # (B, D) of any length
                     ) -> Tensor:  # a scalar
     "Squared distance of the directions, mean over the batch (BYOL, Grill et al. 2020, equation 2)."
-    return 2 - 2 * F.cosine_similarity(queries.float(), keys.float(), dim=1).mean()
+    return 2 - 2 * F.cosine_similarity(wide(queries), wide(keys), dim=1).mean()
 
 # %% ../../nbs/10_baselines/04_byol.ipynb #c11-acb26e
 class BYOL(WithTeacher):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['distillation_loss', 'CompRess']
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c03-e1eead
+# %% ../../nbs/10_baselines/08_compress.ipynb #c03-53875a
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import ImageSet, InputError
 from ..encoders import Encoder, FrozenEncoder, load_encoder
 from ..isd import Method, Output, similarities
-from ..loss import soft_labels
+from ..loss import soft_labels, wide
 from ..queue import AnchorQueue, gather_keys
 
 # %% ../../nbs/10_baselines/08_compress.ipynb #c06-e0e51b
@@ -62,7 +62,7 @@ class TwoQueues(Method):
         self.queue.enqueue(gather_keys(output.extra["queries"]))
         self.guide_queue.enqueue(gather_keys(output.keys))
 
-# %% ../../nbs/10_baselines/08_compress.ipynb #c16-db3b66
+# %% ../../nbs/10_baselines/08_compress.ipynb #c16-cb78a3
 class CompRess(TwoQueues):
     "Distillation of similarities from a finished teacher, with two queues (Abbasi Koohpayegani et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"guide": None,  # the run or file of the finished teacher
@@ -82,9 +82,9 @@ class CompRess(TwoQueues):
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]
         "Compare what both networks make of the view; change nothing."
-        queries = F.normalize(self.call("student", view_q, buffers := {}).float(), dim=1)
+        queries = F.normalize(wide(self.call("student", view_q, buffers := {})), dim=1)
         with torch.no_grad():
-            keys = F.normalize(self.guide(view_q).float(), dim=1)
+            keys = F.normalize(wide(self.guide(view_q)), dim=1)
         labels = soft_labels(keys, self.guide_queue.anchors, self.temperature)
         loss = distillation_loss(queries, self.queue.anchors, labels, self.temperature)
         return Output(loss, keys, buffers, {"queries": queries.detach()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['propagate', 'nearest_others', 'choose_hard', 'share_of', 'NeighbourBank', 'two_losses', 'InvP']
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c03-18a382
+# %% ../../nbs/10_baselines/10_invp.ipynb #c03-ad5f43
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from .pirl import MemoryBank, WithBank
 from ..encoders import Encoder
 from ..isd import Output, similarities
+from ..loss import wide
 from ..queue import gather_keys
 
 # %% ../../nbs/10_baselines/10_invp.ipynb #c06-97b3b9
@@ -99,7 +100,7 @@ class WithNeighbours(WithBank):
         super().update(output)
         self.bank.connect(output.extra["indices"], output.extra["friends"])
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c29-508590
+# %% ../../nbs/10_baselines/10_invp.ipynb #c29-41ece7
 class InvP(WithNeighbours):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
@@ -117,7 +118,7 @@ class InvP(WithNeighbours):
 
     def forward(self, view: Tensor, indices: Tensor) -> Output:  # (B, C, H, W) float in [0, 1], (B,)
         "Compare; change nothing."
-        vectors = F.normalize(self.call("student", view, buffers := {}).float(), dim=1)
+        vectors = F.normalize(wide(self.call("student", view, buffers := {})), dim=1)
         scores, chosen = similarities(vectors, self.bank.rows), self.chosen  # (B, N)
         found = propagate(self.bank.graph, indices, chosen["steps"])
         hard = choose_hard(scores.detach(), found, indices, chosen["positives"])

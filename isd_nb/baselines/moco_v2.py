@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['contrastive_logits', 'contrastive_loss', 'company', 'MoCoV2']
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-2078c7
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c03-2b157a
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import ISD, Output, similarities
+from ..loss import wide
 from ..queue import gather_keys
 
-# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c06-166941
+# %% ../../nbs/10_baselines/02_moco_v2.ipynb #c06-b59157
 def contrastive_logits(queries: Tensor,  # (B, D) unit vectors
                        keys: Tensor,  # (B, D) unit vectors, one for each query
                        negatives: Tensor,  # (K, D) unit vectors of other images
@@ -31,7 +32,7 @@ def contrastive_logits(queries: Tensor,  # (B, D) unit vectors
 
 def contrastive_loss(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:  # a scalar
     "InfoNCE, mean over the batch (MoCo, He et al. 2020, equation 1)."
-    logits = contrastive_logits(queries.float(), keys.float(), negatives, temperature)
+    logits = contrastive_logits(wide(queries), wide(keys), negatives, temperature)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 # %% ../../nbs/10_baselines/02_moco_v2.ipynb #c15-607f65

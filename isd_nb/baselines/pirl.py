@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryBank', 'nce_loss', 'Jigsaw', 'PieceHead', 'WithBank', 'PIRL']
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-dbe9c1
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c03-1d4d94
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..data import ImageSet, InputError, send
 from ..encoders import Encoder
 from ..isd import Method, Output, similarities
+from ..loss import wide
 from ..queue import gather_keys
 from ..views import Views
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c06-c44224
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c06-daaea8
 class MemoryBank(nn.Module):
     "A unit vector for every training image, moved towards what the student makes of it (Wu et al. 2018; PIRL)."
 
@@ -31,7 +32,7 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def update(self, indices: Tensor, vectors: Tensor) -> None:  # (B,) without repeats, (B, D) unit vectors
         "Move the rows of these images; with several processes, those of all."
-        indices, vectors = gather_keys(indices), gather_keys(vectors.float())
+        indices, vectors = gather_keys(indices), gather_keys(vectors.to(self.rows))
         mixed = self.momentum * self.rows[indices] + (1 - self.momentum) * vectors
         self.rows.index_copy_(0, indices, F.normalize(mixed, dim=1))
 
@@ -116,7 +117,7 @@ class WithPuzzles(WithBank):
         inputs = (pieces.flatten(0, 1) - self.student.mean) / self.student.std
         return self.piece_head(self.call("student.backbone", inputs, {}).unflatten(0, pieces.shape[:2]))
 
-# %% ../../nbs/10_baselines/09_pirl.ipynb #c27-fbd1fc
+# %% ../../nbs/10_baselines/09_pirl.ipynb #c27-522188
 class PIRL(WithPuzzles):
     "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
     options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
@@ -130,8 +131,8 @@ class PIRL(WithPuzzles):
 
     def forward(self, view: Tensor, pieces: Tensor, indices: Tensor) -> Output:  # (B, C, H, W), (B, P, C, s, s), (B,)
         "Compare; change nothing."
-        vectors = F.normalize(self.call("student", view, buffers := {}).float(), dim=1)
-        puzzles = F.normalize(self.puzzle_vectors(pieces).float(), dim=1)
+        vectors = F.normalize(wide(self.call("student", view, buffers := {})), dim=1)
+        puzzles = F.normalize(wide(self.puzzle_vectors(pieces)), dim=1)
         of_pieces, of_image = (nce_loss(v, self.bank.rows, indices, self.temperature) for v in (puzzles, vectors))
         loss = self.weight * of_pieces + (1 - self.weight) * of_image
         return Output(loss, vectors.detach(), buffers, {"indices": indices})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GatherWithGradient', 'gather_with_gradient', 'nt_xent', 'SimCLR']
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c03-51b75f
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c03-20738b
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import Method, Output, similarities
+from ..loss import wide
 
 # %% ../../nbs/10_baselines/03_simclr.ipynb #c06-09b230
 class GatherWithGradient(torch.autograd.Function):
@@ -40,13 +41,13 @@ def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (all rows, wher
         return rows, 0
     return GatherWithGradient.apply(rows), dist.get_rank() * len(rows)
 
-# %% ../../nbs/10_baselines/03_simclr.ipynb #c09-caa3d1
+# %% ../../nbs/10_baselines/03_simclr.ipynb #c09-3c3581
 def nt_xent(first: Tensor,  # (B, D) of the first views
             second: Tensor,  # (B, D) of the second views, in the same order
             temperature: float,
             ) -> Tensor:  # a scalar
     "Normalised temperature-scaled cross-entropy over all 2B vectors of all processes (SimCLR, Chen et al. 2020, equation 1)."
-    vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2b, D)
+    vectors = F.normalize(wide(torch.cat([first, second])), dim=1)  # (2b, D)
     everyone, start = gather_with_gradient(vectors)  # (2B, D)
     own = start + torch.arange(len(vectors), device=vectors.device)
     logits = similarities(vectors, everyone) / temperature  # (2b, 2B)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['negative_cosine', 'SimSiam']
 
-# %% ../../nbs/10_baselines/05_simsiam.ipynb #c03-2f7a0e
+# %% ../../nbs/10_baselines/05_simsiam.ipynb #c03-fd769b
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..encoders import Encoder, mlp
 from ..isd import Method, Output
+from ..loss import wide
 
-# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-40048c
+# %% ../../nbs/10_baselines/05_simsiam.ipynb #c06-32e3bf
 def negative_cosine(queries: Tensor, projections: Tensor) -> Tensor:  # (B, D) twice -> a scalar
     "Minus the cosine, mean over the batch, without gradient to the projections (SimSiam, Chen and He 2021, equations 1 and 3)."
-    return -F.cosine_similarity(queries.float(), projections.detach().float(), dim=1).mean()
+    return -F.cosine_similarity(wide(queries), wide(projections.detach()), dim=1).mean()
 
 # %% ../../nbs/10_baselines/05_simsiam.ipynb #c10-4732be
 class SimSiam(Method):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Supervised']
 
-# %% ../../nbs/10_baselines/01_supervised.ipynb #c03-ce6428
+# %% ../../nbs/10_baselines/01_supervised.ipynb #c03-60733e
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..data import ImageSet, InputError
 from ..encoders import Encoder
 from ..isd import Method, Output
+from ..loss import wide
 
-# %% ../../nbs/10_baselines/01_supervised.ipynb #c06-daa88b
+# %% ../../nbs/10_baselines/01_supervised.ipynb #c06-a0ee36
 class Supervised(Method):
     "A linear classifier on the backbone, trained with cross-entropy; the second view is not used."
     needs = ("labels",)
@@ -36,4 +37,4 @@ class Supervised(Method):
     def forward(self, view_q: Tensor, view_k: Tensor, labels: Tensor) -> Output:  # (B, C, H, W) twice, (B,)
         "Cross-entropy of the first view; changes nothing."
         logits = self.classifier(self.call("student", view_q, buffers := {}))  # (B, classes)
-        return Output(F.cross_entropy(logits.float(), labels), None, buffers)
+        return Output(F.cross_entropy(wide(logits), labels), None, buffers)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sinkhorn', 'small_size', 'SwAV', 'codes_of', 'swapped_loss']
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c03-242136
+# %% ../../nbs/10_baselines/07_swav.ipynb #c03-e175fc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..isd import Method, Output, similarities
+from ..loss import wide
 from ..queue import gather_keys
 from ..views import Views
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c06-15bde6
+# %% ../../nbs/10_baselines/07_swav.ipynb #c06-28f7e5
 @torch.no_grad()
 def sinkhorn(scores: Tensor,  # (B, K) similarities of all images to all prototypes
              epsilon: float = 0.05,  # how sharp the codes are
              rounds: int = 3,  # 0: a plain softmax
              ) -> Tensor:  # (B, K) codes: each row sums to 1, the columns nearly to B / K
     "Codes that use all prototypes equally (SwAV, Caron et al. 2020, equation 5)."
-    log_q = scores.float() / epsilon
+    log_q = wide(scores) / epsilon
     for _ in range(rounds):
         log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)  # every prototype the same
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)  # every image the same
@@ -61,7 +62,7 @@ class WithPrototypes(Method):
         super().update(output)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
 
-# %% ../../nbs/10_baselines/07_swav.ipynb #c23-89148d
+# %% ../../nbs/10_baselines/07_swav.ipynb #c23-8d5176
 class SwAV(WithPrototypes):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
@@ -85,7 +86,7 @@ class SwAV(WithPrototypes):
     def forward(self, view_q: Tensor, view_k: Tensor, *small: Tensor) -> Output:  # (B, C, H, W), small ones smaller
         "Compare; change nothing."
         buffers: dict[str, Any] = {}
-        vectors = [F.normalize(self.call("student", v, buffers).float(), dim=1) for v in (view_q, view_k, *small)]
+        vectors = [F.normalize(wide(self.call("student", v, buffers)), dim=1) for v in (view_q, view_k, *small)]
         scores = [similarities(v, F.normalize(self.prototypes, dim=1)) for v in vectors]  # (B, K) each
         return Output(swapped_loss(scores, self.temperature, self.epsilon, self.rounds), None, buffers)
 
