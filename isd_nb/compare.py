@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-# %% ../nbs/43_compare.ipynb #c04-011531
+# %% ../nbs/43_compare.ipynb #c04-d1a5f1
 import torch
 from torch import nn
 from typer import Option, Typer
@@ -27,7 +27,7 @@ from typer import Option, Typer
 from .building import with_method
 from .cli import change_setting, choose_recipe, one_sentence, read_sets
 from .cli_eval import pick_device
-from .comparison import best_of, comparison_table, plot_compute, plot_learning
+from .comparison import best_of, comparison_table, plot_compute, plot_learning, write_table
 from .data import ImageSet, InputError, nearest
 from .encoders import Encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_accuracy
@@ -359,13 +359,14 @@ def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: in
     write_json(out / "comparison.json", comparison)
     return comparison
 
-# %% ../nbs/43_compare.ipynb #c46-766753
+# %% ../nbs/43_compare.ipynb #c46-8af4fe
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 RecipeName = Annotated[str | None, Option(help="what all methods share; by default the one that fits the data")]
 every_method = ",".join(methods)
 Names = Annotated[str, Option("--methods", help="names with commas between, or package.module:Class")]
 Seeds = Annotated[str, Option(help="numbers with commas between")]
-Budget = Annotated[int | None, Option(help="images seen in each run; by default as the recipe says")]
+Budget = Annotated[int | None, Option(min=1, help="images seen in each run; by default as the recipe says")]
+BatchSize = Annotated[int | None, Option(min=1, help="images in a step; by default as the recipe says")]
 Settings = Annotated[Path | None, Option(help='tuned settings: {"method": {"setting": value, "trials": 8}}')]
 Out = Annotated[Path | None, Option(help="where runs and results go; again to resume")]
 Evaluations = Annotated[int, Option(min=1, help="points of every learning curve")]
@@ -373,13 +374,14 @@ Jobs = Annotated[int, Option(min=1, help="runs side by side, each with its share
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
-# %% ../nbs/43_compare.ipynb #c47-36941b
+# %% ../nbs/43_compare.ipynb #c47-059300
 def command(data: DataSpec = None, recipe: RecipeName = None, names: Names = every_method, seeds: Seeds = "0,1,2",
-            budget_images: Budget = None, settings: Settings = None, out: Out = None, evaluations: Evaluations = 20,
-            jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
+            budget_images: Budget = None, batch_size: BatchSize = None, settings: Settings = None, out: Out = None,
+            evaluations: Evaluations = 20, jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Train every method on the same images seen, and write comparison.json, a table and two figures."
     with one_sentence("isd_compare", "the same command goes on"):
         base = replace(choose_recipe(recipe, data), evaluations=evaluations)
+        base = replace(base, batch_size=batch_size or base.batch_size)
         place = out or Path("runs") / f"compare-{base.name}"
         call = " ".join(["isd_compare", *sys.argv[1:]])
         report(compare(base, listed(names), numbers(seeds), place, budget_images, settings, jobs, device, root, call), place)
@@ -392,29 +394,33 @@ def isd_compare() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/43_compare.ipynb #c49-ab2f5e
+# %% ../nbs/43_compare.ipynb #c49-c900b1
 def listed(text: str) -> list[str]:
     "What stands between the commas, once each."
-    return [*dict.fromkeys(part.strip() for part in text.split(",") if part.strip())]
+    if not (parts := [part.strip() for part in text.split(",") if part.strip()]):
+        raise InputError(f"names with commas between are needed, such as isd,byol, not {text!r}")
+    return [*dict.fromkeys(parts)]
 
 
 def numbers(text: str) -> list[int]:
     "The same, as whole numbers."
-    if not (parts := listed(text)) or not all(p.isdigit() for p in parts):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(p.isdecimal() for p in parts):
         raise InputError(f"--seeds takes whole numbers with commas between, such as 0,1,2, not {text!r}")
-    return [int(p) for p in parts]
+    return [*dict.fromkeys(int(p) for p in parts)]
 
-# %% ../nbs/43_compare.ipynb #c50-cccfb1
+# %% ../nbs/43_compare.ipynb #c50-1ae6b3
 def report(comparison: Mapping[str, Any], out: Path) -> None:
     "Print the table, draw the figures, and exit with 1 where a run has failed."
     if comparison["runs"]:
         print("", comparison_table(comparison), sep="\n")
+        write_table(comparison, out / "table.csv")
         try:
             for name, draw in (("learning", plot_learning), ("compute", plot_compute)):
                 draw(comparison).savefig(out / f"{name}.png", dpi=100)
         except ImportError as error:
             print(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')")
-        print(f"\nEverything is in {out}: comparison.json, learning.png, compute.png, and the runs")
+        print(f"\nEverything is in {out}: comparison.json, table.csv, learning.png, compute.png, and the runs")
     if comparison["failures"]:
         raise SystemExit(1)
 

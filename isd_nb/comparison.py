@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['protocols', 'baselines', 'costs', 'best_of', 'summarise', 'by_method', 'mean_of', 'compute', 'label', 'scores_text',
-           'costs_text', 'comparison_table', 'notes', 'mean_curve', 'plot_learning', 'plot_compute']
+           'costs_text', 'comparison_table', 'notes', 'write_table', 'mean_curve', 'plot_learning', 'plot_compute']
 
-# %% ../nbs/42_fair_table.ipynb #c03-033bd2
+# %% ../nbs/42_fair_table.ipynb #c03-ecf592
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .evaluation import seed_interval
@@ -44,10 +46,10 @@ def compute(run: Mapping[str, Any], comparison: Mapping[str, Any]) -> float:
     guides = [r for r in comparison["runs"] if run["guide"] == f"{r['method']}-{r['seed']}"]
     return run["flops_per_image"] * run["images_seen"] + sum(compute(g, comparison) for g in guides)
 
-# %% ../nbs/42_fair_table.ipynb #c20-cada13
+# %% ../nbs/42_fair_table.ipynb #c20-2dbe6e
 protocols = {"knn1": "1-NN", "knn20": "20-NN", "linear": "linear", "labels_1": "1% labels", "labels_10": "10% labels"}
 baselines = {"pixels": "raw pixels", "untrained": "untrained net"}
-costs = ("compute", "passes", "images/s", "MB")
+costs = {"compute": 9, "passes": 11, "seconds": 9, "images/s": 10, "MB": 7}  # and their widths
 
 
 def label(method: str) -> str:
@@ -60,54 +62,68 @@ def scores_text(scores: Sequence[Mapping[str, float]]) -> str:  # one for each s
     pairs = [summarise([s[p] for s in scores]) for p in protocols]
     return "".join(f"{mean:>7.3f}" + (" " * 7 if half is None else f" ±{half:.3f}") for mean, half in pairs)
 
-# %% ../nbs/42_fair_table.ipynb #c22-56ff46
+# %% ../nbs/42_fair_table.ipynb #c22-836332
 def costs_text(runs: Sequence[Mapping[str, Any]],  # of one method
                comparison: Mapping[str, Any],
                unit: float,  # floating-point operations that count as 1
                ) -> str:
-    "Compute, passes, speed and memory."
+    "Compute, passes, seconds of training, speed and memory."
     share = sum(compute(r, comparison) for r in runs) / len(runs) / unit
-    speed = sum(r["images_per_second"] for r in runs) / len(runs)
+    seconds, speed = (sum(r[name] for r in runs) / len(runs) for name in ("seconds", "images_per_second"))
     forward, backward = runs[0]["passes_per_image"].values()
-    return f"{share:>9.2f}{f'{forward:.3g}+{backward:.3g}':>11}{speed:>10,.0f}{max(r['peak_memory_mb'] for r in runs):>7,.0f}"
+    values = (f"{share:.2f}", f"{forward:.3g}+{backward:.3g}", f"{seconds:,.0f}", f"{speed:,.0f}",
+              f"{max(r['peak_memory_mb'] for r in runs):,.0f}")
+    return "".join(f"{value:>{width}}" for value, width in zip(values, costs.values(), strict=True))
 
-# %% ../nbs/42_fair_table.ipynb #c23-042256
+# %% ../nbs/42_fair_table.ipynb #c23-e03693
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     "Accuracy and cost of every method, mean over seeds, and what has to be known to read it."
     groups = by_method(comparison)
     yardstick = groups.get("isd", comparison["runs"])
     unit = sum(compute(r, comparison) for r in yardstick) / len(yardstick)
     lines = [f"{'':<14}" + "".join(f"{n:<14}" for n in ("   1-NN", "  20-NN", " linear", "     1%", "    10%"))
-             + f"{'student':>7}" + "".join(f"{c:>{w}}" for c, w in zip(costs, (9, 11, 10, 7)))]
+             + "".join(f"{name:>{width}}" for name, width in costs.items())]
     for name, runs in groups.items():
-        student = summarise([r["scores"]["student"]["knn20"] for r in runs])[0]
-        lines.append(f"{label(name):<14}{scores_text([best_of(r['scores']) for r in runs])}{student:>7.3f}"
-                     f"{costs_text(runs, comparison, unit)}")
+        lines.append(f"{label(name):<14}{scores_text([best_of(r['scores']) for r in runs])}{costs_text(runs, comparison, unit)}")
+        if "teacher" in runs[0]["scores"]:
+            lines.append(f"{'  its student':<14}{scores_text([r['scores']['student'] for r in runs])}")
     for name, long in baselines.items():
         if comparison["baselines"]:
             lines.append(f"{long:<14}{scores_text([b['scores'][name] for b in comparison['baselines']])}")
     return "\n".join([*lines, "", *notes(comparison)])
 
-# %% ../nbs/42_fair_table.ipynb #c24-02132e
+# %% ../nbs/42_fair_table.ipynb #c24-91a881
 def notes(comparison: Mapping[str, Any]) -> list[str]:
     "What has to be known to read the table."
     runs, seeds = comparison["runs"], ", ".join(map(str, comparison["seeds"]))
     yardstick = "ISD's" if any(r["method"] == "isd" for r in runs) else "the mean run's"
     lines = [f"{runs[0]['images_seen']:,} images seen in each run; seeds {seeds}; mean ± half the 95% interval over seeds.",
-             "Scores are the teacher's where there is one; the column student is the student's 20-NN. 1% and 10%: linear layer on so many labels.",
-             f"compute: floating-point operations of a run in units of {yardstick}; passes: of whole images through backbones, forward+backward."]
+             "Scores are the teacher's where there is one, and its student's below. 1% and 10%: linear layer on so many labels.",
+             f"compute: floating-point operations of a run in units of {yardstick}; passes: of whole images through backbones, "
+             "forward+backward; seconds and images/s: of training alone, without evaluation."]
     for name in sorted({r["method"] for r in runs if r["guide"]}):
         lines.append(f"{label(name)} learns from the ISD run of the same seed: its compute includes that run, its images seen do not.")
     return lines + [f"{name} failed: {error}" for name, error in comparison["failures"].items()]
 
-# %% ../nbs/42_fair_table.ipynb #c27-a5a482
+# %% ../nbs/42_fair_table.ipynb #c27-c586e7
+def write_table(comparison: Mapping[str, Any], path: Path) -> None:
+    "All scores and costs of all runs as a CSV file."
+    made = ("images_seen", "seconds", "images_per_second", "peak_memory_mb")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["method", "seed", "encoder", *protocols, *made])
+        for run in comparison["runs"]:
+            for encoder, scores in run["scores"].items():
+                rows.writerow([run["method"], run["seed"], encoder, *(scores[p] for p in protocols), *(run[m] for m in made)])
+
+# %% ../nbs/42_fair_table.ipynb #c30-a5a482
 def mean_curve(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:  # images seen, 20-NN
     "The mean over seeds of the teacher's (else the student's) 20-NN accuracy at every evaluation."
     rows = list(zip(*(r["curve"] for r in runs)))
     values = [[r.get("knn20_teacher", r["knn20_student"]) for r in row] for row in rows]
     return [row[0]["images_seen"] for row in rows], [sum(v) / len(v) for v in values]
 
-# %% ../nbs/42_fair_table.ipynb #c29-916318
+# %% ../nbs/42_fair_table.ipynb #c32-916318
 def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     "A panel for each method, best first: 20-NN accuracy over images seen, all other methods in grey."
     import matplotlib.pyplot as plt
@@ -132,7 +148,7 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     fig.suptitle("How fast each method learns (dotted: raw pixels)", fontsize=10)
     return fig
 
-# %% ../nbs/42_fair_table.ipynb #c32-09e78c
+# %% ../nbs/42_fair_table.ipynb #c35-09e78c
 def plot_compute(comparison: Mapping[str, Any]) -> Any:
     "20-NN accuracy of every method over the floating-point operations of its training; bars are the range over seeds."
     import matplotlib.pyplot as plt
@@ -152,7 +168,7 @@ def plot_compute(comparison: Mapping[str, Any]) -> Any:
     ax.legend(fontsize=8, loc="lower left")
     return fig
 
-# %% ../nbs/42_fair_table.ipynb #c33-c0aae6
+# %% ../nbs/42_fair_table.ipynb #c36-c0aae6
 def name_in_margin(ax: Any, spots: Sequence[tuple[float, float, str, str]]) -> None:
     "Write the names at the right, far enough from each other, each with a line to its point."
     low, high = ax.get_ylim()
