@@ -143,7 +143,7 @@ class WithTeacher(Method):
         super().update(output)
         self.teacher.update(self.student)
 
-# %% ../nbs/07_isd.ipynb #c19-dc0f0a
+# %% ../nbs/07_isd.ipynb #c19-a7153c
 def width_of(student: nn.Module) -> int:
     "D, how wide a network's vectors are: its `out_dim`, or the outputs of its last linear layer."
     linear = [m.out_features for m in student.modules() if isinstance(m, nn.Linear)]
@@ -151,7 +151,7 @@ def width_of(student: nn.Module) -> int:
         raise ValueError("the student must say how wide its vectors are: give it an attribute `out_dim`")
     return student.out_dim if hasattr(student, "out_dim") else linear[-1]
 
-
+# %% ../nbs/07_isd.ipynb #c20-5e3a22
 class WithQueue(WithTeacher):
     "A method with a teacher, whose keys wait in a queue and are the anchors of later steps."
 
@@ -175,7 +175,7 @@ class WithQueue(WithTeacher):
         super().update(output)
         self.queue.enqueue(gather_keys(output.keys))
 
-# %% ../nbs/07_isd.ipynb #c21-8870e3
+# %% ../nbs/07_isd.ipynb #c22-8870e3
 class ISD(WithQueue):
     "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
     options: Mapping[str, Any] = {"symmetric": False}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Diverged', 'check_losses', 'check_encoders',
            'train_step', 'decoders', 'batches', 'Rows', 'save_session', 'restore_session', 'save_encoders', 'due',
-           'measure', 'Progress', 'Log', 'Trained', 'train', 'run_steps', 'backbone_config', 'build_method',
+           'measure', 'Progress', 'look', 'Log', 'Trained', 'train', 'run_steps', 'backbone_config', 'build_method',
            'find_method', 'make_optimizer', 'methods', 'pick_precision', 'Recipe', 'check_recipe', 'find_recipe',
            'learning_rate', 'recipe_from_json', 'recipe_to_json', 'recipes', 'scaled_learning_rate', 'total_steps',
            'Stopped', 'load_checkpoint', 'open_run', 'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json',
@@ -300,7 +300,7 @@ def measure(session: Session, losses: list[Tensor]) -> dict[str, float]:
         row["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return row
 
-# %% ../nbs/08_training.ipynb #c39-a762c5
+# %% ../nbs/08_training.ipynb #c39-fb930a
 class Progress:
     "A bar, and a line for every evaluation."
 
@@ -318,7 +318,17 @@ class Progress:
             parts += [f"{row[k]:,.0f} images/s" for k in ("images_per_second",) if k in row]
             self.bar.write("  ".join(parts))
 
-# %% ../nbs/08_training.ipynb #c41-4341ef
+
+def look(session: Session, out: Path, evaluate: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
+    "Keep the encoders and evaluate them, in the first process; all see whether they are sound."
+    check_encoders(session)
+    if not session.accelerator.is_main_process:
+        return {}
+    place = out / "checkpoints" / f"encoder_{session.step:08}.safetensors"
+    save_encoders(place, session.method, session.recipe, session.images)
+    return evaluate(session.method) if evaluate else {}
+
+# %% ../nbs/08_training.ipynb #c41-ecf0b0
 class Log:
     "Rows of `metrics.csv` and of a tracker, a progress bar, and the encoders at every evaluation."
 
@@ -333,7 +343,7 @@ class Log:
         s, row = self.session, measure(self.session, losses)
         try:
             with torch.compiler.set_stance("force_eager") if s.compiled else nullcontext():  # other batch sizes
-                row |= self.look() if evaluated else {}
+                row |= look(s, self.out, self.evaluate) if evaluated else {}
         finally:  # the losses are kept, whatever the evaluation says
             if s.accelerator.is_main_process:
                 self.rows.append(row)
@@ -344,15 +354,6 @@ class Log:
                 self.watch(self.rows)
         s.accelerator.log(row, step=s.step)
         s.accelerator.wait_for_everyone()
-
-    def look(self) -> Mapping[str, float]:
-        "Keep the encoders and evaluate them, in the first process; all see whether they are sound."
-        s = self.session
-        check_encoders(s)
-        if not s.accelerator.is_main_process:
-            return {}
-        save_encoders(self.out / "checkpoints" / f"encoder_{s.step:08}.safetensors", s.method, s.recipe, s.images)
-        return self.evaluate(s.method) if self.evaluate else {}
 
 # %% ../nbs/08_training.ipynb #c42-51d74d
 def check_tracker(tracker: str | None) -> None:
