@@ -160,7 +160,7 @@ def channel_statistics(images: Tensor,  # uint8 (N, C, H, W)
     std = (share * (level - mean[:, None]).square()).sum(1).sqrt().clamp_min(1 / 255)
     return mean.float()[:, None, None], std.float()[:, None, None]
 
-# %% ../nbs/03_encoders.ipynb #c33-08fe63
+# %% ../nbs/03_encoders.ipynb #c33-837adc
 class Encoder(nn.Module):
     "Images in [0, 1] -> normalised -> backbone -> projector."
 
@@ -179,12 +179,12 @@ class Encoder(nn.Module):
         self.out_dim = linear[-1].out_features if linear else backbone.features
 
     def features(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
-        "What the backbone makes of the images: the vectors that are evaluated."
+        "What the backbone makes of the images: the vectors that are evaluated; computed in the encoder's precision."
         if not images.is_floating_point():
             raise TypeError(f"images must be float in [0, 1], not {images.dtype}: divide bytes by 255")
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images must have the shape (B, {len(self.mean)}, H, W), not {tuple(images.shape)}")
-        return self.backbone((images - self.mean) / self.std)
+        return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)
         return self.projector(self.features(images))
@@ -300,11 +300,11 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
-# %% ../nbs/03_encoders.ipynb #c52-ec2da5
+# %% ../nbs/03_encoders.ipynb #c52-b5c71c
 def load_encoder(path: Path | str,  # a run's directory (with encoder.safetensors in it) or such a file
                  which: str = "teacher",  # the name it was saved under
                  ) -> FrozenEncoder:  # frozen, on the CPU: images (B, C, H, W) float in [0, 1] -> float32 (B, F)
-    "Read one encoder from a run; every tensor must find its partner, in both directions."
+    "Read one encoder from a run; each of its tensors must find its partner, and no tensor may be nobody's."
     path = Path(path)
     path = path / "encoder.safetensors" if path.is_dir() else path
     if not path.is_file():
@@ -312,11 +312,14 @@ def load_encoder(path: Path | str,  # a run's directory (with encoder.safetensor
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("isd_nb", "null"))
-            state = {k: file.get_tensor(k) for k in file.keys() if k.startswith(f"{which}.")}  # noqa: SIM118
+            names = list(file.keys())
+            state = {k: file.get_tensor(k) for k in names if k.startswith(f"{which}.")}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but no encoder of isd_nb: its header does not describe a net")
     if which not in header["encoders"]:
         raise ValueError(f"{path} holds no encoder {which!r}: {closest(which, header['encoders'])}")
+    if strays := [k for k in names if not k.startswith(tuple(f"{name}." for name in header["encoders"]))]:
+        raise ValueError(f"{path} holds tensors of no encoder: {', '.join(strays[:3])}{' ...' if strays[3:] else ''}")
     return rebuild(header, {k.removeprefix(f"{which}."): v for k, v in state.items()}, f"{which!r} in {path}")
