@@ -98,7 +98,26 @@ def top_of_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:  # (B, N) -> v
     values, order = scores.gather(1, columns).topk(k)
     return values, columns.gather(1, order)
 
-# %% ../nbs/09_evaluation.ipynb #c17-138d90
+# %% ../nbs/09_evaluation.ipynb #c17-cee5f3
+def first_of_equals(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:  # (B, N) -> values, columns (B, k), by column
+    "The k that a stable sort of each row would put first: of equal scores those in lower columns."
+    values, columns = top_of_rows(scores, min(k + 1, scores.shape[1]))
+    columns = columns[:, :k].sort(1).values
+    open_rows = (values[:, k:] == values[:, k - 1:k]).any(1).nonzero()[:, 0]  # more of the last value than were taken
+    for rows in open_rows.split(64):
+        part, last = scores[rows], values[rows, k - 1:k]  # (R, N), (R, 1)
+        above, equal = part > last, part == last
+        room = k - above.sum(1, keepdim=True)
+        columns[rows] = (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(len(rows), k)
+    return scores.gather(1, columns), columns
+
+
+def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    "The best k of two lists of (values, rows), best first; equal values stay in order."
+    values, order = torch.cat([a[0], b[0]], 1).sort(dim=1, descending=True, stable=True)
+    return values[:, :k], torch.cat([a[1], b[1]], 1).gather(1, order[:, :k])
+
+# %% ../nbs/09_evaluation.ipynb #c18-b60801
 def check_features(train: Tensor, test: Tensor) -> None:
     "Raise unless both are finite (images, F) with the same F."
     for name, x in (("train", train), ("test", test)):
@@ -122,20 +141,14 @@ def check_labels(features: Tensor, labels: Tensor | None, name: str) -> Tensor: 
                          f"not {labels.dtype} of shape {tuple(labels.shape)}")
     return labels.to(features.device).long()
 
-
-def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    "The best k of two lists of (values, rows)."
-    values, order = torch.cat([a[0], b[0]], 1).topk(min(k, a[0].shape[1] + b[0].shape[1]))
-    return values, torch.cat([a[1], b[1]], 1).gather(1, order)
-
-# %% ../nbs/09_evaluation.ipynb #c18-00df20
+# %% ../nbs/09_evaluation.ipynb #c19-4e01ed
 @torch.no_grad()
 def nearest(train_features: Tensor,  # (N, F) the bank that is searched
             test_features: Tensor,  # (M, F)
             k: int = 20,
             block: tuple[int, int] = (1024, 65536),  # test and train rows compared at a time: 268 MB
             ) -> tuple[Tensor, Tensor]:  # cosine similarities and row numbers in the bank, (M, k), nearest first
-    "The k nearest rows of the bank by cosine similarity, exact, in float32, with bounded memory."
+    "The k nearest rows of the bank by cosine similarity: exact, in float32, the first of equals, with bounded memory."
     check_features(train_features, test_features)
     if not 1 <= k <= len(train_features):
         raise InputError(f"k must lie between 1 and the {len(train_features)} rows of the bank, not {k}")
@@ -148,11 +161,11 @@ def nearest(train_features: Tensor,  # (N, F) the bank that is searched
             scores = memory[:len(part) * len(keys)].view(len(part), len(keys))
             with torch.autocast(scores.device.type, enabled=False):
                 torch.mm(part, keys.T, out=scores)
-            values, rows = top_of_rows(scores, min(k, len(keys)))
+            values, rows = first_of_equals(scores, min(k, len(keys)))
             found[i] = merge(found[i], (values, rows + first), k)
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
 
-# %% ../nbs/09_evaluation.ipynb #c24-02475c
+# %% ../nbs/09_evaluation.ipynb #c25-02475c
 def vote(similarities: Tensor,  # (M, k), nearest first
          labels: Tensor,  # (M, k) labels of the neighbours
          temperature: float | None = None,  # None: every neighbour counts one; else exp(similarity / temperature)
@@ -165,7 +178,7 @@ def vote(similarities: Tensor,  # (M, k), nearest first
     votes = (same * weights[:, None, :]).sum(2)  # (M, k): every neighbour holds the votes of its label
     return labels.gather(1, votes.argmax(1, keepdim=True))[:, 0]  # argmax takes the first, the nearest
 
-# %% ../nbs/09_evaluation.ipynb #c25-0151b5
+# %% ../nbs/09_evaluation.ipynb #c26-0151b5
 def knn_predict(train_features: Tensor,  # (N, F)
                 train_labels: Tensor,  # (N,)
                 test_features: Tensor,  # (M, F)
@@ -191,7 +204,7 @@ def knn_accuracy(train_features: Tensor,  # (N, F)
     test_labels = check_labels(test_features, test_labels, "test")
     return (knn_predict(train_features, train_labels, test_features, k) == test_labels).double().mean().item()
 
-# %% ../nbs/09_evaluation.ipynb #c31-eeeea6
+# %% ../nbs/09_evaluation.ipynb #c32-e67839
 @dataclass(frozen=True)
 class Score:
     "How often the right label came first, and how often it was among the first five."
@@ -199,7 +212,7 @@ class Score:
     top5: float  # in [0, 1]
     correct: Tensor = field(repr=False, compare=False)  # bool (M,): which images were right, for intervals
 
-# %% ../nbs/09_evaluation.ipynb #c32-063478
+
 def score(logits: Tensor,  # (M, classes)
           labels: Tensor,  # (M,)
           ) -> Score:
