@@ -61,6 +61,6 @@ def measure(study: Study, large: float = 0.2, small: float = 0.08) -> Ledger:
             ledger.row(dict(method=method, seed=seed), partial(one_run, study, method, seed, bank, held, tail))
     return ledger
 
-# %% ../../nbs/20_claims/04_unbalanced.ipynb #c18-8e8abe
+# %% ../../nbs/20_claims/04_unbalanced.ipynb #c20-8e04b9
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    study_command("unbalanced", measure, seeds=10, budget=100_000)
+    study_command("unbalanced", measure, seeds=10, budget=200_000)
