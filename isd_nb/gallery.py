@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Moment', 'Gallery', 'gallery_of', 'run_files', 'run_images', 'digest', 'write_cache', 'read_cache', 'gallery_of_run']
 
-# %% ../nbs/32_gallery.ipynb #c03-5e3942
+# %% ../nbs/32_gallery.ipynb #c03-18f3d2
 import json
 import os
 import warnings
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .atlas import layout
-from .data import ImageSet, InputError, load_images
+from .data import ImageSet, InputError, load_images, spread
 from .encoders import load_encoder
 from .evaluation import embed
 from .neighbours import other_neighbours
@@ -110,12 +110,11 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     chosen = {steps[round(i)] for i in np.linspace(0, len(steps) - 1, moments)} if moments > 1 else {steps[-1]}
     return {step: kept[step] for step in steps if step in chosen}
 
-# %% ../nbs/32_gallery.ipynb #c17-0ac891
+# %% ../nbs/32_gallery.ipynb #c17-3cb773
 def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, evenly spaced."
     bank, probe = load_images(data or recipe.data, recipe.image_size, root)
-    images = probe or bank
-    return images if len(images) <= limit else images.subset(torch.linspace(0, len(images) - 1, limit).long())
+    return spread(probe or bank, limit)
 
 # %% ../nbs/32_gallery.ipynb #c19-f5a43c
 def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
