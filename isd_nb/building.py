@@ -6,7 +6,7 @@
 __all__ = ['methods', 'find_method', 'with_method', 'image_statistics', 'backbone_config', 'build_method', 'pick_precision',
            'make_optimizer']
 
-# %% ../nbs/08b_building.ipynb #c03-caa18f
+# %% ../nbs/08b_building.ipynb #c03-0d23a4
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .data import ImageSet, InputError, nearest
 from .encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, split_batch_norm
 from .isd import Method
-from .recipes import Recipe
+from .recipes import Recipe, fitted
 from .scale import sync_batch_norm
 
 # %% ../nbs/08b_building.ipynb #c06-b4f4aa
@@ -26,16 +26,19 @@ methods = {"isd": "isd_nb.isd:ISD"} | {name: f"isd_nb.baselines.{place}" for nam
     simclr="simclr:SimCLR", swav="swav:SwAV", co2="co2:CO2", compress="compress:CompRess", pirl="pirl:PIRL",
     invp="invp:InvP", supervised="supervised:Supervised").items()}
 
-# %% ../nbs/08b_building.ipynb #c07-427086
+# %% ../nbs/08b_building.ipynb #c07-507d01
 def find_method(name: str) -> type[Method]:  # a class with `from_recipe`
     "The class of a method: by its short name, or by `package.module:Class`."
-    if name not in methods and ":" not in name:
+    module, colon, attribute = methods.get(name, name).partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise InputError(f"unknown method {name!r}: {nearest(name, methods)}, or package.module:Class")
-    module, _, attribute = methods.get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(f"method {name!r} is no method: a method is a subclass of isd_nb.isd.Method")
+    return found
 
 # %% ../nbs/08b_building.ipynb #c09-e3485e
 def with_method(recipe: Recipe, method: str) -> Recipe:
@@ -63,7 +66,17 @@ def backbone_config(recipe: Recipe, channels: int) -> BackboneConfig:
     except ValueError as error:
         raise InputError(str(error)) from error
 
-# %% ../nbs/08b_building.ipynb #c14-8b68de
+# %% ../nbs/08b_building.ipynb #c14-166b0b
+def check_options(kind: type[Method], recipe: Recipe) -> None:
+    "Raise for an option that the method does not know, or that is of another kind or sign than its default."
+    for name, value in kind.settings(recipe).items():
+        usual, what = kind.options[name], f"the option {name} of {recipe.method}"
+        if isinstance(usual, bool | int | float | str):
+            fitted(type(usual), value, what)
+        if isinstance(usual, int | float) and usual >= 0 and not value >= 0:
+            raise InputError(f"{what} must be 0 or more, not {value}")
+
+# %% ../nbs/08b_building.ipynb #c15-3fd709
 def build_method(recipe: Recipe,
                  images: ImageSet,  # what it will be trained on
                  statistics: tuple[Tensor, Tensor] | None = None,  # mean and deviation, if known: no image is read then
@@ -76,13 +89,13 @@ def build_method(recipe: Recipe,
         projector = mlp(backbone.features, *recipe.projector) if recipe.projector else None
         student = Encoder(backbone, mean, deviation, projector)
         kind = find_method(recipe.method)
-        kind.settings(recipe)  # refuses options that the method does not know
+        check_options(kind, recipe)
         method = kind.from_recipe(student, recipe, images)
     if recipe.batch_norm == "sync":
         return sync_batch_norm(method)
     return split_batch_norm(method, recipe.batch_norm_splits)
 
-# %% ../nbs/08b_building.ipynb #c19-41e93c
+# %% ../nbs/08b_building.ipynb #c20-41e93c
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     "float32 or bfloat16; `auto` takes bfloat16 where the processor has instructions for it."
     if precision != "auto":
@@ -92,7 +105,7 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if any(check() for check in checks if check) else torch.float32
 
-# %% ../nbs/08b_building.ipynb #c20-921660
+# %% ../nbs/08b_building.ipynb #c21-921660
 def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
     "Over what learns; weight decay only for weights, not for biases and batch norm (the authors': for everything)."
     learns = [p for p in method.parameters() if p.requires_grad]
