@@ -9,7 +9,7 @@ __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Step
            'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
            'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-f8df5e
+# %% ../nbs/40_command_line.ipynb #c03-513f25
 import json
 import math
 import os
@@ -21,21 +21,21 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from typer import Option, Typer
 
-from .building import with_method
+from .building import find_method, with_method
 from .data import ImageSet, InputError, load_images, nearest
 from .evaluation import embed, evaluate
 from .gpu_run import Sets, load_sets, part_of, plot_rows, sample_evaluator
-from .planning import dry_run
-from .runs import cores, machine
-from .training import (Recipe, Stopped, Trained, build_method, find_recipe, methods, read_metrics,
-                             recipe_from_json, recipes, save_encoders, total_steps, train, write_json)
+from .planning import absent_images, dry_run
+from .recipes import Recipe, check_settings, find_recipe, recipes, total_steps
+from .runs import cores, machine, read_metrics, read_recipe, write_json
+from .training import Stopped, Trained, build_method, methods, save_encoders, train
 
 # %% ../nbs/40_command_line.ipynb #c06-42a5b1
 def scores_of(encoders: Mapping[str, torch.nn.Module],  # by name; an `Encoder` gives its backbone's features
@@ -62,31 +62,25 @@ def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recip
         changes = {"epochs": None, "steps": None} | changes
     return replace(chosen, **changes)
 
-# %% ../nbs/40_command_line.ipynb #c10-460b04
+# %% ../nbs/40_command_line.ipynb #c10-5123da
 def read_value(text: str) -> Any:
     "The value of a setting."
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    return tuple(value) if isinstance(value, list) else value
+        return json.loads(text)
+    except ValueError:
+        return text
 
-# %% ../nbs/40_command_line.ipynb #c11-3b75e1
+# %% ../nbs/40_command_line.ipynb #c11-809edf
 def change_setting(recipe: Recipe, setting: str) -> Recipe:
     "Apply `name=value`, the value as JSON or plain text, e.g. `momentum=[0.99,1]` or `views.blur=0.5`."
     name, equals, text = setting.partition("=")
     place, _, inner = name.rpartition(".")
-    owner = getattr(recipe, place) if place in ("views", "key_views") else recipe
-    known = {f.name for f in fields(owner)} if owner is not None else set()
+    owner = getattr(recipe, place) or recipe.views if place in ("views", "key_views") else recipe
+    known = {f.name for f in fields(owner)}
     if not equals or inner not in known or (place and owner is recipe):
         raise InputError(f"--set takes name=value, not {setting!r}: {nearest(inner, known)}")
-    value, now = read_value(text), getattr(owner, inner)
-    if now is not None and any(isinstance(now, kind) != isinstance(value, kind) for kind in (int | float, tuple)):
-        raise InputError(f"{name} must be like {now!r}, not {value!r}")
-    try:
-        return replace(recipe, **({place: replace(owner, **{inner: value})} if place else {inner: value}))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    value = read_value(text)
+    return replace(recipe, **({place: asdict(owner) | {inner: value}} if place else {inner: value}))
 
 # %% ../nbs/40_command_line.ipynb #c16-8eb8d4
 def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Path:
@@ -240,7 +234,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c32-7ca240
+# %% ../nbs/40_command_line.ipynb #c32-e32222
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -252,6 +246,7 @@ def run(recipe: Recipe,
         **how: Any,  # workers and tracker, see `isd_nb.training.train`
         ) -> dict[str, Any]:  # what `summary.json` holds; empty in all processes but the first
     "Load, train, evaluate, draw and report."
+    check_settings(recipe)
     sets = read_sets(recipe, root)
     main = int(os.environ.get("RANK", 0)) == 0
     with share_of_cores():
@@ -260,7 +255,7 @@ def run(recipe: Recipe,
         upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
     return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
-# %% ../nbs/40_command_line.ipynb #c40-a64b2f
+# %% ../nbs/40_command_line.ipynb #c40-436c9d
 @contextmanager
 def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[None]:  # said when it was stopped
     "Print what went wrong in one sentence, without a stack trace, and exit."
@@ -272,7 +267,7 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
         warnings.showwarning = note
         try:
             yield
-        except InputError as error:  # one of a worker of a DataLoader brings its stack trace along as text
+        except (InputError, OSError) as error:  # one of a worker of a DataLoader brings its stack trace along as text
             said = str(error).strip().rpartition("InputError: ")[2] if "in DataLoader worker" in str(error) else error
             print(f"{command}: {said}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -368,7 +363,7 @@ def end_with_first() -> None:
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
 
-# %% ../nbs/40_command_line.ipynb #c54-238d18
+# %% ../nbs/40_command_line.ipynb #c54-19f1b9
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
@@ -380,7 +375,7 @@ Out = Annotated[Path | None, Option(help="run directory; by default the next fre
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
-Workers = Annotated[int | None, Option(help="processes that decode images of a set too large for memory; by default one a core, up to 16")]
+Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one a core, up to 16")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
 Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
 DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]
@@ -388,7 +383,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c55-ea2f83
+# %% ../nbs/40_command_line.ipynb #c55-e81631
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
@@ -404,9 +399,9 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         chosen = recipe_of(place, chosen, recipe, options | {"data": data}, resume)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
+        check_settings(chosen)
         if dry:
-            images = read_sets(chosen, root).train
-            return print(dry_run(chosen, len(images), channels=images.shape[0]))
+            return print(plan_in_words(chosen, root))
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
             run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
 
@@ -420,13 +415,21 @@ def isd_train() -> None:
     app.command()(command)
     app()
 
-# %% ../nbs/40_command_line.ipynb #c57-70b822
+# %% ../nbs/40_command_line.ipynb #c57-684ce0
+def plan_in_words(recipe: Recipe, root: Path | str) -> str:
+    "A dry run: with the images of the recipe, or with the known size of a set that is not there."
+    find_method(recipe.method)
+    if absent := absent_images(recipe.data, root):
+        return f"{absent[1]}\n{dry_run(recipe, absent[0])}"
+    images = read_sets(recipe, root).train
+    return dry_run(recipe, len(images), channels=images.shape[0])
+
+
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
     "When resuming, the recipe the run was begun with, unless the options say otherwise."
-    config = out / "config.json"
-    if not resume or not config.is_file():
+    if not resume or not (out / "config.json").is_file():
         return chosen
-    begun = recipe_from_json(json.loads(config.read_text())["recipe"])
+    begun = read_recipe(out)
     if asked not in (None, begun.name):
         raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
     return replace(begun, **{name: value for name, value in options.items() if value is not None})
