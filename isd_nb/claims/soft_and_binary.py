@@ -100,6 +100,6 @@ def measure(study: Study, temperatures: Sequence[float] = temperatures) -> Ledge
             ledger.row(dict(method=method, temperature=t, seed=seed), compute)
     return ledger
 
-# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c41-75427f
+# %% ../../nbs/20_claims/02_soft_and_binary.ipynb #c43-75427f
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     study_command("soft_and_binary", measure, seeds=3, budget=200_000, temperatures=(float, temperatures))
