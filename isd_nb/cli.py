@@ -9,7 +9,7 @@ __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Step
            'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
            'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-513f25
+# %% ../nbs/40_command_line.ipynb #c03-3dd143
 import json
 import math
 import os
@@ -29,9 +29,9 @@ import torch
 from typer import Option, Typer
 
 from .building import find_method, with_method
-from .data import ImageSet, InputError, load_images, nearest
+from .data import ImageSet, InputError, load_images, nearest, spread
 from .evaluation import embed, evaluate
-from .gpu_run import Sets, load_sets, part_of, plot_rows, sample_evaluator
+from .gpu_run import Sets, load_sets, plot_rows, sample_evaluator
 from .planning import absent_images, dry_run
 from .recipes import Recipe, check_settings, find_recipe, recipes, total_steps
 from .runs import cores, machine, read_metrics, read_recipe, write_json
@@ -146,21 +146,21 @@ def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
         right.legend(fontsize=8)
     return fig
 
-# %% ../nbs/40_command_line.ipynb #c24-8a40db
+# %% ../nbs/40_command_line.ipynb #c24-a7a207
 def figures_of(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, probe: ImageSet,
                summary: Mapping[str, Any]) -> dict[str, Any]:  # by name
     "Curves, neighbours and map of a run, as figures of matplotlib."
     from isd_nb.atlas import layout, plot_map
     from isd_nb.neighbours import plot_neighbours
 
-    encoder, bank = list(trained.method.encoders().values())[-1], part_of(train_set, 10_000)
+    encoder, bank = list(trained.method.encoders().values())[-1], spread(train_set, 10_000)
     found, looks = embed(encoder, bank), embed(encoder, probe)
     rows = torch.linspace(0, len(probe) - 1, min(8, len(probe))).long().tolist()
     figures = {"curves": plot_curves(out, summary),
                "neighbours": plot_neighbours(probe, looks, bank, found, rows, temperature=recipe.teacher_temperature)}
     return figures | ({"umap": plot_map(layout(looks), probe, "UMAP of the learned features")} if len(probe) >= 4 else {})
 
-# %% ../nbs/40_command_line.ipynb #c25-8d5b0a
+# %% ../nbs/40_command_line.ipynb #c25-fda329
 def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,
                  summary: Mapping[str, Any]) -> list[Path]:
     "Write curves.png, neighbours.png and umap.png; returns the files."
@@ -170,7 +170,7 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
     except ImportError as error:
         warnings.warn(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')", stacklevel=2)
         return []
-    figures = figures_of(out, recipe, trained, train_set, part_of(test_set or train_set, 2_000), summary)
+    figures = figures_of(out, recipe, trained, train_set, spread(test_set or train_set, 2_000), summary)
     (out / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=100)

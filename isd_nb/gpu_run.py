@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['is_toy', 'toy_recipe', 'settle', 'Sets', 'read_stl10', 'load_sets', 'toy_folder', 'hours', 'cost_table', 'plot_rows',
-           'LiveCurves', 'part_of', 'sample_evaluator', 'train_or_go_on', 'Together', 'features_of', 'score_features',
-           'Finished', 'finish', 'score_table', 'main_axes', 'draw', 'commands']
+           'LiveCurves', 'sample_evaluator', 'train_or_go_on', 'Together', 'features_of', 'score_features', 'Finished',
+           'finish', 'score_table', 'main_axes', 'draw', 'commands']
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-90f79a
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c03-9637a6
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .building import with_method
-from .data import ImageSet, InputError, digits, load_images, locked
+from .data import ImageSet, InputError, digits, load_images, locked, spread
 from .encoders import FrozenEncoder, load_encoder
 from .evaluation import embed, few_label_accuracy, knn_accuracy, linear_probe
 from .folders import read_indexed, sort_tiny_imagenet
@@ -178,17 +178,12 @@ class LiveCurves:
             self.place.update(figure)
         plt.close(figure)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-023b50
-def part_of(images: ImageSet, limit: int) -> ImageSet:
-    "At most `limit` images, evenly spaced, so that every class stays in."
-    return images if len(images) <= limit else images.subset(torch.linspace(0, len(images) - 1, limit).long())
-
-
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-225999
 def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method], dict[str, float]] | None:
     "What `train` calls at every evaluation: 1-NN and 20-NN on samples of 10,000 and 2,000; `None` without labels."
     if test is None or test.labels is None:
         return None
-    some, probe = part_of(bank, 10_000), part_of(test, 2_000)
+    some, probe = spread(bank, 10_000), spread(test, 2_000)
 
     def evaluate(method: Method) -> dict[str, float]:
         found = {}
