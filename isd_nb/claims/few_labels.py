@@ -89,7 +89,7 @@ def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: in
                 answers, images, held, untrained, trained, rows, quick(study.recipe, seed, min_steps)))
     return ledger
 
-# %% ../../nbs/20_claims/03_few_labels.ipynb #c19-925773
+# %% ../../nbs/20_claims/03_few_labels.ipynb #c21-925773
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     study_command("few_labels", measure, seeds=3, budget=500_000,
                   budgets=(labels_a_class, budgets))
