@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['propagate', 'nearest_others', 'choose_hard', 'share_of', 'NeighbourBank', 'two_losses', 'InvP']
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c03-ad5f43
+# %% ../../nbs/10_baselines/10_invp.ipynb #c03-7978e8
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .pirl import MemoryBank, WithBank
+from ..data import InputError
 from ..encoders import Encoder
 from ..isd import Output, similarities
 from ..loss import wide
@@ -72,7 +73,16 @@ class NeighbourBank(MemoryBank):
         "Write down who is near these images now; with several processes, near those of all."
         self.graph.index_copy_(0, gather_keys(indices), gather_keys(friends))
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c25-2d13fd
+# %% ../../nbs/10_baselines/10_invp.ipynb #c24-98939b
+def check_reach(neighbours: int, steps: int, images: int) -> None:
+    "Refuse more neighbours than there are, and walks that branch beyond all memory."
+    if not 1 <= neighbours < images:
+        raise InputError(f"InvP's neighbours must be 1 to {images - 1}, as there are {images} images, not {neighbours}")
+    if steps < 1 or neighbours ** steps > 100_000:
+        raise InputError(f"InvP's {steps} steps along {neighbours} neighbours would follow {neighbours}^{steps} paths an image: "
+                         "take steps of 1 or more and at most 100,000 paths")
+
+# %% ../../nbs/10_baselines/10_invp.ipynb #c26-2d13fd
 def two_losses(scores: Tensor,  # (B, N) similarities to the bank
                hard: Tensor,  # (B, N) of booleans
                indices: Tensor,  # (B,) the images themselves
@@ -85,7 +95,7 @@ def two_losses(scores: Tensor,  # (B, N) similarities to the bank
     logits = scores / temperature
     return -share_of(logits, own, near).mean(), -share_of(logits, hard, near & ~own).mean()
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c27-44fe92
+# %% ../../nbs/10_baselines/10_invp.ipynb #c28-44fe92
 class WithNeighbours(WithBank):
     "A method with one view and a memory bank that also holds the neighbours of every image."
 
@@ -100,7 +110,7 @@ class WithNeighbours(WithBank):
         super().update(output)
         self.bank.connect(output.extra["indices"], output.extra["friends"])
 
-# %% ../../nbs/10_baselines/10_invp.ipynb #c29-41ece7
+# %% ../../nbs/10_baselines/10_invp.ipynb #c30-50cfdb
 class InvP(WithNeighbours):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
     options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
@@ -110,6 +120,7 @@ class InvP(WithNeighbours):
     def __init__(self, student: Encoder, images: int, **settings: Any) -> None:
         super().__init__()
         self.student, self.chosen, self.propagating = student, {**self.options, **settings}, True
+        check_reach(self.chosen["neighbours"], self.chosen["steps"], images)
         self.bank = NeighbourBank(images, student.out_dim, self.chosen["bank_momentum"], self.chosen["neighbours"])
 
     def schedule(self, progress: float) -> None:
