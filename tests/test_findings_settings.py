@@ -262,7 +262,8 @@ def test_budgets_that_are_none(arguments: tuple[str, ...], words: str, finished:
     assert not (finished / "run" / "eval").exists()
 
 
-@pytest.mark.parametrize(("options", "words"), [({"steps": 100}, "4\\^100 paths"), ({"neighbours": 40}, "1 to 39"), ({"steps": 0}, "1 or more")])
+@pytest.mark.parametrize(("options", "words"), [({"steps": 100}, "4\\^100 paths"), ({"neighbours": 40}, "1 to 39"),
+                                                ({"steps": 0}, "1 or more")])
 def test_invp_refuses_walks_that_cannot_be(options: dict, words: str, images: ImageSet) -> None:
     with pytest.raises(InputError, match=words):
         build_method(replace(TOY, method="invp", options=options), images)
