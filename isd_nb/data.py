@@ -6,11 +6,10 @@
 __all__ = ['turns', 'suffixes', 'held_out_folders', 'InputError', 'refusal', 'nearest', 'Unreadable', 'send', 'ImageSet',
            'to_eight_bits', 'upright', 'open_image', 'fit', 'decode_image', 'image_files', 'class_folders',
            'read_files', 'read_split', 'held_out', 'stratified_fraction', 'long_tailed', 'spread', 'read_folder',
-           'locked', 'read_torchvision', 'place', 'digits', 'load_images']
+           'locked', 'place', 'digits', 'load_images']
 
-# %% ../nbs/01_data.ipynb #c03-6b680b
+# %% ../nbs/01_data.ipynb #c03-91ed4b
 import difflib
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/01_data.ipynb #c06-3c7c1a
+# %% ../nbs/01_data.ipynb #c06-6f68c5
 class InputError(ValueError):
     "Something the user gave cannot be used; the message says what, where, and what would be right."
 
-
+# %% ../nbs/01_data.ipynb #c07-85cfa9
 def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
     "The sentence with which a call is refused, for tests; an `AssertionError` if it is not."
     try:
@@ -39,7 +38,7 @@ def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
         return str(error)
     raise AssertionError(f"{call} was not refused")
 
-
+# %% ../nbs/01_data.ipynb #c08-40c6c9
 def nearest(name: str, known: Iterable[str]) -> str:  # one sentence for an error message
     "Say which names are known and which of them is closest to `name`."
     known = sorted(known)
@@ -47,7 +46,7 @@ def nearest(name: str, known: Iterable[str]) -> str:  # one sentence for an erro
     hint = [f"did you mean {k!r}? " for k in known if close and k.lower() == close[0]]
     return f"{''.join(hint[:1])}known: {', '.join(known)}"
 
-# %% ../nbs/01_data.ipynb #c09-1cf332
+# %% ../nbs/01_data.ipynb #c11-d010e4
 @dataclass
 class Unreadable:
     "Files that could not be read when they were asked for: named once, counted, and too many of them are an error."
@@ -65,14 +64,14 @@ class Unreadable:
             self.named.add(path)
             warnings.warn(f"{path} cannot be read ({error}); another image stands in for it", stacklevel=2)
 
-
+# %% ../nbs/01_data.ipynb #c12-ecd990
 def send(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
     "Numbers on a device; to a GPU through pinned memory, so that nobody waits for them."
     rows = torch.as_tensor(rows)
     pinned = torch.device(device).type == "cuda" and not rows.is_cuda
     return (rows.pin_memory() if pinned else rows).to(device, non_blocking=pinned)
 
-# %% ../nbs/01_data.ipynb #c10-2a71bb
+# %% ../nbs/01_data.ipynb #c13-2a71bb
 @dataclass(frozen=True)
 class ImageSet:
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
@@ -111,7 +110,7 @@ class ImageSet:
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
 
-# %% ../nbs/01_data.ipynb #c11-0fd3c1
+# %% ../nbs/01_data.ipynb #c14-3689eb
 def check_set(images: ImageSet) -> None:
     "Raise unless the images are a batch of bytes, and the labels as many."
     pixels, labels = images.images, images.labels
@@ -120,7 +119,7 @@ def check_set(images: ImageSet) -> None:
     if labels is not None and len(labels) != len(images):
         raise InputError(f"{len(images)} images but {len(labels)} labels")
 
-
+# %% ../nbs/01_data.ipynb #c15-09e7ad
 def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
     "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
     channels, size, _ = images.shape
@@ -134,7 +133,7 @@ def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
             images.unreadable.note(images.paths[i], error)
     raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
 
-# %% ../nbs/01_data.ipynb #c15-e55a03
+# %% ../nbs/01_data.ipynb #c19-e55a03
 def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
     "Convert any Pillow mode to grey or RGB: 16 bits are scaled, transparency is laid on white."
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -148,11 +147,11 @@ def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
-# %% ../nbs/01_data.ipynb #c16-b8f4a7
+# %% ../nbs/01_data.ipynb #c20-bf874b
 turns = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
                         "ROTATE_90"), 2))  # by EXIF's orientation, 2 to 8
 
-
+# %% ../nbs/01_data.ipynb #c21-d8be2a
 def upright(image: Image.Image) -> Image.Image:
     "Turned as the EXIF block says; a block that cannot be read turns nothing."
     try:
@@ -161,7 +160,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     return image.transpose(Image.Transpose[turn]) if turn else image
 
-
+# %% ../nbs/01_data.ipynb #c22-53789a
 def open_image(path: Path | str) -> Image.Image:  # mode "L" or "RGB", upright
     "Read an image file: EXIF orientation honoured, every mode converted to grey or RGB."
     try:
@@ -173,7 +172,7 @@ def open_image(path: Path | str) -> Image.Image:  # mode "L" or "RGB", upright
     except Exception as error:  # a damaged file makes Pillow raise anything: SyntaxError, struct.error, TypeError ...
         raise OSError(f"{type(error).__name__}: {error}") from error
 
-# %% ../nbs/01_data.ipynb #c17-66a698
+# %% ../nbs/01_data.ipynb #c23-66a698
 def fit(image: Image.Image, size: int) -> Tensor:  # uint8 (1, size, size) of a grey image, (3, size, size) of another
     "Resize the shorter side to `size` and keep the middle."
     if image.size != (size, size):
@@ -189,7 +188,7 @@ def decode_image(path: Path | str,  # the file
     "Read one file as a square image of bytes."
     return fit(open_image(path).convert("L" if channels == 1 else "RGB"), size)
 
-# %% ../nbs/01_data.ipynb #c24-b34a88
+# %% ../nbs/01_data.ipynb #c30-b34a88
 suffixes = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -204,7 +203,7 @@ def class_folders(folder: Path) -> list[Path]:  # sorted by name
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     return [p for p in inside if next((f for f in p.rglob("*") if f.suffix.lower() in suffixes), None)]
 
-# %% ../nbs/01_data.ipynb #c26-711052
+# %% ../nbs/01_data.ipynb #c32-711052
 def read_files(paths: Sequence[Path],  # the files
                size: int,  # height and width of every image, in pixels
                what: str,  # how to call them in messages, and the folder that files are named by their path in
@@ -223,7 +222,7 @@ def read_files(paths: Sequence[Path],  # the files
     channels = max(len(done[i]) for i in keep)
     return torch.stack([done[i].expand(channels, -1, -1) for i in keep]), keep
 
-# %% ../nbs/01_data.ipynb #c27-8e235d
+# %% ../nbs/01_data.ipynb #c33-2c4d21
 def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
     "Warn about unreadable files by name; raise when they are more than 5%."
     if not bad:
@@ -234,14 +233,14 @@ def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
         raise InputError(f"{message}. More than 5% is too many: mend or remove them.")
     warnings.warn(f"{message}. They are skipped.", stacklevel=3)
 
-
+# %% ../nbs/01_data.ipynb #c34-51ada4
 def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
     "Give both splits three channels where one has colour."
     if test is None or train.shape == test.shape:
         return train, test
     return tuple(s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
 
-# %% ../nbs/01_data.ipynb #c28-d7d44a
+# %% ../nbs/01_data.ipynb #c35-d7d44a
 def read_split(folder: Path,  # holds one folder a class, or images without classes
                size: int,  # height and width of every image, in pixels
                memory: int = 4 << 30,  # bytes; a larger set stays on disk
@@ -261,7 +260,7 @@ def read_split(folder: Path,  # holds one folder a class, or images without clas
     images, keep = read_files(paths, size, str(folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(paths[i] for i in keep))
 
-# %% ../nbs/01_data.ipynb #c30-4deb8a
+# %% ../nbs/01_data.ipynb #c37-4deb8a
 def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "Split a labelled set at random, the same share of every class in both parts."
     test = stratified_fraction(images.labels, share, seed)
@@ -281,7 +280,7 @@ def stratified_fraction(labels: Tensor,  # int64 (N,)
     chosen = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     return torch.from_numpy(np.sort(np.concatenate([c[:max(1, round(fraction * len(c)))] for c in chosen])))
 
-# %% ../nbs/01_data.ipynb #c32-cf24bb
+# %% ../nbs/01_data.ipynb #c39-cf24bb
 def long_tailed(labels: Tensor,  # int64 (N,)
                 large: int,  # how many classes stay large
                 large_count: int,  # images in each of these, at most
@@ -305,7 +304,7 @@ def spread(images: ImageSet, most: int) -> ImageSet:
         raise InputError(f"at least 1 image must be left, not {most}")
     return images if len(images) <= most else images.subset(torch.linspace(0, len(images) - 1, most).long())
 
-# %% ../nbs/01_data.ipynb #c34-76eec8
+# %% ../nbs/01_data.ipynb #c41-76eec8
 held_out_folders = ("labelled_val", "test", "val")  # the first of them that is there is the test set
 
 
@@ -325,7 +324,7 @@ def read_folder(path: Path | str, size: int, memory: int = 4 << 30) -> tuple[Ima
         raise InputError(f"{path} has {len(train)} image; learning from similarities takes at least 2")
     return held_out(train) if test is None and train.labels is not None else (train, test)
 
-# %% ../nbs/01_data.ipynb #c40-9c970b
+# %% ../nbs/01_data.ipynb #c47-9c970b
 @contextmanager
 def locked(folder: Path | str, wait: bool = True) -> Iterator[bool]:  # False: another process has it (only without `wait`)
     "Hold `folder/.lock`; where files cannot be locked (Windows, a folder that is read-only), go on without."
@@ -345,95 +344,6 @@ def locked(folder: Path | str, wait: bool = True) -> Iterator[bool]:  # False: a
         except OSError:
             pass  # a file system without locks
         yield alone
-
-# %% ../nbs/01_data.ipynb #c41-594571
-def read_torchvision(name: str,  # a class of torchvision.datasets, in any case
-                     size: int,  # height and width of every image, in pixels
-                     root: Path | str = "data",  # where it lies or is downloaded to
-                     ) -> tuple[ImageSet, ImageSet]:  # (train, test)
-    "Read a classification set of torchvision, downloading it if need be."
-    from torchvision import datasets
-
-    known = {n.lower(): n for n in datasets.__all__}
-    if name.lower() not in known:
-        raise InputError(f"torchvision has no set {name!r}: {nearest(name, known.values())}")
-    factory = getattr(datasets, known[name.lower()])
-    train, test = (open_torchvision(factory, known[name.lower()], root, split) for split in (True, False))
-    if test is None:
-        return held_out(from_torchvision(train, size))
-    return same_channels(from_torchvision(train, size), from_torchvision(test, size))
-
-# %% ../nbs/01_data.ipynb #c42-c30a27
-split_names = {  # for training and for testing, where they are not "train" and "test" or the latter has no labels
-    "CLEVRClassification": ("train", "val"), "EMNIST": ("balanced", "balanced"), "FGVCAircraft": ("trainval", "test"),
-    "ImageNet": ("train", "val"), "Imagenette": ("train", "val"), "INaturalist": ("2021_train", "2021_valid"),
-    "OxfordIIITPet": ("trainval", "test"), "Places365": ("train-standard", "val")}
-
-
-def arguments(factory: Callable) -> set[str]:
-    "What a constructor takes; where it passes `**kwargs` on, also what its parents take."
-    taken = set()
-    for constructor in getattr(factory, "__mro__", (factory,)):
-        parameters = inspect.signature(constructor).parameters
-        taken |= set(parameters)
-        if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return taken
-
-# %% ../nbs/01_data.ipynb #c43-562116
-def split_options(factory: Callable, name: str, root: Path | str, train: bool) -> dict[str, Any] | None:
-    "How to ask a torchvision set for a split; `None` for the test split of a set that has none."
-    taken, split = arguments(factory), split_names.get(name, ("train", "test"))[0 if train else 1]
-    choice = {k: v for k, v in dict(train=train, split=split, version=split).items() if k in taken}
-    return {k: v for k, v in dict(root=root, download=True).items() if k in taken} | choice if train or choice else None
-
-
-def why_not(name: str, options: dict[str, Any], error: Exception) -> str:
-    "One sentence on a torchvision set that does not open: it lacks a package, or arguments, or files."
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, ImportError) or isinstance(error.__context__, ImportError):
-        return f"torchvision's {name} needs a package that is not installed: {reason}"
-    if isinstance(error, ValueError | TypeError):
-        asked = ", ".join(f"{k}={v!r}" for k, v in options.items() if k not in ("root", "download"))
-        return (f"torchvision's {name} does not open {f'with {asked}' if asked else 'by its name alone'} ({reason}); "
-                "arrange its images as folders and use --data folder:PATH")
-    fetched = "could not be downloaded" if options.get("download") else "torchvision does not download it"
-    return (f"torchvision's {name} is not in {Path(options.get('root', '.')).resolve()} and {fetched} ({reason}); "
-            "put it there by hand, or use --data folder:PATH")
-
-# %% ../nbs/01_data.ipynb #c44-5f9b3b
-def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool) -> object | None:
-    "Open one split of a torchvision set; `None` where there is no such split."
-    options, errors = split_options(factory, name, root, train), []
-    if options is None:
-        return None
-    with locked(root) if "root" in options else nullcontext():
-        for other in ({}, {"download": False}) if "download" in options else ({},):  # StanfordCars refuses to download
-            try:
-                return factory(**options | other)
-            except Exception as error:
-                errors.append(error)
-                if isinstance(error, OSError):
-                    break  # no network, no space: what is there may be half of it
-    error = next((e for e in errors if not isinstance(e, ValueError | TypeError)), errors[0])
-    raise InputError(why_not(name, options, error)) from error
-
-# %% ../nbs/01_data.ipynb #c45-a2875e
-def from_torchvision(dataset: object, size: int) -> ImageSet:
-    "Decode every image of an open torchvision set."
-    images, labels = [], []
-    for i in tqdm(range(len(dataset)), "reading", leave=False):
-        item = dataset[i]
-        image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        if not isinstance(image, Image.Image) or not isinstance(label, int | np.integer):
-            raise InputError(f"{type(dataset).__name__} is no classification set: not every item is an image and a number")
-        images.append(fit(to_eight_bits(image), size))
-        labels.append(int(label))
-    channels = max(len(image) for image in images)
-    labels = torch.tensor(labels)
-    classes = getattr(dataset, "classes", None) or range(int(labels.max()) + 1)
-    classes = tuple(", ".join(c) if isinstance(c, tuple) else str(c) for c in classes)  # ImageNet's are synonyms
-    return ImageSet(torch.stack([i.expand(channels, -1, -1) for i in images]), labels, classes)
 
 # %% ../nbs/01_data.ipynb #c49-733a74
 def place(glyphs: Tensor,  # float (N, 1, h, w) in [0, 1], light on dark
@@ -475,7 +385,7 @@ def digits(size: int = 16,  # height and width of the canvas, in pixels
     return tuple(ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator),
                           torch.from_numpy(data.target[r]).long(), classes) for r in rows)
 
-# %% ../nbs/01_data.ipynb #c57-cd62d3
+# %% ../nbs/01_data.ipynb #c57-25463f
 def load_images(spec: str,  # "digits", "folder:PATH" or "torchvision:NAME"
                 size: int,  # height and width of every image, in pixels
                 root: Path | str = "data",  # where torchvision's sets lie or are downloaded to
@@ -486,6 +396,8 @@ def load_images(spec: str,  # "digits", "folder:PATH" or "torchvision:NAME"
     if kind == "folder" and rest:
         return read_folder(rest, size, memory)
     if kind == "torchvision" and rest:
+        from isd_nb.torchvision_sets import read_torchvision
+
         return read_torchvision(rest, size, root)
     if spec == "digits":
         return digits(size)

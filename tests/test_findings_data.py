@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from isd_nb.data import ImageSet, InputError, open_image, read_folder, read_torchvision, split_options, spread
+from isd_nb.data import ImageSet, InputError, open_image, read_folder, spread
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.evaluation import knn_accuracy, knn_predict, nearest
 from isd_nb.folders import read_indexed
+from isd_nb.torchvision_sets import read_torchvision, split_options
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
 

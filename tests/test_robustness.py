@@ -16,10 +16,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 
-from isd_nb.data import ImageSet, InputError, locked, open_torchvision, read_folder
+from isd_nb.data import ImageSet, InputError, locked, read_folder
 from isd_nb.folders import read_indexed, sort_tiny_imagenet
 from isd_nb.runs import load_checkpoint, only_one, read_metrics, save_checkpoint, write_metrics
 from isd_nb.scale import SyncBatchNorm, sync_batch_norm
+from isd_nb.torchvision_sets import open_torchvision
 
 CLASSES = 3
 
