@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['known_sizes', 'measure_activations', 'activation_line', 'RunPlan', 'plan_run', 'dry_run', 'absent_images']
 
-# %% ../nbs/08e_planning.ipynb #c03-22e843
-import inspect
+# %% ../nbs/08e_planning.ipynb #c03-a4ba37
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from .building import build_method, pick_precision
 from .data import ImageSet, InputError
 from .isd import Method
 from .recipes import Recipe, check_recipe, total_steps
+from .torchvision_sets import is_there
 
 # %% ../nbs/08e_planning.ipynb #c06-a3bb1f
 def pretend_images(count: int, channels: int, size: int) -> ImageSet:
@@ -203,28 +203,13 @@ known_sizes = {  # by what `--data` calls them: training images, and whose; all 
     "folder:data/tiny-imagenet-200": (100_000, "Tiny-ImageNet"),
     "folder:data/imagenet100": (126_689, "ImageNet-100, about: it depends on the classes that were drawn")}
 
-# %% ../nbs/08e_planning.ipynb #c35-619e93
-def torchvision_has(name: str, root: Path | str) -> bool:
-    "Whether a set of torchvision is there, so that reading it downloads nothing; also for what is no set at all."
-    from torchvision import datasets
-
-    factory = {n.lower(): getattr(datasets, n) for n in datasets.__all__}.get(name.lower())
-    if factory is None:
-        return True  # whoever reads it says which sets there are
-    known = inspect.signature(factory).parameters
-    try:
-        factory(**{key: value for key, value in (("root", root), ("download", False)) if key in known})
-    except (OSError, RuntimeError, ValueError, TypeError, ImportError):
-        return False
-    return True
-
-# %% ../nbs/08e_planning.ipynb #c36-231c2b
+# %% ../nbs/08e_planning.ipynb #c35-55a170
 def absent_images(spec: str,  # as `--data` names them
                   root: Path | str = "data",  # where torchvision's sets lie
                   ) -> tuple[int, str] | None:  # how many to plan with, and a sentence about it; None: they are there
     "The known size of a set that is not there; an `InputError` where neither the images nor their number are known."
     kind, _, place = spec.partition(":")
-    there = Path(place).is_dir() if kind == "folder" else kind != "torchvision" or torchvision_has(place, root)
+    there = Path(place).is_dir() if kind == "folder" else kind != "torchvision" or is_there(place, root)
     known = {name.lower(): size for name, size in known_sizes.items()}.get(spec.lower())
     if there or (kind == "folder" and known is None):
         return None  # whoever reads a folder says that it is not there
