@@ -6,7 +6,7 @@
 __all__ = ['methods', 'find_method', 'with_method', 'image_statistics', 'backbone_config', 'build_method', 'pick_precision',
            'make_optimizer']
 
-# %% ../nbs/08b_building.ipynb #c03-0d23a4
+# %% ../nbs/08b_building.ipynb #c03-8cd772
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .data import ImageSet, InputError, nearest
+from .data import ImageSet, InputError, has_bfloat16, nearest
 from .encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, split_batch_norm
 from .isd import Method
 from .recipes import Recipe, fitted
@@ -95,15 +95,12 @@ def build_method(recipe: Recipe,
         return sync_batch_norm(method)
     return split_batch_norm(method, recipe.batch_norm_splits)
 
-# %% ../nbs/08b_building.ipynb #c20-41e93c
+# %% ../nbs/08b_building.ipynb #c20-fdc388
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     "float32 or bfloat16; `auto` takes bfloat16 where the processor has instructions for it."
     if precision != "auto":
         return getattr(torch, precision)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if any(check() for check in checks if check) else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 # %% ../nbs/08b_building.ipynb #c21-921660
 def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
