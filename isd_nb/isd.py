@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Output', 'FromRecipe', 'Method', 'similarities', 'WithTeacher', 'ISD']
 
-# %% ../nbs/07_isd.ipynb #c03-b71f1c
+# %% ../nbs/07_isd.ipynb #c03-6ba75f
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .data import ImageSet, InputError, nearest
 from .encoders import Encoder, mlp
 from .loss import streaming_soft_label_loss, wide
+from .low_precision import product_precision
 from .queue import AnchorQueue, gather_keys
 from .teacher import EMATeacher, cosine_momentum, write_buffers
 from .views import Views
@@ -175,7 +176,7 @@ class WithQueue(WithTeacher):
         super().update(output)
         self.queue.enqueue(gather_keys(output.keys))
 
-# %% ../nbs/07_isd.ipynb #c22-8870e3
+# %% ../nbs/07_isd.ipynb #c22-9ba393
 class ISD(WithQueue):
     "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
     options: Mapping[str, Any] = {"symmetric": False}
@@ -200,6 +201,6 @@ class ISD(WithQueue):
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
         queries, keys = self.compare_both(view_q, view_k, buffers := {})  # (B, D) or (2B, D)
-        loss = streaming_soft_label_loss(queries, keys, self.queue.anchors,
-                                         self.student_temperature, self.teacher_temperature)
+        loss = streaming_soft_label_loss(queries, keys, self.queue.anchors, self.student_temperature,
+                                         self.teacher_temperature, products=product_precision(self.queue.anchors))
         return Output(loss, keys[:len(view_q)], buffers)

@@ -79,12 +79,16 @@ def attend_blocks(looks: Tensor,  # (B, D) queries or keys, already divided by t
         peak = new_peak
     return mean / mass, (peak + mass.log()).squeeze(1)
 
-# %% ../nbs/05_soft_labels.ipynb #c35-bf1046
+# %% ../nbs/05_soft_labels.ipynb #c35-032d23
 def attend(looks: Tensor,  # (B, D) queries or keys, already divided by their temperature
            anchors: Tensor,  # (K, D)
            block: int | None = None,  # anchors read at a time; None: whatever is fast on this device
+           products: torch.dtype = torch.float32,  # or bfloat16, faster on some CPUs: see chapter 05c
            ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
     "Read the queue once without holding a (B, K) matrix: by a kernel of PyTorch's or our own, else in blocks."
+    if products == torch.bfloat16 and looks.dtype == torch.float32:
+        from isd_nb.low_precision import attend_bfloat16  # a later chapter, built on this one
+        return attend_bfloat16(looks, anchors, block or 512)
     if block is None and looks.device.type == "cuda" and looks.dtype == torch.float32 and find_spec("triton"):
         from isd_nb.fused import reader_for  # only here: Triton is not needed without a GPU
         return reader_for(looks.device, *looks.shape[:1], *anchors.shape, anchors.dtype)(looks, anchors)
@@ -96,14 +100,14 @@ def attend(looks: Tensor,  # (B, D) queries or keys, already divided by their te
     silence = 0 * looks.sum(dim=1, keepdim=True)  # zero, or nan where a look is not finite
     return mean[0, 0] + silence, logsumexp.flatten() + silence[:, 0]
 
-# %% ../nbs/05_soft_labels.ipynb #c38-b642db
+# %% ../nbs/05_soft_labels.ipynb #c38-9cdeab
 class StreamingKL(torch.autograd.Function):
     r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $(m_p - m_r)/\tau_s$, from one read."
 
     @staticmethod
-    def forward(ctx, queries, keys, anchors, student_temperature, teacher_temperature, block):
+    def forward(ctx, queries, keys, anchors, student_temperature, teacher_temperature, block, products):
         q, k = queries / student_temperature, keys / teacher_temperature  # (B, D) each
-        mean, logsumexp = attend(torch.cat([q, k]), anchors, block)  # (2B, D), (2B,)
+        mean, logsumexp = attend(torch.cat([q, k]), anchors, block, products)  # (2B, D), (2B,)
         (m_p, m_r), (lse_s, lse_t) = mean.chunk(2), logsumexp.chunk(2)
         ctx.save_for_backward((m_p - m_r) / (student_temperature * len(q)))  # (B, D)
         return (((k * m_r).sum(1) - lse_t) - ((q * m_r).sum(1) - lse_s)).mean()
@@ -111,15 +115,16 @@ class StreamingKL(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0], None, None, None, None, None
+        return grad * ctx.saved_tensors[0], None, None, None, None, None, None
 
-# %% ../nbs/05_soft_labels.ipynb #c39-a533ea
+# %% ../nbs/05_soft_labels.ipynb #c39-0fa7e2
 def streaming_soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the student's: the gradient goes to them alone
                               keys: Tensor,  # (B, D) unit vectors, the teacher's
                               anchors: Tensor,  # (K, D) unit vectors
                               student_temperature: float = 0.1,
                               teacher_temperature: float = 0.02,
                               block: int | None = None,  # anchors read at a time; None: what is fast on this device
+                              products: torch.dtype = torch.float32,  # or bfloat16: the same but for rounding, see chapter 05c
                               ) -> Tensor:  # a number: KL(teacher || student), mean over the batch
     "The value and gradient of `soft_label_loss` in O(B D) memory (once differentiable): the one that training uses."
     check_pairs(queries, keys)
@@ -128,4 +133,4 @@ def streaming_soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the stude
     with torch.autocast(queries.device.type, enabled=False):
         looks = wide(queries)
         return StreamingKL.apply(looks, keys.detach().to(looks.dtype), anchors.detach(),
-                                 student_temperature, teacher_temperature, block)
+                                 student_temperature, teacher_temperature, block, products)
