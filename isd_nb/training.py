@@ -11,7 +11,7 @@ __all__ = ['seeded', 'Plan', 'Session', 'prepare', 'shard', 'micro_batches', 'Di
            'Stopped', 'load_checkpoint', 'open_run', 'read_metrics', 'save_checkpoint', 'stop_signals', 'write_json',
            'write_metrics']
 
-# %% ../nbs/08_training.ipynb #c03-ad43cd
+# %% ../nbs/08_training.ipynb #c03-4481d2
 import math
 import os
 import shutil
@@ -38,7 +38,7 @@ from .recipes import (Recipe, check_recipe, find_recipe, learning_rate, local_sp
                             recipe_to_json, recipes, scaled_learning_rate, total_steps)
 from .runs import (Saver, Stopped, cores, load_checkpoint, only_one, open_run, read_metrics, save_checkpoint,
                          stop_signals, write_json, write_metrics)
-from .scale import compile_backbones, merge_outputs, uncompile_backbones
+from .scale import compile_backbones, keep_freed_memory, merge_outputs, uncompile_backbones
 
 # %% ../nbs/08_training.ipynb #c05-beb434
 _all_ = ["backbone_config", "build_method", "find_method", "make_optimizer", "methods", "pick_precision", "Recipe", "check_recipe", "find_recipe", "learning_rate", "recipe_from_json", "recipe_to_json", "recipes",
@@ -84,7 +84,7 @@ class Session:
     step: int = 0  # done
     seconds: float = 0.0  # spent in steps so far, in all parts of the run
 
-# %% ../nbs/08_training.ipynb #c15-11ab77
+# %% ../nbs/08_training.ipynb #c15-f6e40a
 def start_processes(device: str, tracker: str | None, out: Path | None) -> Any:  # accelerate.Accelerator
     "Find the device and, where there are several processes, the others."
     from accelerate import Accelerator
@@ -98,6 +98,8 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     if before and before.num_processes == 1 and (before.device.type == "cpu") != cpu:
         AcceleratorState._reset_state(reset_partial_state=True)  # a script may train on one device after another
     torch.backends.cudnn.benchmark |= not cpu  # all batches have one size: let it find the fastest convolutions
+    if cpu:
+        keep_freed_memory()
     settings = [DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
