@@ -9,7 +9,6 @@ are printed. A ratio above 1 means that the other one took longer.
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import about
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from isd_nb.data import has_bfloat16
 from isd_nb.evaluation import knn_accuracy, linear_accuracy, nearest
 
 try:
@@ -83,7 +84,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     bank, queries = (F.normalize(torch.randn(n, args.features, generator=generator), dim=1)
                      for n in (args.train, args.test))
-    warm = {name: run() for name, run in contestants(bank, queries[:256], args.neighbours).items()}
+    warm = {name: run() for name, run in contestants(bank, queries[:2048], args.neighbours).items()}
     agree = {name: float((rows == warm["isd_nb"]).mean()) for name, rows in warm.items()}
     seconds, ratios = race(contestants(bank, queries, args.neighbours), args.rounds)
     for name in seconds:
@@ -92,9 +93,8 @@ def main() -> None:
     print(f"20-NN and linear layer together: {both:.1f} s")
     if args.json:
         settings = {name: value for name, value in vars(args).items() if name != "json"}
-        result = {"command": "python benchmarks/knn.py", "settings": settings, "seconds": seconds, "ratio": ratios,
-                  "same_neighbours": agree, "knn_and_linear_seconds": both, "cores": threads,
-                  "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        result = about("knn", settings=settings, seconds=seconds, ratio=ratios, same_neighbours=agree,
+                       knn_and_linear_seconds=both, bfloat16=has_bfloat16("cpu"))
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "training", "evaluation")
+ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "training", "search", "evaluation")
 
 
 @pytest.mark.parametrize("room", ROOMS)
