@@ -1,16 +1,18 @@
 """Does the fast form learn as well as the plain one?
 
-    python benchmarks/equivalence.py [--json FILE] [--seeds 0 1 2] [--images 60000]
+    python benchmarks/equivalence.py [--json FILE] [--seeds 0 1 2] [--images 60000] [--forms fast plain]
+    python benchmarks/equivalence.py --recipe cifar10_small --forms fast exact_loss
 
-The recipe `digits`, cut short, twice for every seed, from the same weights and in the same order of images:
+A recipe, cut short, once in each form for every seed, from the same weights and in the same order of images:
 
 * `fast`: `isd_nb.training.train`, as `isd_train` runs it: views of the whole batch as matrices, channels_last, bfloat16
   where the processor has it, the streaming loss, the foreach moving average;
 * `plain`: one image at a time through Pillow and torchvision with the same random numbers, float32, the default memory
-  layout, the full batch-by-queue matrix, a loop over parameters.
+  layout, the full batch-by-queue matrix, a loop over parameters (recipes of grey images only);
+* `exact_loss`: as `fast`, but the loss reads the queue in single precision (recipes with 4,096 anchors or more).
 
-Both are scored by 20-NN with the teacher's features on the held-out digits, after each quarter. Labels choose nothing.
-Differences of a seed are compared with the spread over seeds.
+All are scored by 20-NN with the teacher's features on held-out images (the bank: up to 10,000 training images, evenly
+spread), after each quarter. Labels choose nothing. Differences of a seed are compared with the spread over seeds.
 """
 import argparse
 import json
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ from common import about
 from PIL import Image
 from torch import Tensor
 
-from isd_nb.data import ImageSet, load_images
+from isd_nb.data import ImageSet, load_images, spread
 from isd_nb.evaluation import embed, knn_accuracy
 from isd_nb.isd import ISD
 from isd_nb.loss import soft_label_loss
@@ -106,34 +109,49 @@ def train_fast(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) 
     return scores
 
 
+def train_with_exact_loss(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) -> list[float]:
+    "As `train_fast`, with all products of the loss in single precision."
+    with patch("isd_nb.isd.product_precision", lambda anchors: torch.float32):
+        return train_fast(recipe, images, score)
+
+
+FORMS = dict(fast=train_fast, plain=train_plain, exact_loss=train_with_exact_loss)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--data", help="in place of the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=60_000, help="images seen in each training")
+    parser.add_argument("--forms", nargs=2, choices=FORMS, default=["fast", "plain"])
     args = parser.parse_args()
-    recipe = find_recipe("digits")
-    bank, probe = load_images(recipe.data, recipe.image_size)
-    recipe = replace(recipe, steps=max(QUARTERS, args.images // recipe.batch_size), evaluations=QUARTERS)
+    recipe = find_recipe(args.recipe)
+    train_images, test_images = load_images(args.data or recipe.data, recipe.image_size)
+    bank, probe = spread(train_images, 10_000), test_images
+    recipe = replace(recipe, epochs=None, steps=max(QUARTERS, args.images // recipe.batch_size), evaluations=QUARTERS)
 
     def score(method: ISD) -> float:
         features = [embed(method.encoders()["teacher"], images, device="cpu") for images in (bank, probe)]
         return knn_accuracy(features[0], bank.labels, features[1], probe.labels)
 
-    forms, runs = dict(fast=train_fast, plain=train_plain), dict(fast={}, plain={})
+    runs = {name: {} for name in args.forms}
     for seed in args.seeds:
-        for name, form in forms.items():
+        for name in args.forms:
             start = time.perf_counter()
-            runs[name][str(seed)] = [round(value, 4) for value in form(replace(recipe, seed=seed), bank, score)]
-            print(f"seed {seed}  {name:6} {runs[name][str(seed)]}  {time.perf_counter() - start:.0f} s", flush=True)
-    last = {name: [scores[-1] for scores in found.values()] for name, found in runs.items()}
-    differences = [f - p for f, p in zip(last["fast"], last["plain"], strict=True)]
-    spread = {name: round(statistics.stdev(values), 4) if len(values) > 1 else None for name, values in last.items()}
-    print(f"fast minus plain, 20-NN of the teacher: mean {statistics.mean(differences):+.4f}, "
-          f"by seed {[f'{d:+.4f}' for d in differences]}; standard deviation over seeds {spread}")
+            scores = FORMS[name](replace(recipe, seed=seed), train_images, score)
+            runs[name][str(seed)] = [round(value, 4) for value in scores]
+            print(f"seed {seed}  {name:10} {runs[name][str(seed)]}  {time.perf_counter() - start:.0f} s", flush=True)
+    last = [[scores[-1] for scores in found.values()] for found in runs.values()]
+    differences = [a - b for a, b in zip(*last, strict=True)]
+    deviation = {name: round(statistics.stdev(values), 4) if len(values) > 1 else None
+                 for name, values in zip(runs, last, strict=True)}
+    print(f"{' minus '.join(runs)}, 20-NN of the teacher: mean {statistics.mean(differences):+.4f}, "
+          f"by seed {[f'{d:+.4f}' for d in differences]}; standard deviation over seeds {deviation}")
     if args.json:
-        settings = about("equivalence", recipe="digits", steps=recipe.steps, batch=recipe.batch_size)
-        result = dict(knn20_teacher=runs, difference=[round(d, 4) for d in differences], deviation_over_seeds=spread)
+        settings = about("equivalence", recipe=args.recipe, steps=recipe.steps, batch=recipe.batch_size)
+        result = dict(knn20_teacher=runs, difference=[round(d, 4) for d in differences], deviation_over_seeds=deviation)
         args.json.write_text(json.dumps(settings | result, indent=1) + "\n")
 
 

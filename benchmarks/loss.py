@@ -5,10 +5,12 @@
 Time: forward and backward, the contestants alternate in one process; reported is the median over rounds of the ratio
 (time of the full matrix / time of the streaming form; above 1 the streaming form is faster), with its quartiles.
 Memory: one process per case (Linux only); reported is by how much one pass raises the resident memory at its peak,
-beyond its inputs (queue included), in MB.
+beyond its inputs (queue included), in MB. `bfloat16` is the streaming form with rounded products, on processors that
+have them; there training uses it.
 """
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -20,10 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isd_nb.data import has_bfloat16
 from isd_nb.loss import soft_label_loss, streaming_soft_label_loss
 
 CONTESTANTS = {"full": soft_label_loss, "streaming": streaming_soft_label_loss,
                "blocks": partial(streaming_soft_label_loss, block=1024)}
+if has_bfloat16("cpu"):
+    CONTESTANTS["bfloat16"] = partial(streaming_soft_label_loss, products=torch.bfloat16)
 SIZES = (1_024, 4_096, 16_384, 65_536, 131_072, 1_048_576)
 STUDENT, TEACHER = 0.1, 0.02  # temperatures
 
@@ -97,7 +102,9 @@ def main() -> None:
     if args.child:
         return child(args.batch, args.dim, args.size[0], args.child)
     rows = []
-    print(f"{'anchors':>10} | time full/streaming (quartiles) | full/blocks | MB full | MB streaming | MB blocks")
+    others = [name for name in CONTESTANTS if name != "full"]
+    print(f"{'anchors':>10}" + "".join(f" | {'full / ' + name:>25}" for name in others)
+          + "".join(f" | MB {name:>9}" for name in CONTESTANTS))
     for size in args.size:
         names = list(CONTESTANTS)
         if 6 * 4 * args.batch * size > args.cap_gb * 1e9:  # about six (B, K) matrices at its peak
@@ -107,11 +114,9 @@ def main() -> None:
         row = {"anchors": size, "rounds": rounds, "growth_mb": growth}
         row["ratio_quartiles"] = ratios(args.batch, args.dim, size, names, rounds) if "full" in names else {}
         rows.append(row)
-        low, middle, high = row["ratio_quartiles"].get("streaming", [float("nan")] * 3)
-        blocks = row["ratio_quartiles"].get("blocks", [float("nan")] * 3)[1]
-        memory = [row["growth_mb"].get(name, float("nan")) for name in CONTESTANTS]
-        print(f"{size:10,} | {middle:.2f} ({low:.2f} to {high:.2f}) | {blocks:.2f} | "
-              + " | ".join(f"{mb:.1f}" for mb in memory), flush=True)
+        found = [row["ratio_quartiles"].get(name, [math.nan] * 3) for name in others]
+        print(f"{size:10,}" + "".join(f" | {middle:8.2f} ({low:5.2f} to {high:5.2f})" for low, middle, high in found)
+              + "".join(f" | {growth.get(name, math.nan):12.1f}" for name in CONTESTANTS), flush=True)
     if args.json:
         about = {"command": "python " + " ".join(sys.argv), "batch": args.batch, "dim": args.dim, "seed": 0,
                  "temperatures": {"student": STUDENT, "teacher": TEACHER}, "torch": torch.__version__,

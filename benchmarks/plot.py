@@ -39,11 +39,14 @@ def views(saved: dict[str, Any]) -> None:
 
 def loss(saved: dict[str, Any]) -> None:
     left, right = axes(2)
-    rows = [row for row in saved["rows"] if "streaming" in row["ratio_quartiles"]]
-    low, middle, high = zip(*(row["ratio_quartiles"]["streaming"] for row in rows))
-    sizes = [row["anchors"] for row in rows]
-    left.fill_between(sizes, low, high, color=BLUE, alpha=0.2, lw=0)
-    left.semilogx(sizes, middle, "o-", color=BLUE)
+    for name, label, colour in (("streaming", "streaming", BLUE), ("bfloat16", "streaming, bfloat16", GREEN)):
+        rows = [row for row in saved["rows"] if name in row["ratio_quartiles"]]
+        if rows:
+            low, middle, high = zip(*(row["ratio_quartiles"][name] for row in rows))
+            sizes = [row["anchors"] for row in rows]
+            left.fill_between(sizes, low, high, color=colour, alpha=0.2, lw=0)
+            left.semilogx(sizes, middle, "o-", color=colour, label=label)
+    left.legend()
     left.axhline(1, ls="--", color=GREY)
     left.set(title="Time: full matrix / streaming", xlabel="anchors", ylabel="ratio (band: quartiles)", ylim=(0, None))
     for name, colour, mark in (("full", ORANGE, "s--"), ("streaming", BLUE, "o-")):
@@ -79,12 +82,16 @@ def scaling(saved: dict[str, Any]) -> None:
 
 def equivalence(saved: dict[str, Any]) -> None:
     ax = axes(1)[0]
-    for name, colour, mark in (("fast", BLUE, "o-"), ("plain", ORANGE, "s--")):
+    for name, colour, mark in zip(saved["knn20_teacher"], (BLUE, ORANGE), ("o-", "s--")):
         for n, scores in enumerate(saved["knn20_teacher"][name].values()):
             seen = [saved["steps"] * saved["batch"] * i / (len(scores) - 1) for i in range(len(scores))]
-            ax.plot(seen, scores, mark, color=colour, label=None if n else name, alpha=0.8)
-    ax.set(title="Fast and plain forms learn alike", xlabel="images seen", ylabel="20-NN, teacher")
+            ax.plot(seen, scores, mark, color=colour, label=None if n else name.replace("_", " "), alpha=0.8)
+    ax.set(title=f"Recipe {saved['recipe']}, every seed in two forms", xlabel="images seen", ylabel="20-NN, teacher")
     ax.legend()
+
+
+def equivalence_loss(saved: dict[str, Any]) -> None:
+    equivalence(saved)
 
 
 def explorer(saved: dict[str, Any]) -> None:
@@ -105,7 +112,7 @@ def gpu(saved: dict[str, Any]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
-    views, loss, knn, step, scaling, equivalence, explorer, gpu)}
+    views, loss, knn, step, scaling, equivalence, equivalence_loss, explorer, gpu)}
 
 
 def save(name: str, source: Path, target: Path) -> None:

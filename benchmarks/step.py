@@ -14,7 +14,8 @@ same number of anchors; all numbers include making the views.
 * `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
   plain loop; left out, with a message, where lightly is not installed.
 
-The contestants take turns; a ratio is the median over the rounds of (their seconds an image / ours).
+The contestants take turns; a ratio is the median over the rounds of (their seconds an image / ours). A turn begins when
+the others' worker processes have done what they do ahead and are idle.
 """
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
@@ -202,6 +204,21 @@ def answer_turns(args: argparse.Namespace) -> None:
     torch.distributed.destroy_process_group()
 
 
+def settle(patience: float = 60.0) -> None:
+    """Wait until this process's children are idle: workers go on loading ahead when their turn is over."""
+    def worked() -> float:  # seconds of processor time, all together
+        return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+
+    start, before = time.monotonic(), worked()
+    while time.monotonic() < start + patience:
+        time.sleep(0.3)
+        now = worked()
+        if now - before < 0.015:  # a twentieth of the time
+            return
+        before = now
+    raise TimeoutError(f"the worker processes are still busy after {patience:g} seconds")
+
+
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -226,7 +243,10 @@ def measure(args: argparse.Namespace) -> dict:
         print("lightly is not installed and does not take part (pip install lightly)")
     rounds = []
     for _ in range(args.repeats + 1):
-        rounds.append({name: turn() for name, turn in turns.items()})
+        rounds.append({})
+        for name, turn in turns.items():
+            settle()
+            rounds[-1][name] = turn()
         print("  ".join(f"{name} {1 / s:,.0f}/s" for name, s in rounds[-1].items()), flush=True)
     rounds = rounds[1:]  # the first warms up
     ours = [name for name in turns if name.startswith("ours")]
@@ -245,7 +265,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2, help="of the second form of ours, on a CPU")
-    parser.add_argument("--steps", type=int, default=8, help="steps in each turn")
+    parser.add_argument("--steps", type=int, default=16, help="steps in each turn")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,0 +1,54 @@
+"""When ISD reads its queue by products in bfloat16, and that nobody else's loss is rounded without being asked."""
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isd_nb.low_precision
+from isd_nb.isd import ISD
+from isd_nb.loss import streaming_soft_label_loss
+
+
+def small_isd(anchors: int) -> tuple[ISD, Tensor, Tensor]:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(48, 24))
+    return ISD(student, queue_size=anchors), *torch.rand(2, 60, 3, 4, 4)
+
+
+def rounded_reads(anchors: int, autocast: torch.dtype | None, native: bool) -> tuple[int, float]:
+    "How often the queue was read by bfloat16 products in one forward, and the loss."
+    method, *views = small_isd(anchors)
+    with patch.object(isd_nb.low_precision, "has_bfloat16", lambda device: native), \
+            patch.object(isd_nb.low_precision, "attend_bfloat16", wraps=isd_nb.low_precision.attend_bfloat16) as read, \
+            torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        output = method(*views)
+        output.loss.backward()
+    assert output.loss.dtype == torch.float32 and all(p.grad.isfinite().all() for p in method.student.parameters())
+    return read.call_count, output.loss.item()
+
+
+@pytest.mark.parametrize("anchors, autocast, native, expected", [
+    (5000, torch.bfloat16, True, 1),
+    (5000, torch.bfloat16, False, 0),  # slower there
+    (5000, torch.float16, True, 0),
+    (5000, None, True, 0),  # a net in single precision keeps its loss in single precision
+    (4000, torch.bfloat16, True, 0),  # nothing to gain
+])
+def test_the_queue_is_rounded_only_where_the_net_is_and_it_pays(
+        anchors: int, autocast: torch.dtype | None, native: bool, expected: int) -> None:
+    assert rounded_reads(anchors, autocast, native)[0] == expected
+
+
+def test_the_loss_is_the_same_but_for_rounding() -> None:
+    rounded, exact = (rounded_reads(5000, torch.bfloat16, native)[1] for native in (True, False))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.005)
+
+
+def test_under_autocast_the_loss_alone_stays_in_single_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, anchors = (torch.randn(n, 24, generator=generator) for n in (10, 10, 5000))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = streaming_soft_label_loss(queries, keys, anchors, 2.0, 1.0)
+    torch.testing.assert_close(under, streaming_soft_label_loss(queries, keys, anchors, 2.0, 1.0), rtol=0, atol=0)
