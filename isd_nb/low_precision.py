@@ -36,7 +36,7 @@ def attend_bfloat16(looks: Tensor,  # float32 (B, D) queries or keys, already di
         return attend(looks, anchors)
     return total[:, :dim] / mass + centre, (top.float() + mass.log())[:, 0] + looks @ centre
 
-# %% ../nbs/05c_bfloat16_loss.ipynb #c23-2696fc
+# %% ../nbs/05c_bfloat16_loss.ipynb #c25-2696fc
 def product_precision(anchors: Tensor) -> torch.dtype:  # (K, D), what will be read
     "bfloat16 where autocast uses it on a processor that multiplies it, and the queue is long enough to gain; else float32."
     kind = anchors.device.type
