@@ -11,7 +11,6 @@ have them; there training uses it.
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common import about
 from torch import Tensor
 
 from isd_nb.data import has_bfloat16
@@ -85,11 +85,6 @@ def child(batch: int, dim: int, size: int, name: str) -> None:
     print(resident_mb("VmHWM") - before)
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -118,10 +113,9 @@ def main() -> None:
         print(f"{size:10,}" + "".join(f" | {middle:8.2f} ({low:5.2f} to {high:5.2f})" for low, middle, high in found)
               + "".join(f" | {growth.get(name, math.nan):12.1f}" for name in CONTESTANTS), flush=True)
     if args.json:
-        about = {"command": "python " + " ".join(sys.argv), "batch": args.batch, "dim": args.dim, "seed": 0,
-                 "temperatures": {"student": STUDENT, "teacher": TEACHER}, "torch": torch.__version__,
-                 "processor": processor(), "threads": torch.get_num_threads()}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        temperatures = dict(student=STUDENT, teacher=TEACHER)
+        settings = about("loss", batch=args.batch, dim=args.dim, seed=0, temperatures=temperatures)
+        args.json.write_text(json.dumps(settings | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

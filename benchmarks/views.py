@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +21,7 @@ from pathlib import Path
 import torch
 import torchvision
 import torchvision.transforms.v2 as tv
+from common import about
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -147,19 +146,8 @@ def main() -> None:
         results.append(run(args.size, args.batch, args.batches, args.repeats, blur))
         print(report(results[-1]) + "\n", flush=True)
     if args.json:
-        about = dict(command=" ".join(["python benchmarks/views.py", *sys.argv[1:]]),
-                     torch=torch.__version__, torchvision=torchvision.__version__, threads=torch.get_num_threads(),
-                     machine=platform.machine(), processor=processor())
-        args.json.write_text(json.dumps(about | dict(results=results), indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        settings = about("views", torchvision=torchvision.__version__)
+        args.json.write_text(json.dumps(settings | dict(results=results), indent=1) + "\n")
 
 
 if __name__ == "__main__":
