@@ -79,13 +79,15 @@ def attend_blocks(looks: Tensor,  # (B, D) queries or keys, already divided by t
         peak = new_peak
     return mean / mass, (peak + mass.log()).squeeze(1)
 
-# %% ../nbs/05_soft_labels.ipynb #c35-032d23
+# %% ../nbs/05_soft_labels.ipynb #c35-11652b
 def attend(looks: Tensor,  # (B, D) queries or keys, already divided by their temperature
            anchors: Tensor,  # (K, D)
            block: int | None = None,  # anchors read at a time; None: whatever is fast on this device
            products: torch.dtype = torch.float32,  # or bfloat16, faster on some CPUs: see chapter 05c
            ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
     "Read the queue once without holding a (B, K) matrix: by a kernel of PyTorch's or our own, else in blocks."
+    if products not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"products must be torch.float32 or torch.bfloat16, not {products}")
     if products == torch.bfloat16 and looks.dtype == torch.float32:
         from isd_nb.low_precision import attend_bfloat16  # a later chapter, built on this one
         return attend_bfloat16(looks, anchors, block or 512)

@@ -52,3 +52,8 @@ def test_under_autocast_the_loss_alone_stays_in_single_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under = streaming_soft_label_loss(queries, keys, anchors, 2.0, 1.0)
     torch.testing.assert_close(under, streaming_soft_label_loss(queries, keys, anchors, 2.0, 1.0), rtol=0, atol=0)
+
+
+def test_other_products_are_refused() -> None:
+    with pytest.raises(ValueError, match="products must be .*, not torch.float16"):
+        streaming_soft_label_loss(*torch.eye(6)[None].expand(3, -1, -1), products=torch.float16)
