@@ -55,5 +55,5 @@ def test_under_autocast_the_loss_alone_stays_in_single_precision() -> None:
 
 
 def test_other_products_are_refused() -> None:
-    with pytest.raises(ValueError, match="products must be .*, not torch.float16"):
+    with pytest.raises(ValueError, match=r"products must be .*, not torch\.float16"):
         streaming_soft_label_loss(*torch.eye(6)[None].expand(3, -1, -1), products=torch.float16)
