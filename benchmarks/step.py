@@ -1,9 +1,10 @@
 """How fast is a whole training step? Ours, against the usual pipeline and lightly's parts.
 
-    python benchmarks/step.py [--json FILE] [--network tiny|resnet18] [--device cpu|cuda]
+    python benchmarks/step.py [--json FILE] [--blur] [--network tiny|resnet18] [--device cpu|cuda]
 
 All train the same network on the same colour images with the same two strong views an image, the same batch and the
-same number of anchors; all numbers include making the views.
+same number of anchors; all numbers include making the views. Without `--blur` the views are those usual for small
+images; with it they are the ISD authors' strong views, where half of them are blurred.
 
 * `ours`: `isd_nb.training.train_step`, as `isd_train` runs it (views of the whole batch on the device, channels_last,
   bfloat16 where the processor has it, streaming loss, foreach moving average).
@@ -14,20 +15,23 @@ same number of anchors; all numbers include making the views.
 * `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
   plain loop; left out, with a message, where lightly is not installed.
 
-The contestants take turns; a ratio is the median over the rounds of (their seconds an image / ours). A turn begins when
-the others' worker processes have done what they do ahead and are idle.
+Each contestant has a process of its own, as somebody would run it: threads, worker processes and the ways of the memory
+allocator (ours keeps freed memory) are not shared. They take turns; a ratio is the median over the rounds of (their
+seconds an image / ours). A turn begins when the others' worker processes have done what they do ahead and are idle.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -35,6 +39,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
 from common import about
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
@@ -67,11 +72,16 @@ class LightlyViews(TwoViews):
         return tuple(self.transform(self.pictures[index]))
 
 
-def plain_transform(size: int) -> tv.Compose:
+def blurred(picture: Image.Image) -> Image.Image:
+    """Pillow's blur, as the authors' and MoCo's scripts use it: quicker than torchvision's, which goes by tensors."""
+    return picture.filter(ImageFilter.GaussianBlur(random.uniform(*STRONG.blur_sigma)))
+
+
+def plain_transform(size: int, blur: bool = False) -> tv.Compose:
     return tv.Compose([
         tv.RandomResizedCrop(size, STRONG.crop_scale, STRONG.crop_ratio, antialias=True),
-        tv.RandomApply([tv.ColorJitter(*COLOURS)], STRONG.jitter),
-        tv.RandomGrayscale(STRONG.grey), tv.RandomHorizontalFlip(STRONG.flip),
+        tv.RandomApply([tv.ColorJitter(*COLOURS)], STRONG.jitter), tv.RandomGrayscale(STRONG.grey),
+        *([tv.RandomApply([tv.Lambda(blurred)], STRONG.blur)] if blur else []), tv.RandomHorizontalFlip(STRONG.flip),
         tv.ToImage(), tv.ToDtype(torch.float32, scale=True), tv.Normalize([0.5] * 3, [0.25] * 3)])
 
 
@@ -160,8 +170,8 @@ def made_up_images(count: int) -> Tensor:  # uint8 (count, 3, 32, 32)
 
 def our_recipe(args: argparse.Namespace) -> Recipe:
     return Recipe("bench", steps=10**9, batch_size=args.batch, image_size=32, backbone=args.network,
-                  queue_size=args.anchors, views=replace(STRONG, blur=0), projector=(256, 128), predictor=(256,),
-                  batch_norm_splits=int(os.environ.get("WORLD_SIZE", 1)))
+                  queue_size=args.anchors, views=replace(STRONG, blur=STRONG.blur * args.blur), projector=(256, 128),
+                  predictor=(256,), batch_norm_splits=int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
@@ -178,30 +188,56 @@ def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
     return turn
 
 
-def processes_turn(args: argparse.Namespace) -> Callable[[], float]:
-    """The same in processes that wait between their turns; the first one's clock."""
-    shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(args.processes),
-                  LOCAL_WORLD_SIZE=str(args.processes), OMP_NUM_THREADS=str(max(1, os.cpu_count() // args.processes)))
-    command = [sys.executable, __file__, "--child", f"--network={args.network}", f"--batch={args.batch}",
-               f"--anchors={args.anchors}", f"--images={args.images}", f"--steps={args.steps}"]
-    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                 env=os.environ | shared | dict(RANK=str(i), LOCAL_RANK=str(i)))
-                for i in range(args.processes)]
+def plain_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
+    recipe = our_recipe(args)
+    step = PlainStep(BackboneConfig(args.network, 3, recipe.width), recipe.projector, args.anchors, args.device)
+    return loader_turn(step, TwoViews(images, plain_transform(32, args.blur)), args)
+
+
+def lightly_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
+    from lightly.transforms import MoCoV2Transform
+
+    recipe = our_recipe(args)
+    step = LightlyStep(BackboneConfig(args.network, 3, recipe.width), recipe.projector, args.anchors, args.device)
+    transform = MoCoV2Transform(32, gaussian_blur=STRONG.blur * args.blur, sigmas=STRONG.blur_sigma)
+    return loader_turn(step, LightlyViews(images, transform), args)
+
+
+MAKERS = dict(ours=our_turn, plain=plain_turn, lightly=lightly_turn)
+
+
+def start(name: str, args: argparse.Namespace, processes: int = 1) -> Callable[[], float]:
+    """The turn of a contestant that lives in a process of its own, or in several that share its batch.
+
+    They wait between their turns. The time is that of the first one's clock.
+    """
+    shared = [{}] if processes == 1 else [
+        dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+             OMP_NUM_THREADS=str(max(1, os.cpu_count() // processes)), RANK=str(i), LOCAL_RANK=str(i))
+        for port in [str(free_port())] for i in range(processes)]
+    command = [sys.executable, __file__, "--contestant", name, f"--network={args.network}", f"--device={args.device}",
+               f"--batch={args.batch}", f"--anchors={args.anchors}", f"--images={args.images}",
+               f"--workers={args.workers}", f"--steps={args.steps}", *(["--blur"] if args.blur else [])]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    children = [subprocess.Popen(command, **pipes, env=os.environ | more) for more in shared]
 
     def turn() -> float:
         for child in children:
             print("go", file=child.stdin, flush=True)
-        first, *_ = [float(child.stdout.readline()) for child in children]
-        return first
+        answers = [child.stdout.readline() for child in children]
+        if not all(answers):
+            raise SystemExit(f"the process of {name!r} ended; what it said is above")
+        return float(answers[0])
     return turn
 
 
 def answer_turns(args: argparse.Namespace) -> None:
     """In such a process: a turn for every line, until the input ends."""
-    turn = our_turn(args, made_up_images(args.images))
+    turn = MAKERS[args.contestant](args, made_up_images(args.images))
     for _ in sys.stdin:
         print(turn(), flush=True)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def settle(patience: float = 60.0) -> None:
@@ -226,20 +262,13 @@ def synchronize(device: str) -> None:
 
 def measure(args: argparse.Namespace) -> dict:
     """Medians of images a second and of the ratios, over rounds in which everybody has a turn."""
-    images = made_up_images(args.images)
-    recipe = our_recipe(args)
-    config = BackboneConfig(args.network, 3, recipe.width)
-    turns = {"ours": our_turn(args, images)}
+    turns = {"ours": start("ours", args)}
     if args.device == "cpu" and args.processes > 1:
-        turns[f"ours in {args.processes} processes"] = processes_turn(args)
-    plain = PlainStep(config, recipe.projector, args.anchors, args.device)
-    turns["plain"] = loader_turn(plain, TwoViews(images, plain_transform(32)), args)
-    try:
-        from lightly.transforms import MoCoV2Transform
-        step = LightlyStep(config, recipe.projector, args.anchors, args.device)
-        dataset = LightlyViews(images, MoCoV2Transform(input_size=32, gaussian_blur=0.0))
-        turns["lightly"] = loader_turn(step, dataset, args)
-    except ImportError:
+        turns[f"ours in {args.processes} processes"] = start("ours", args, args.processes)
+    turns["plain"] = start("plain", args)
+    if find_spec("lightly"):
+        turns["lightly"] = start("lightly", args)
+    else:
         print("lightly is not installed and does not take part (pip install lightly)")
     rounds = []
     for _ in range(args.repeats + 1):
@@ -262,14 +291,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--anchors", type=int, default=16_384)
+    parser.add_argument("--blur", action="store_true", help="the authors' strong views: half of them blurred")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2, help="of the second form of ours, on a CPU")
     parser.add_argument("--steps", type=int, default=16, help="steps in each turn")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=MAKERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
+    if args.contestant:
         return answer_turns(args)
     results = measure(args)
     bases = list(results["ours"]["ratios"])
@@ -278,9 +308,9 @@ def main() -> None:
         ratios = "".join(f"{statistics.median(row['ratios'][base]):>36.2f}" for base in bases)
         print(f"{name:20}{row['images_per_second']:>10,}{ratios}")
     if args.json:
-        settings = about("step", batch=args.batch, anchors=args.anchors, network=args.network, device=args.device,
-                         workers=args.workers, precision=str(pick_precision("auto", torch.device(args.device))),
-                         rounds=args.repeats)
+        settings = about("step", batch=args.batch, anchors=args.anchors, blur=args.blur, network=args.network,
+                         device=args.device, workers=args.workers, rounds=args.repeats,
+                         precision=str(pick_precision("auto", torch.device(args.device))))
         args.json.write_text(json.dumps(settings | {"results": results}, indent=1) + "\n")
 
 
