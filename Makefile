@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 05b_fused_loss")')
 
-.PHONY: help train test lab bench browser clean
+.PHONY: help train test tests lab bench browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -27,7 +27,11 @@ help:
 train: .venv/ready
 	$(BIN)/isd_train
 
+# Notebooks and tests leave folders behind where the system keeps temporary ones; here all of them go with the last line.
 test: .venv/ready
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
+
+tests:
 	$(BIN)/ruff check isd_nb tests benchmarks
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	$(BIN)/python -m pytest -q tests/test_browser.py

@@ -49,7 +49,7 @@ def loss(saved: dict[str, Any]) -> None:
     left.legend()
     left.axhline(1, ls="--", color=GREY)
     left.set(title="Time: full matrix / streaming", xlabel="anchors", ylabel="ratio (band: quartiles)", ylim=(0, None))
-    for name, colour, mark in (("full", ORANGE, "s--"), ("streaming", BLUE, "o-")):
+    for name, colour, mark in (("full", ORANGE, "s--"), ("streaming", BLUE, "o-"), ("bfloat16", GREEN, "^-")):
         held = {row["anchors"]: row["growth_mb"][name] for row in saved["rows"] if name in row["growth_mb"]}
         right.loglog(list(held), list(held.values()), mark, color=colour, label=name)
     right.set(title="Memory of one pass beside the queue", xlabel="anchors", ylabel="MB")
@@ -64,7 +64,23 @@ def knn(saved: dict[str, Any]) -> None:
 
 def step(saved: dict[str, Any]) -> None:
     speed = {name: row["images_per_second"] for name, row in saved["results"].items()}
-    bars(axes(1)[0], speed, "Whole training step", "images a second")
+    views = "the authors' views, with blur" if saved.get("blur") else "views without blur"
+    bars(axes(1)[0], speed, f"Whole training step, {views}", "images a second")
+
+
+def step_blur(saved: dict[str, Any]) -> None:
+    step(saved)
+
+
+def parts(saved: dict[str, Any]) -> None:
+    ax, rows = axes(1)[0], saved["rows"]
+    times = {name: row["milliseconds"] for name, row in rows.items()}
+    bars(ax, times, "One step, by kind of operation", "milliseconds", "{:.1f}")
+    for place, row in enumerate(list(rows.values())[::-1]):
+        if row["floor"]:
+            ax.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, lw=2)
+    ax.plot([], color=ORANGE, lw=2, label="at the rate of a large product")
+    ax.legend(fontsize=8, loc="lower right")
 
 
 def scaling(saved: dict[str, Any]) -> None:
@@ -112,7 +128,7 @@ def gpu(saved: dict[str, Any]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
-    views, loss, knn, step, scaling, equivalence, equivalence_loss, explorer, gpu)}
+    views, loss, knn, step, step_blur, parts, scaling, equivalence, equivalence_loss, explorer, gpu)}
 
 
 def save(name: str, source: Path, target: Path) -> None:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("views", "loss", "knn", "step", "scaling", "equivalence", "explorer")
+NAMES = ("views", "loss", "knn", "step", "step_blur", "parts", "scaling", "equivalence", "explorer")
+OPTIONS = {"step_blur": ["benchmarks/step.py", "--blur"]}  # of names that are not a script's
 ROOT = Path(__file__).parent.parent
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     (ROOT / "results" / "bench").mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"== {name}", flush=True)
-        measure = [f"benchmarks/{name}.py", "--json", f"results/bench/{name}.json"]
+        measure = [*OPTIONS.get(name, [f"benchmarks/{name}.py"]), "--json", f"results/bench/{name}.json"]
         for command in (measure, ["benchmarks/plot.py", name]):
             subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 

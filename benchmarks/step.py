@@ -222,12 +222,13 @@ def start(name: str, args: argparse.Namespace, processes: int = 1) -> Callable[[
     children = [subprocess.Popen(command, **pipes, env=os.environ | more) for more in shared]
 
     def turn() -> float:
-        for child in children:
-            print("go", file=child.stdin, flush=True)
-        answers = [child.stdout.readline() for child in children]
-        if not all(answers):
-            raise SystemExit(f"the process of {name!r} ended; what it said is above")
-        return float(answers[0])
+        try:
+            for child in children:
+                print("go", file=child.stdin, flush=True)
+            first, *_ = [float(child.stdout.readline()) for child in children]
+        except (BrokenPipeError, ValueError):
+            raise SystemExit(f"the process of {name!r} ended; what it said is above") from None
+        return first
     return turn
 
 
