@@ -80,7 +80,7 @@ def parts(saved: dict[str, Any]) -> None:
         if row["floor"]:
             ax.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, lw=2)
     ax.plot([], color=ORANGE, lw=2, label="at the rate of a large product")
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="center right")
 
 
 def scaling(saved: dict[str, Any]) -> None:
@@ -88,7 +88,8 @@ def scaling(saved: dict[str, Any]) -> None:
     for ax, (kind, rows) in zip(axes(len(saved["results"])), saved["results"].items()):
         cost = {int(case): row["microseconds"] for case, row in rows.items()}
         ax.plot(list(cost), list(cost.values()), "o-", color=BLUE)
-        ax.set(title=f"Cost against {kind}", xlabel=labels[kind], ylabel="microseconds an image", ylim=(0, None))
+        ax.set(title=f"Cost against {kind}", xlabel=labels[kind], ylabel="microseconds an image",
+               ylim=(0, 1.1 * max(cost.values())))
         if kind == "processes":
             ax.set_xticks(list(cost))
         else:
