@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['attend_bfloat16', 'product_precision']
 
-# %% ../nbs/05c_bfloat16_loss.ipynb #c02-d28f90
+# %% ../nbs/05c_bfloat16_loss.ipynb #c02-b44888
 import math
 
 import torch
 from torch import Tensor
 
 from .data import has_bfloat16
-from .loss import attend
 
-# %% ../nbs/05c_bfloat16_loss.ipynb #c12-e9ecc3
+# %% ../nbs/05c_bfloat16_loss.ipynb #c12-9c3367
 def attend_bfloat16(looks: Tensor,  # float32 (B, D) queries or keys, already divided by their temperature
                     anchors: Tensor,  # (K, D)
                     block: int = 512,  # anchors read at a time; a block's sums are rounded once
@@ -22,7 +21,7 @@ def attend_bfloat16(looks: Tensor,  # float32 (B, D) queries or keys, already di
     "What `isd_nb.loss.attend` says, by products in bfloat16, with logits measured from near the top of their row."
     dim, centre = anchors.shape[1], anchors.to(looks).mean(0)  # centre: (D,)
     sample = anchors[::math.ceil(len(anchors) / 256)].to(looks) - centre
-    top = (looks @ sample.T).amax(1, keepdim=True).bfloat16()  # (B, 1)
+    top = (looks @ sample.T).amax(1, keepdim=True).bfloat16()  # (B, 1); at most some units below the row's
     asked = torch.cat([looks.bfloat16(), -top, top.new_zeros(len(top), 7)], 1)  # (B, D + 8): widths in eights are fast
     read = asked.new_zeros(min(block, len(anchors)), dim + 8)
     read[:, dim] = 1
@@ -30,13 +29,18 @@ def attend_bfloat16(looks: Tensor,  # float32 (B, D) queries or keys, already di
     for part in anchors.split(block):
         rows = read[:len(part)]
         torch.sub(part, centre, out=rows[:, :dim])
-        total += (asked @ rows.T).exp_() @ rows  # (B, D + 8)
+        sums = (asked @ rows.T).exp_() @ rows  # (B, D + 8)
+        late = (sums[:, dim] > math.exp(10)).nonzero()[:, 0]  # rows with a logit far above their top
+        if len(late):
+            higher = top[late] + (asked[late] @ rows.T).amax(1, keepdim=True)
+            total[late] *= (top[late].float() - higher.float()).exp()
+            top[late], asked[late, dim] = higher, -higher[:, 0]
+            sums[late] = (asked[late] @ rows.T).exp_() @ rows
+        total += sums
     mass = total[:, dim:dim + 1]
-    if not total.isfinite().all():  # a logit far above the sample, or a look that is not finite
-        return attend(looks, anchors)
     return total[:, :dim] / mass + centre, (top.float() + mass.log())[:, 0] + looks @ centre
 
-# %% ../nbs/05c_bfloat16_loss.ipynb #c25-2696fc
+# %% ../nbs/05c_bfloat16_loss.ipynb #c26-2696fc
 def product_precision(anchors: Tensor) -> torch.dtype:  # (K, D), what will be read
     "bfloat16 where autocast uses it on a processor that multiplies it, and the queue is long enough to gain; else float32."
     kind = anchors.device.type

@@ -3,6 +3,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isd_nb.low_precision
@@ -44,6 +45,23 @@ def test_the_loss_is_the_same_but_for_rounding() -> None:
     rounded, exact = (rounded_reads(5000, torch.bfloat16, native)[1] for native in (True, False))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.005)
+
+
+@pytest.mark.parametrize("student, teacher", [(0.02, 0.02), (0.1, 0.02), (0.1, 0.01), (0.1, 0.04)])
+def test_a_queue_with_several_keys_of_each_image(student: float, teacher: float) -> None:
+    "The largest logits, of an image's own keys, are far above those of the anchors that the top is taken from."
+    generator = torch.Generator().manual_seed(0)
+    images = F.normalize(torch.randn(1024, 128, generator=generator), dim=1)
+    queries, keys, anchors = (F.normalize(x + 0.3 * torch.randn(x.shape, generator=generator) / 128 ** 0.5, dim=1)
+                              for x in (images[:200], images[:200], images.repeat(4, 1)))
+
+    def gradient(products: torch.dtype) -> Tensor:
+        leaf = queries.clone().requires_grad_()
+        streaming_soft_label_loss(leaf, keys, anchors, student, teacher, products=products).backward()
+        return leaf.grad
+
+    exact = gradient(torch.float32)
+    assert (gradient(torch.bfloat16) - exact).norm() < 0.04 * exact.norm()
 
 
 def test_under_autocast_the_loss_alone_stays_in_single_precision() -> None:
