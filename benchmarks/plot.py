@@ -104,6 +104,7 @@ def equivalence(saved: dict[str, Any]) -> None:
             seen = [saved["steps"] * saved["batch"] * i / (len(scores) - 1) for i in range(len(scores))]
             ax.plot(seen, scores, mark, color=colour, label=None if n else name.replace("_", " "), alpha=0.8)
     ax.set(title=f"Recipe {saved['recipe']}, every seed in two forms", xlabel="images seen", ylabel="20-NN, teacher")
+    ax.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k")
     ax.legend()
 
 
