@@ -123,7 +123,7 @@ def mean_curve(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[flo
     values = [[r.get("knn20_teacher", r["knn20_student"]) for r in row] for row in rows]
     return [row[0]["images_seen"] for row in rows], [sum(v) / len(v) for v in values]
 
-# %% ../nbs/42_fair_table.ipynb #c32-916318
+# %% ../nbs/42_fair_table.ipynb #c32-99f83b
 def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     "A panel for each method, best first: 20-NN accuracy over images seen, all other methods in grey."
     import matplotlib.pyplot as plt
@@ -139,7 +139,7 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
         for b in comparison["baselines"][:1]:
             ax.axhline(b["scores"]["pixels"]["knn20"], color="#D55E00", ls=":", lw=1.2)
         ax.plot(*curves[name], color="#0072B2", lw=1.8)
-        ax.set_title(f"{name}  {curves[name][1][-1]:.3f}", fontsize=9)
+        ax.set_title(name, fontsize=9)
     for ax in axes.flat[len(curves):]:
         ax.axis("off")
     axes[0, 0].xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k")
@@ -168,7 +168,7 @@ def plot_compute(comparison: Mapping[str, Any]) -> Any:
     ax.legend(fontsize=8, loc="lower left")
     return fig
 
-# %% ../nbs/42_fair_table.ipynb #c36-c0aae6
+# %% ../nbs/42_fair_table.ipynb #c36-55147b
 def name_in_margin(ax: Any, spots: Sequence[tuple[float, float, str, str]]) -> None:
     "Write the names at the right, far enough from each other, each with a line to its point."
     low, high = ax.get_ylim()
@@ -176,4 +176,4 @@ def name_in_margin(ax: Any, spots: Sequence[tuple[float, float, str, str]]) -> N
     for x, y, name, color in sorted(spots, key=lambda spot: -spot[1]):
         top = min(top - gap, y)
         ax.annotate(name, (x, y), (1.03, top), textcoords=ax.get_yaxis_transform(), fontsize=8, color=color, va="center",
-                    annotation_clip=False, arrowprops=dict(arrowstyle="-", color="#CCCCCC", lw=0.6))
+                    annotation_clip=False, arrowprops=dict(arrowstyle="-", relpos=(0, 0.5), color="#CCCCCC", lw=0.6))
