@@ -132,9 +132,9 @@ def total_steps(recipe: Recipe, images: int) -> int:
 choices = dict(optimizer=("sgd", "sgd_plain", "adamw"), schedule=("cosine", "cosine_epochs", "steps"),
                precision=("auto", "float32", "bfloat16"), batch_norm=("local", "sync"))
 
-# %% ../nbs/08a_recipes.ipynb #c16-c6fd30
+# %% ../nbs/08a_recipes.ipynb #c16-3240d4
 def local_splits(recipe: Recipe, processes: int) -> int:
-    "How many parts each process has in batch norm, so that any number of processes gives the numbers of one."
+    "How many parts each process has in batch norm: up to as many processes as parts give the numbers of one; of more, each has its own."
     splits = recipe.batch_norm_splits
     need(splits <= processes or splits % processes == 0,
          f"batch norm in {splits} parts cannot be shared evenly by {processes} processes")
