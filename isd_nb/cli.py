@@ -219,12 +219,12 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)
 
-# %% ../nbs/40_command_line.ipynb #c31-753b79
+# %% ../nbs/40_command_line.ipynb #c31-9b3a47
 def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
     "Evaluate, draw and report; returns the summary."
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
     summary = what_was_run(recipe, trained, upper, sets)
-    if sets.test is not None and sets.test.labels is not None:
+    if sets.scorable():
         summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
     scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)

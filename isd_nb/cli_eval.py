@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocols', 'titles', 'Ledger', 'check_numbers', 'Question', 'encoders_of', 'evaluate_run', 'table_of', 'isd_eval']
 
-# %% ../nbs/41_isd_eval.ipynb #c02-519ad6
+# %% ../nbs/41_isd_eval.ipynb #c02-62cfb6
 import hashlib
 import json
 import re
@@ -23,7 +23,7 @@ from torch import nn
 from typer import Argument, Option, Typer
 
 from .cli import one_sentence
-from .data import ImageSet, InputError, load_images, nearest
+from .data import ImageSet, InputError, load_images, locked, nearest
 from .encoders import load_encoder
 from .evaluation import (Score, bootstrap_interval, embed, few_label_accuracy, knn_accuracy, knn_predict, linear_probe,
                                seed_interval)
@@ -52,7 +52,23 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
     "The row that has all of these columns with these values."
     return next((row for row in rows if all(k in row and row[k] == v for k, v in key.items())), None)
 
-# %% ../nbs/41_isd_eval.ipynb #c08-e99b6c
+# %% ../nbs/41_isd_eval.ipynb #c08-bea1f5
+def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+    "The rows of a file, if it is there and answers this question."
+    values = rows_file(path) if path.is_file() else {}
+    return values["rows"] if values.get("question") == question else []
+
+
+def add_row(path: Path, values: dict[str, Any], key: Mapping[str, Any], row: dict[str, Any]) -> None:
+    "Write the file with one more row, after those that others have written since; one with the same key stays."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        values["rows"][:] = rows_of(path, values["question"]) or values["rows"]
+        if matching(values["rows"], key) is None:
+            values["rows"].append(row)
+            write_json(path, values)
+
+# %% ../nbs/41_isd_eval.ipynb #c09-43f385
 class Ledger:
     "A JSON file of rows that all answer one question; each is computed once."
 
@@ -61,11 +77,9 @@ class Ledger:
                  **made: Any) -> None:  # how: command, machine, ...; does not decide
         from isd_nb import __version__
 
-        self.path = Path(path)
-        question = as_saved(question)
-        old = rows_file(self.path) if self.path.is_file() else {}
-        self.replaced = bool(old) and old.get("question") != question
-        self.rows: list[dict[str, Any]] = [] if self.replaced else old.get("rows", [])
+        self.path, question = Path(path), as_saved(question)
+        self.rows = rows_of(self.path, question)
+        self.replaced = self.path.is_file() and not self.rows
         self.values = dict(question=question, version=__version__, machine=machine(), **made, rows=self.rows)
 
     def row(self, key: Mapping[str, Any],  # what tells this row from the others
@@ -73,14 +87,12 @@ class Ledger:
             ) -> dict[str, Any]:
         "The row of this key: from the file, or computed and written."
         key = as_saved(key)
-        if (row := matching(self.rows, key)) is not None:
-            return row
-        self.rows.append({**key, **compute()})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, self.values)
-        return self.rows[-1]
+        self.rows[:] = rows_of(self.path, self.values["question"]) or self.rows
+        if matching(self.rows, key) is None:
+            add_row(self.path, self.values, key, {**key, **compute()})
+        return matching(self.rows, key)
 
-# %% ../nbs/41_isd_eval.ipynb #c11-880fb1
+# %% ../nbs/41_isd_eval.ipynb #c12-880fb1
 protocols = ("knn", "linear", "few-labels", "finetune", "transfer")
 
 
@@ -93,7 +105,7 @@ def check_numbers(question: "Question") -> None:
     if not question.fractions or not all(0 < f <= 1 for f in question.fractions):
         raise InputError(f"few labels need fractions in (0, 1], not {question.fractions}")
 
-# %% ../nbs/41_isd_eval.ipynb #c12-381ee2
+# %% ../nbs/41_isd_eval.ipynb #c13-381ee2
 @dataclass(frozen=True)
 class Question:
     "One protocol and its settings."
@@ -117,7 +129,7 @@ class Question:
         "What differs from the protocol's schedule."
         return {k: v for k, v in (("epochs", self.epochs), ("min_steps", self.min_steps)) if v is not None}
 
-# %% ../nbs/41_isd_eval.ipynb #c15-3de7ac
+# %% ../nbs/41_isd_eval.ipynb #c16-3de7ac
 def encoders_of(run: Path,
                 which: str = "both",  # "teacher", "student", or "both": all that the run holds
                 ) -> dict[str, nn.Module]:  # by name, the teacher first
@@ -134,7 +146,7 @@ def encoders_of(run: Path,
     except (KeyError, TypeError, AttributeError) as error:  # of a header that describes no net
         raise InputError(f"{run / 'encoder.safetensors'} is no encoder file of isd_nb: its header is damaged ({error})") from error
 
-# %% ../nbs/41_isd_eval.ipynb #c16-87a633
+# %% ../nbs/41_isd_eval.ipynb #c17-87a633
 def images_for(question: Question, recipe: Recipe, channels: int, root: Path | str) -> tuple[ImageSet, ImageSet]:
     "Labelled training and test images that the backbone can look at."
     spec = question.data or recipe.data
@@ -143,7 +155,7 @@ def images_for(question: Question, recipe: Recipe, channels: int, root: Path | s
         raise InputError(f"{spec} has no labelled training and test images, so nothing can be measured on it")
     return with_channels(train, channels), with_channels(test, channels)
 
-# %% ../nbs/41_isd_eval.ipynb #c18-7cde00
+# %% ../nbs/41_isd_eval.ipynb #c19-7cde00
 @dataclass(eq=False)
 class Asked:
     "An encoder, and the images it is asked about."
@@ -160,13 +172,13 @@ class Asked:
         looks = [embed(self.encoder, s, device=self.device, progress=self.show) for s in (self.train, self.test)]
         return looks[0], self.train.labels, looks[1], self.test.labels
 
-# %% ../nbs/41_isd_eval.ipynb #c20-da7377
+# %% ../nbs/41_isd_eval.ipynb #c21-da7377
 def top(score: Score) -> dict[str, float]:
     "The columns of a `Score`: what it is, and where it would lie on other test images."
     low, high = bootstrap_interval(score.correct.cpu())
     return dict(top1=score.top1, top5=score.top5, low=low, high=high)
 
-# %% ../nbs/41_isd_eval.ipynb #c22-9e7450
+# %% ../nbs/41_isd_eval.ipynb #c23-9e7450
 def neighbours(asked: Asked) -> dict[str, float]:
     "NN, 20-NN, and 20-NN weighted by exp(similarity / 0.07)."
     features, labels, looks, truth = asked.features
@@ -177,7 +189,7 @@ def neighbours(asked: Asked) -> dict[str, float]:
     return {"nn": knn_accuracy(features, labels, looks, truth, k=1), "20-nn": right.double().mean().item(),
             "low": low, "high": high, "weighted": weighted.double().mean().item()}
 
-# %% ../nbs/41_isd_eval.ipynb #c23-f425a4
+# %% ../nbs/41_isd_eval.ipynb #c24-f425a4
 def linear(asked: Asked, question: Question, folder: Path) -> dict[str, float]:
     "The linear layer, on cached features or on moving views."
     if not question.augment:
@@ -186,7 +198,7 @@ def linear(asked: Asked, question: Question, folder: Path) -> dict[str, float]:
     return top(augmented_linear(asked.encoder, asked.train, asked.test, tuning, folder=folder, device=asked.device,
                                 progress=asked.show))
 
-# %% ../nbs/41_isd_eval.ipynb #c24-b7bc74
+# %% ../nbs/41_isd_eval.ipynb #c25-b7bc74
 def tuned(asked: Asked, question: Question, fraction: float, seed: int, folder: Path) -> dict[str, float]:
     "The whole network, on some of the labels."
     tuning = replace(FINETUNE, views=crops_only(asked.recipe.views), seed=seed, backbone_rate=question.backbone_rate,
@@ -199,7 +211,7 @@ def labelled(asked: Asked, question: Question, fraction: float, seed: int, folde
     "The linear layer on cached features, on some of the labels."
     return top(few_label_accuracy(*asked.features, fraction, seed, **question.changes()))
 
-# %% ../nbs/41_isd_eval.ipynb #c26-50c84a
+# %% ../nbs/41_isd_eval.ipynb #c27-50c84a
 def answers(asked: Asked, question: Question) -> Iterator[tuple[dict[str, Any], Callable[[Path], dict[str, float]]]]:
     "For each row of a protocol: its key, and what computes the rest, given a folder for checkpoints."
     if question.protocol == "knn":
@@ -214,7 +226,7 @@ def answers(asked: Asked, question: Question) -> Iterator[tuple[dict[str, Any], 
             for s in range(question.seeds if f < 1 else 1):
                 yield dict(fraction=f, seed=s), partial(compute, asked, question, f, s)
 
-# %% ../nbs/41_isd_eval.ipynb #c28-629e8a
+# %% ../nbs/41_isd_eval.ipynb #c29-629e8a
 def pick_device(device: str) -> torch.device:
     "cpu, cuda, or the better one there is."
     if device not in ("auto", "cpu", "cuda"):
@@ -230,7 +242,7 @@ def file_of(run: Path, question: Question, recipe: Recipe) -> Path:
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", question.data).strip("_") if other else ""
     return run / "eval" / f"{question.protocol}{place}.json"
 
-# %% ../nbs/41_isd_eval.ipynb #c31-867ce9
+# %% ../nbs/41_isd_eval.ipynb #c32-867ce9
 def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device: str, root: Path | str,
            show: bool) -> dict[str, Asked]:  # by name
     "Everyone who is asked, with images that they can look at."
@@ -243,23 +255,25 @@ def to_ask(run: Path, question: Question, encoder: str, baselines: bool, device:
     place = pick_device(device)
     return {name: Asked(module.to(place), train, test, recipe, place, show) for name, module in named.items()}
 
-# %% ../nbs/41_isd_eval.ipynb #c33-564eaa
-def answer(ledger: Ledger, key: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> None:
+# %% ../nbs/41_isd_eval.ipynb #c34-514af3
+def answer(ledger: Ledger, key: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
     "One row; its checkpoints lie in a folder of their own until it is done."
     about = json.dumps([ledger.values["question"], key], sort_keys=True)
     folder = ledger.path.parent / f".{ledger.path.stem}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
-    ledger.row(key, lambda: compute(folder))
+    row = ledger.row(key, lambda: compute(folder))
     shutil.rmtree(folder, ignore_errors=True)
+    return row
 
 
 def ledger_of(run: Path, question: Question, asked: Asked, command: str) -> Ledger:
     "The file for the answers of a run."
     recipe, weights = asked.recipe, hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
-    return Ledger(file_of(run, question, recipe), dict(asdict(question), data=question.data or recipe.data, weights=weights),
+    shared = {name: value for name, value in asdict(question).items() if name not in ("fractions", "seeds")}
+    return Ledger(file_of(run, question, recipe), dict(shared, data=question.data or recipe.data, weights=weights),
                   command=command, recipe=recipe.name, method=recipe.method, images=len(asked.train),
                   test_images=len(asked.test))
 
-# %% ../nbs/41_isd_eval.ipynb #c35-bb6e80
+# %% ../nbs/41_isd_eval.ipynb #c35-456caa
 def evaluate_run(run: Path | str,  # made by isd_train
                  protocol: str = "knn",  # one of `protocols`
                  data: str | None = None,  # None: the images of the run
@@ -270,16 +284,14 @@ def evaluate_run(run: Path | str,  # made by isd_train
                  command: str = "",  # how this was called, for the record
                  show: bool = False,  # bars
                  **settings: Any,  # of `Question`
-                 ) -> dict[str, Any]:  # what the file holds; see `rows`
+                 ) -> dict[str, Any]:  # what the file holds; of its `rows`, those that were asked for
     "Ask a run; rows that are in its file already are not computed again."
     run, question = Path(run), Question(protocol, data, **settings)
     everyone = to_ask(run, question, encoder, baselines, device, root, show)
     ledger = ledger_of(run, question, next(iter(everyone.values())), command)
-    for name, asked in everyone.items():
-        for key, compute in answers(asked, question):
-            answer(ledger, {"encoder": name, **key}, compute)
-    keep = [dict(row) for row in ledger.rows if row["encoder"] in everyone]
-    return {**ledger.values, "rows": keep, "file": str(ledger.path)}
+    rows = [answer(ledger, {"encoder": name, **key}, compute)
+            for name, asked in everyone.items() for key, compute in answers(asked, question)]
+    return {**ledger.values, "rows": [dict(row) for row in rows], "file": str(ledger.path)}
 
 # %% ../nbs/41_isd_eval.ipynb #c37-13b53a
 titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}

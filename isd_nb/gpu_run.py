@@ -52,13 +52,17 @@ def settle(name: str, method: str = "isd", seed: int = 0, toy: bool = False, **c
     recipe = replace(with_method(find_recipe(name), method), seed=seed, **changes)
     return toy_recipe(recipe) if toy else recipe
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c11-5b79af
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c11-01efbb
 @dataclass(frozen=True)
 class Sets:
     "The images of a run."
     train: ImageSet  # no label of it is used
     bank: ImageSet  # labelled training images: neighbours and linear layers
-    test: ImageSet
+    test: ImageSet | None
+
+    def scorable(self) -> bool:
+        "Whether an accuracy can be measured: it takes labels of what is looked up and of what is tested."
+        return self.bank.labels is not None and self.test is not None and self.test.labels is not None
 
 # %% ../nbs/gpu/00_on_a_gpu.ipynb #c12-3dc8ac
 def read_stl10(root: Path | str) -> Sets:
@@ -178,10 +182,10 @@ class LiveCurves:
             self.place.update(figure)
         plt.close(figure)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-225999
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c25-037e5f
 def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method], dict[str, float]] | None:
     "What `train` calls at every evaluation: 1-NN and 20-NN on samples of 10,000 and 2,000; `None` without labels."
-    if test is None or test.labels is None:
+    if not Sets(bank, bank, test).scorable():
         return None
     some, probe = spread(bank, 10_000), spread(test, 2_000)
 
@@ -247,31 +251,33 @@ class Finished:
     test: dict[str, Tensor]
     summary: dict[str, Any]
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c34-71a13e
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c34-6d417d
 def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
            steps: int = 2000,  # of each linear layer, at least
            ) -> Finished:
-    "Save the encoders, evaluate them as they were saved, write summary.json and the model card."
+    "Save the encoders, evaluate them as they were saved if there are labels, write summary.json and the model card."
     out, device = Path(out), where()
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.bank)
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
-    bank, test = (features_of(encoders, images, device) for images in (sets.bank, sets.test))
+    bank, test = (features_of(encoders, images, device) if images else {} for images in (sets.bank, sets.test))
     summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
                    images=len(sets.train), images_seen=trained.images_seen, seconds=round(trained.seconds, 1),
                    images_per_second=round(trained.images_per_second, 1))
     if torch.cuda.is_available():
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    for name in encoders:
+    for name in encoders if sets.scorable() else ():
         scores = score_features(bank[name], sets.bank.labels.to(device), test[name], sets.test.labels.to(device), steps)
         summary |= {f"{protocol}_{name}": value for protocol, value in scores.items()}
     write_json(out / "summary.json", summary)
     write_model_card(out)
     return Finished(encoders, *({n: f.cpu() for n, f in part.items()} for part in (bank, test)), summary)
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c35-fd0b8f
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c35-64910a
 def score_table(summary: Mapping[str, Any]) -> str:
     "Teacher and student side by side."
     names = [n for n in ("student", "teacher") if f"knn20_{n}" in summary]
+    if not names:
+        return "No labels, so no accuracy."
     rows = [("knn1", "1-NN"), ("knn20", "20-NN"), ("linear", "linear"), ("linear_top5", "linear, top 5"),
             ("linear1percent", "linear, 1% of labels"), ("linear10percent", "linear, 10% of labels")]
     lines = [f"{'':<24}" + "".join(f"{n:>10}" for n in names)]
@@ -285,7 +291,7 @@ def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
     centred = features.float() - features.float().mean(0)
     return (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
 
-# %% ../nbs/gpu/00_on_a_gpu.ipynb #c39-cdee0e
+# %% ../nbs/gpu/00_on_a_gpu.ipynb #c39-974114
 def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
          points: int = 2000,  # of the map
          quick: bool = False,  # main axes instead of UMAP, which compiles for a minute before its first map
@@ -295,13 +301,12 @@ def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
     from isd_nb.neighbours import plot_neighbours
 
     which = list(finished.encoders)[-1]
-    rows = torch.linspace(0, len(sets.test) - 1, 4).long().tolist()
-    near = plot_neighbours(sets.test, finished.test[which], sets.bank, finished.bank[which], rows, 6,
-                           temperature=recipe.teacher_temperature)
-    chosen = torch.linspace(0, len(sets.test) - 1, min(points, len(sets.test))).long()
-    features, kind = finished.test[which][chosen], "Two main axes" if quick else "UMAP"
-    places = main_axes(features) if quick else layout(features)
-    atlas = plot_map(places, sets.test.subset(chosen), f"{kind} of the {which}'s features")
+    images, looks = (sets.test, finished.test[which]) if sets.test else (sets.bank, finished.bank[which])
+    rows = torch.linspace(0, len(images) - 1, 4).long().tolist()
+    near = plot_neighbours(images, looks, sets.bank, finished.bank[which], rows, 6, temperature=recipe.teacher_temperature)
+    chosen = torch.linspace(0, len(images) - 1, min(points, len(images))).long()
+    places, kind = (main_axes(looks[chosen]), "Two main axes") if quick else (layout(looks[chosen]), "UMAP")
+    atlas = plot_map(places, images.subset(chosen), f"{kind} of the {which}'s features")
     if quick:
         atlas.axes[0].set(xlabel="axis 1", ylabel="axis 2")
     folder = Path(out) / "figures"

@@ -6,7 +6,7 @@
 __all__ = ['save_checkpoint', 'load_checkpoint', 'write_json', 'read_metrics', 'write_metrics', 'read_recipe', 'open_run',
            'cores', 'machine', 'only_one', 'Stopped', 'stop_signals', 'Saver']
 
-# %% ../nbs/08c_runs.ipynb #c03-7b4686
+# %% ../nbs/08c_runs.ipynb #c03-cb59d3
 import csv
 import json
 import math
@@ -17,7 +17,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,16 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:  # None where there 
         raise InputError(f"none of the {len(paths)} checkpoints in {folder} can be read; delete its state_*.pt to begin again")
     return None
 
-# %% ../nbs/08c_runs.ipynb #c14-e9648f
+# %% ../nbs/08c_runs.ipynb #c14-5a42dc
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     "Write a JSON file in one piece."
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    temporary.replace(path)
+    text, temporary = json.dumps(values, indent=1) + "\n", path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):  # where all went well, it has another name now
+            temporary.unlink()
 
 # %% ../nbs/08c_runs.ipynb #c15-3fe15a
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty fields are left out
