@@ -23,11 +23,11 @@ from .isd import Method
 from .recipes import Recipe, check_recipe, total_steps
 from .torchvision_sets import is_there
 
-# %% ../nbs/08e_planning.ipynb #c06-a3bb1f
+# %% ../nbs/08e_planning.ipynb #c06-dbb71f
 def pretend_images(count: int, channels: int, size: int) -> ImageSet:
     "So many black images that take one byte together."
     return ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, channels, size, size),
-                    torch.zeros(1, dtype=torch.long).expand(count), ("black",))
+                    torch.zeros(1, dtype=torch.long).expand(count), ("black", "dark"))
 
 # %% ../nbs/08e_planning.ipynb #c07-e5c4f6
 def pretend_method(recipe: Recipe, count: int, channels: int) -> Method:
@@ -94,10 +94,11 @@ def activation_line(recipe: Recipe, channels: int = 3, count: int = 1000) -> tup
     slope = (large - small) / batch
     return small - slope * batch, slope, operations / (2 * batch)
 
-# %% ../nbs/08e_planning.ipynb #c21-70e869
+# %% ../nbs/08e_planning.ipynb #c21-10ea26
 def speed_here(recipe: Recipe, channels: int, count: int) -> float:
     "Images per second of forward and backward on this machine's CPU; views, optimiser and teacher's update left out."
-    batch = max(2 * recipe.batch_norm_splits, min(recipe.batch_size, 65536 // recipe.image_size**2))
+    parts = recipe.batch_norm_splits
+    batch = parts * max(2, min(recipe.batch_size, 65536 // recipe.image_size**2) // parts)
     method = pretend_method(recipe, count, channels)
     views, extras = sample_inputs(recipe, method, channels, batch)
     dtype = pick_precision(recipe.precision, torch.device("cpu"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, call
+from conftest import SMALL, TINY, call
 from isd_nb.cli import isd_train as train_command
 from isd_nb.cli import read_sets
 from isd_nb.cli_eval import evaluate_run
@@ -123,3 +123,14 @@ def test_more_draws_and_more_shares_keep_the_rows_that_are_there(run: Path) -> N
     other = dict(seeds=1, fractions=(0.05,), epochs=1, min_steps=6)  # another schedule is another question
     (row,) = evaluate_run(run, "few-labels", encoder="student", device="cpu", **other)["rows"]
     assert row["top1"] >= 0 and saved() == [row]
+
+
+@pytest.mark.parametrize("settings", [
+    ("--method", "supervised"),
+    ("--set", "image_size=37", "--set", "batch_norm_splits=2"),  # room for 47 images, which are not cut in two
+    ("--set", "image_size=200", "--set", "batch_norm_splits=4"),  # room for one
+])
+def test_a_dry_run_measures_any_recipe(settings: tuple[str, ...], small: Path, tmp_path: Path) -> None:
+    result = call(train_command, tmp_path, *SMALL, "--batch-size", "64", *settings, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "measured here, on the CPU" in result.stdout
