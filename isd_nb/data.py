@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['suffixes', 'held_out_folders', 'InputError', 'refusal', 'nearest', 'Unreadable', 'send', 'has_bfloat16', 'ImageSet',
-           'to_eight_bits', 'upright', 'open_image', 'fit', 'decode_image', 'image_files', 'class_folders',
+           'to_eight_bits', 'upright', 'open_image', 'fit', 'decode_image', 'walk', 'image_files', 'class_folders',
            'read_files', 'read_split', 'held_out', 'stratified_fraction', 'long_tailed', 'spread', 'read_folder',
            'locked', 'place', 'digits', 'load_images']
 
-# %% ../nbs/01_data.ipynb #c03-91ed4b
+# %% ../nbs/01_data.ipynb #c03-3272ca
 import difflib
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/01_data.ipynb #c06-6f68c5
+# %% ../nbs/01_data.ipynb #c06-3c7c1a
 class InputError(ValueError):
     "Something the user gave cannot be used; the message says what, where, and what would be right."
 
-# %% ../nbs/01_data.ipynb #c07-85cfa9
+
 def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
     "The sentence with which a call is refused, for tests; an `AssertionError` if it is not."
     try:
@@ -38,7 +39,7 @@ def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
         return str(error)
     raise AssertionError(f"{call} was not refused")
 
-# %% ../nbs/01_data.ipynb #c08-40c6c9
+
 def nearest(name: str, known: Iterable[str]) -> str:  # one sentence for an error message
     "Say which names are known and which of them is closest to `name`."
     known = sorted(known)
@@ -46,7 +47,7 @@ def nearest(name: str, known: Iterable[str]) -> str:  # one sentence for an erro
     hint = [f"did you mean {k!r}? " for k in known if close and k.lower() == close[0]]
     return f"{''.join(hint[:1])}known: {', '.join(known)}"
 
-# %% ../nbs/01_data.ipynb #c11-d010e4
+# %% ../nbs/01_data.ipynb #c09-d010e4
 @dataclass
 class Unreadable:
     "Files that could not be read when they were asked for: named once, counted, and too many of them are an error."
@@ -64,7 +65,7 @@ class Unreadable:
             self.named.add(path)
             warnings.warn(f"{path} cannot be read ({error}); another image stands in for it", stacklevel=2)
 
-# %% ../nbs/01_data.ipynb #c12-fb5c19
+# %% ../nbs/01_data.ipynb #c10-fb5c19
 def send(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
     "Numbers on a device; to a GPU through pinned memory, so that nobody waits for them."
     rows = torch.as_tensor(rows)
@@ -79,13 +80,13 @@ def has_bfloat16(device: torch.device | str) -> bool:
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check)
 
-# %% ../nbs/01_data.ipynb #c13-2a71bb
+# %% ../nbs/01_data.ipynb #c11-cc1d09
 @dataclass(frozen=True)
 class ImageSet:
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
     images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
     labels: Tensor | None = None  # int64 (N,), or None
-    classes: tuple[str, ...] = ()  # class names, in the order of their labels
+    classes: tuple[str, ...] = ()  # class names, in the order of their labels; "0", "1", ... where none are given
     paths: tuple[Path, ...] = ()  # the file of every image, where there is one
     shape: tuple[int, int, int] = ()  # (C, H, W) of every image
     unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
@@ -94,6 +95,8 @@ class ImageSet:
         check_set(self)
         if self.images is not None:
             object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
+        if self.labels is not None and len(self.labels) and not self.classes:
+            object.__setattr__(self, "classes", tuple(str(c) for c in range(int(self.labels.max()) + 1)))
 
     def __len__(self) -> int:
         return len(self.paths) if self.images is None else len(self.images)
@@ -105,7 +108,8 @@ class ImageSet:
         "The images with these numbers; files are decoded on the way."
         if self.images is not None:
             return self.images[send(indices, self.images.device)]
-        return torch.stack([read_or_replace(self, int(i)) for i in indices])
+        numbers = range(len(self))  # counts negative indices from the end, and raises beyond the ends
+        return torch.stack([read_or_replace(self, numbers[int(i)]) for i in indices])
 
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
@@ -118,7 +122,7 @@ class ImageSet:
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
 
-# %% ../nbs/01_data.ipynb #c14-3689eb
+# %% ../nbs/01_data.ipynb #c12-0fd3c1
 def check_set(images: ImageSet) -> None:
     "Raise unless the images are a batch of bytes, and the labels as many."
     pixels, labels = images.images, images.labels
@@ -127,7 +131,7 @@ def check_set(images: ImageSet) -> None:
     if labels is not None and len(labels) != len(images):
         raise InputError(f"{len(images)} images but {len(labels)} labels")
 
-# %% ../nbs/01_data.ipynb #c15-09e7ad
+
 def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
     "Read one file; where that fails, the next of the same class (without labels: the next) that can be read."
     channels, size, _ = images.shape
@@ -141,25 +145,33 @@ def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
             images.unreadable.note(images.paths[i], error)
     raise InputError(f"{images.paths[index]} cannot be read, nor any other file that could stand in for it")
 
-# %% ../nbs/01_data.ipynb #c19-e55a03
+# %% ../nbs/01_data.ipynb #c16-3c8da5
 def to_eight_bits(image: Image.Image) -> Image.Image:  # mode "L" or "RGB"
-    "Convert any Pillow mode to grey or RGB: 16 bits are scaled, transparency is laid on white."
+    """Convert any Pillow mode to grey or RGB: 16 bits are scaled, transparency is laid on white.
+
+    Numbers of 32 bits do not say what white is, so the largest of an image decides: up to 255 they are read as 8 bits,
+    above as 16; floating-point numbers up to 1 are shares of white. Negative ones, ones above 65535 and ones that are not
+    finite raise `OSError`.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise OSError(f"{(~np.isfinite(values)).sum()} of {values.size} pixel values are not finite")
         if values.min() < 0 or values.max() > 65535:
             raise OSError(f"pixel values from {values.min():g} to {values.max():g} are neither 8 nor 16 bit")
-        return Image.fromarray((values / 257).round().astype(np.uint8) if values.max() > 255 or image.mode != "F"
-                               else values.round().astype(np.uint8))
+        white = 255 if image.mode in ("I", "F") and values.max() <= 255 else 65535
+        white = 1 if image.mode == "F" and values.max() <= 1 else white
+        return Image.fromarray((255 * values / white).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
-# %% ../nbs/01_data.ipynb #c20-bb8b52
+# %% ../nbs/01_data.ipynb #c17-d08438
 _turns = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
                          "ROTATE_90"), 2))  # by EXIF's orientation, 2 to 8
 
-# %% ../nbs/01_data.ipynb #c21-a287ce
+
 def upright(image: Image.Image) -> Image.Image:
     "Turned as the EXIF block says; a block that cannot be read turns nothing."
     try:
@@ -168,7 +180,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     return image.transpose(Image.Transpose[turn]) if turn else image
 
-# %% ../nbs/01_data.ipynb #c22-53789a
+# %% ../nbs/01_data.ipynb #c18-53789a
 def open_image(path: Path | str) -> Image.Image:  # mode "L" or "RGB", upright
     "Read an image file: EXIF orientation honoured, every mode converted to grey or RGB."
     try:
@@ -180,7 +192,7 @@ def open_image(path: Path | str) -> Image.Image:  # mode "L" or "RGB", upright
     except Exception as error:  # a damaged file makes Pillow raise anything: SyntaxError, struct.error, TypeError ...
         raise OSError(f"{type(error).__name__}: {error}") from error
 
-# %% ../nbs/01_data.ipynb #c23-66a698
+# %% ../nbs/01_data.ipynb #c19-66a698
 def fit(image: Image.Image, size: int) -> Tensor:  # uint8 (1, size, size) of a grey image, (3, size, size) of another
     "Resize the shorter side to `size` and keep the middle."
     if image.size != (size, size):
@@ -196,20 +208,61 @@ def decode_image(path: Path | str,  # the file
     "Read one file as a square image of bytes."
     return fit(open_image(path).convert("L" if channels == 1 else "RGB"), size)
 
-# %% ../nbs/01_data.ipynb #c30-b34a88
+# %% ../nbs/01_data.ipynb #c26-5b16d1
+def kind_of(entry: os.DirEntry) -> str:  # "folder", "file" or "nothing"
+    "What an entry of a folder is, or what its link leads to."
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "nothing"
+    except OSError:  # a link to itself
+        return "nothing"
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    "What a folder has in common with every link to it."
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+# %% ../nbs/01_data.ipynb #c27-1dc4d1
+def look_into(folder: Path) -> tuple[int, list[str], list[str]]:  # nanoseconds, names of folders, names of image files
+    "A folder's modification time, -1 where a link in it leads nowhere or it cannot be listed, and what is in it."
+    modified, names = os.stat(folder).st_mtime_ns, {"folder": [], "file": [], "nothing": []}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    names[kind_of(entry)].append(entry.name)
+    except PermissionError as error:
+        warnings.warn(f"{folder} cannot be listed ({error.strerror}) and is left out", stacklevel=2)
+        return -1, [], []
+    files = [name for name in names["file"] if os.path.splitext(name)[1].lower() in suffixes]
+    return -1 if names["nothing"] else modified, names["folder"], files
+
+# %% ../nbs/01_data.ipynb #c28-d685cb
+def walk(folder: Path,
+         below: tuple[str, ...] = (),  # the parts of the path that led here
+         above: frozenset[tuple[int, int]] = frozenset(),  # the folders on it, which are not entered again
+         ) -> Iterator[tuple[tuple[str, ...], int, list[str]]]:
+    "Every folder below: its path's parts, its modification time in nanoseconds (or -1), and the image files in it."
+    if (here := identity(folder)) in above:
+        return
+    modified, inside, files = look_into(folder)
+    yield below, modified, files
+    for name in inside:
+        yield from walk(folder / name, (*below, name), above | {here})
+
+# %% ../nbs/01_data.ipynb #c29-d0a179
 suffixes = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def image_files(folder: Path) -> list[Path]:  # sorted by name
     "Every image file below `folder`, by its suffix; hidden files are left out."
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(folder.joinpath(*parts, name) for parts, _, names in walk(folder) for name in names)
 
 
 def class_folders(folder: Path) -> list[Path]:  # sorted by name
-    "The subfolders of `folder` that hold images: one a class."
-    inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    return [p for p in inside if next((f for f in p.rglob("*") if f.suffix.lower() in suffixes), None)]
+    "The subfolders of `folder` that hold images: one a class. Each is searched only until an image is found."
+    inside = [folder / name for name in sorted(look_into(folder)[1])]
+    return [p for p in inside if any(files for *_, files in walk(p, above=frozenset({identity(folder)})))]
 
 # %% ../nbs/01_data.ipynb #c32-711052
 def read_files(paths: Sequence[Path],  # the files
@@ -241,39 +294,51 @@ def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
         raise InputError(f"{message}. More than 5% is too many: mend or remove them.")
     warnings.warn(f"{message}. They are skipped.", stacklevel=3)
 
-# %% ../nbs/01_data.ipynb #c34-51ada4
+# %% ../nbs/01_data.ipynb #c34-23aa1a
 def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
     "Give both splits three channels where one has colour."
     if test is None or train.shape == test.shape:
         return train, test
     return tuple(s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
 
-# %% ../nbs/01_data.ipynb #c35-d7d44a
+
+def pick_held_out(found: Mapping[Path, Sequence[str]],  # folders, and the classes in each
+                  classes: Sequence[str],  # of the training images
+                  ) -> Path | None:
+    "The first folder that shares a class with the training images; else the first without classes; else the first."
+    rank = {f: 0 if set(inside) & set(classes) else 2 if inside and classes else 1 for f, inside in found.items()}
+    return min(rank, key=rank.get, default=None)
+
+# %% ../nbs/01_data.ipynb #c35-88af45
 def read_split(folder: Path,  # holds one folder a class, or images without classes
                size: int,  # height and width of every image, in pixels
                memory: int = 4 << 30,  # bytes; a larger set stays on disk
                classes: Sequence[str] | None = None,  # the classes of another split, for the same numbering
                ) -> ImageSet:
     "Read one folder of images; its subfolders, if any hold images, are the classes."
-    folders = class_folders(folder)
-    if classes is not None and (extra := sorted({f.name for f in folders} - set(classes))):
+    paths = image_files(folder)
+    inside = [p for p in paths if p.parent != folder]  # beside class folders, loose files are left out
+    owners = [p.parts[len(folder.parts)] for p in inside]
+    if classes is not None and (extra := sorted(set(owners) - set(classes))):
         raise InputError(f"{folder} has classes that the training images lack: {', '.join(extra[:5])}")
-    names = tuple(classes) if classes is not None else tuple(f.name for f in folders)
-    paths = [p for f in folders for p in image_files(f)] if folders else image_files(folder)
+    names = tuple(classes) if classes is not None else tuple(sorted(set(owners)))
     if not paths:
         raise InputError(f"no image in {folder}: expected files ending in {', '.join(sorted(suffixes))}")
-    labels = torch.tensor([names.index(f.name) for f in folders for _ in image_files(f)]) if folders else None
+    number = {name: i for i, name in enumerate(names)}
+    paths, labels = inside or paths, torch.tensor([number[name] for name in owners]) if inside else None
     if len(paths) * 3 * size * size > memory:
         return ImageSet(None, labels, names, tuple(paths), (3, size, size))
     images, keep = read_files(paths, size, str(folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(paths[i] for i in keep))
 
-# %% ../nbs/01_data.ipynb #c37-4deb8a
-def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:  # (train, test)
-    "Split a labelled set at random, the same share of every class in both parts."
-    test = stratified_fraction(images.labels, share, seed)
-    train = np.setdiff1d(np.arange(len(images)), test.numpy())
-    return images.subset(train), images.subset(test)
+# %% ../nbs/01_data.ipynb #c37-1a3d72
+def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
+    "Split a labelled set at random, the same share of every class in both parts; no test set if no class has two images."
+    labels, test = np.asarray(images.labels), stratified_fraction(images.labels, share, seed).numpy()
+    _, first, taken = np.unique(labels[test], return_index=True, return_counts=True)  # at least one of every class
+    test = np.delete(test, first[taken == np.unique(labels, return_counts=True)[1]])  # of a whole class one image stays
+    train = np.setdiff1d(np.arange(len(images)), test)
+    return images.subset(train), images.subset(test) if len(test) else None
 
 
 def stratified_fraction(labels: Tensor,  # int64 (N,)
@@ -312,19 +377,20 @@ def spread(images: ImageSet, most: int) -> ImageSet:
         raise InputError(f"at least 1 image must be left, not {most}")
     return images if len(images) <= most else images.subset(torch.linspace(0, len(images) - 1, most).long())
 
-# %% ../nbs/01_data.ipynb #c41-76eec8
-held_out_folders = ("labelled_val", "test", "val")  # the first of them that is there is the test set
+# %% ../nbs/01_data.ipynb #c41-a4c4ea
+held_out_folders = ("labelled_val", "test", "val")  # the first of them that has labels is the test set
 
 
 def read_folder(path: Path | str, size: int, memory: int = 4 << 30) -> tuple[ImageSet, ImageSet | None]:
-    "Read `PATH/train` and its `held_out_folders`, or `PATH/<class>/*` with a fifth held out, or images without classes."
+    "Read `PATH/train` and one of `held_out_folders`, or `PATH/<class>/*` with a fifth held out, or images without classes."
     path = Path(path).expanduser()
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected PATH/train/<class>/*, PATH/<class>/* or images")
     if (path / "train").is_dir():
         train = read_split(path / "train", size, memory)
-        tests = [path / name for name in held_out_folders if (path / name).is_dir()]
-        test = read_split(tests[0], size, memory, train.classes or None) if tests else None
+        tests = {f: [c.name for c in class_folders(f)] for name in held_out_folders if (f := path / name).is_dir()}
+        chosen = pick_held_out(tests, train.classes)
+        test = read_split(chosen, size, memory, train.classes or None) if chosen else None
         train, test = same_channels(train, test)
     else:
         train, test = read_split(path, size, memory), None

@@ -1,6 +1,7 @@
-"""Damaged image files, torchvision's sets, stray tensors, precisions, equal neighbours."""
+"""Damaged image files, odd folders, torchvision's sets, stray tensors, precisions, equal neighbours."""
 import functools
 import io
+import os
 import struct
 import sys
 import urllib.error
@@ -16,10 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from isd_nb.data import ImageSet, InputError, open_image, read_folder, spread
+from isd_nb.data import (ImageSet, InputError, class_folders, held_out, image_files, open_image, read_folder, spread,
+                         stratified_fraction, to_eight_bits)
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.evaluation import knn_accuracy, knn_predict, nearest
-from isd_nb.folders import read_indexed
+from isd_nb.folders import index_folder, read_indexed
+from isd_nb.neighbours import name_of
 from isd_nb.torchvision_sets import read_torchvision, split_options
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -130,6 +133,180 @@ def test_unreadable_files_are_named_with_their_folder(tmp_path: Path, monkeypatc
         (tmp_path / "set" / "b" / f"{i}.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"a/0\.png .*; b/0\.png .*More than 5%"):
         read(Path("set"), 8)
+
+
+def with_images(folder: Path, *names: str) -> Path:
+    "A folder with these images in it."
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS).save(folder / name)
+    return folder
+
+
+@pytest.fixture(params=["walking", "index"])
+def read(request: pytest.FixtureRequest, tmp_path: Path):
+    "Both readers of a folder."
+    return read_folder if request.param == "walking" else functools.partial(read_indexed, cache=tmp_path / "cache")
+
+
+CLASSES = ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "train/b/2.png")
+TEST_FOLDERS = {
+    "flat test": (["test/0.png", "val/a/0.png", "val/b/0.png"], "val", [0, 1]),
+    "test in a subfolder": (["test/images/0.png", "val/b/0.png"], "val", [1]),
+    "only flat ones": (["test/0.png", "val/0.png", "val/1.png"], "test", None),
+    "flat beside foreign": (["test/images/0.png", "val/0.png"], "val", None),
+    "all labelled": (["test/b/0.png", "val/a/0.png"], "test", [1]),
+    "sorted by us": (["labelled_val/b/0.png", "test/a/0.png", "val/a/0.png"], "labelled_val", [1])}
+
+
+@pytest.mark.parametrize("case", TEST_FOLDERS)
+def test_the_test_set_is_the_first_folder_with_labels(tmp_path: Path, read, case: str) -> None:
+    files, chosen, labels = TEST_FOLDERS[case]
+    train, test = read(with_images(tmp_path / "set", *CLASSES, *files), 8)
+    assert train.labels.tolist() == [0, 0, 1, 1, 1]
+    assert {p.relative_to(tmp_path / "set").parts[0] for p in test.paths} == {chosen}
+    assert (None if test.labels is None else test.labels.tolist()) == labels
+
+
+@pytest.mark.parametrize("files, named", [(["test/a/0.png", "test/zebra/0.png", "val/a/0.png"], "zebra"),
+                                          (["test/images/0.png"], "images")])
+def test_a_class_that_training_lacks_is_named(tmp_path: Path, read, files: list[str], named: str) -> None:
+    with pytest.raises(InputError, match=f"test has classes that the training images lack: {named}$"):
+        read(with_images(tmp_path / "set", *CLASSES, *files), 8)
+
+
+def test_without_classes_the_first_folder_is_the_test_set(tmp_path: Path, read) -> None:
+    train, test = read(with_images(tmp_path / "set", "train/0.png", "train/1.png", "test/0.png", "val/a/0.png"), 8)
+    assert train.labels is None and [p.parent.name for p in test.paths] == ["test"]
+
+
+def test_an_index_that_cannot_be_kept_costs_a_warning(tmp_path: Path, monkeypatch) -> None:
+    with_images(tmp_path / "set", "a/0.png", "b/0.png", "b/1.png")
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"could not be kept in .*file.* will be listed again next time$"):
+            assert len(index_folder(tmp_path / "set", tmp_path / "file" / "cache").files) == 3
+
+    def full(*_, **__) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("isd_nb.folders.np.savez", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert len(read_indexed(tmp_path / "set", 8, tmp_path / "cache")[0]) == 2
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing half written stays"
+
+
+def test_both_readers_see_the_same_files(tmp_path: Path) -> None:
+    "Hidden files, links that lead nowhere, to themselves, in a circle, to a file and to a folder."
+    place = with_images(tmp_path / "set", "a/0.png", "a/deep/1.png", "b/2.png", "hidden/._x.png", ".c/3.png", "4.png")
+    with_images(tmp_path / "elsewhere", "5.png")
+    (place / "notes.png").mkdir()  # a folder with the name of an image
+    for link, target in {"a/gone.png": "nowhere", "a/self.png": "self.png", "a/up": "..", "b/deep": "../a/deep",
+                         "b/6.png": "2.png", "elsewhere": "../elsewhere", "only_up/up": ".."}.items():
+        (place / link).parent.mkdir(exist_ok=True)
+        (place / link).symlink_to(target)
+    found, index = read_folder(place, 8, memory=0), index_folder(place, tmp_path / "cache")
+    names = ["a/0.png", "a/deep/1.png", "b/2.png", "b/6.png", "b/deep/1.png", "elsewhere/5.png"]
+    assert [str(p.relative_to(place)) for p in image_files(place)] == ["4.png", *names]
+    assert [str(p.relative_to(place)) for p in index.files] == names
+    assert index.classes == found[0].classes == ("a", "b", "elsewhere")
+    assert [p.name for p in class_folders(place)] == list(index.classes)
+    assert index.labels.tolist() == [0, 0, 1, 1, 1, 2]
+    indexed = read_indexed(place, 8, tmp_path / "cache", memory=0)
+    for ours, theirs in zip(indexed, found):
+        assert (list(ours.paths), ours.labels.tolist()) == (list(theirs.paths), theirs.labels.tolist())
+
+
+def test_an_index_is_not_believed_where_a_link_led_nowhere(tmp_path: Path) -> None:
+    place = with_images(tmp_path / "set", "a/0.png")
+    (place / "b").symlink_to(tmp_path / "disk")
+    assert index_folder(place, tmp_path / "cache").classes == ("a",)
+    with_images(tmp_path / "disk", "0.png")  # the disk is mounted; nothing in `set` has changed
+    assert index_folder(place, tmp_path / "cache").classes == ("a", "b")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch, read) -> None:
+    place, scandir = with_images(tmp_path / "set", "a/0.png", "a/1.png", "lost+found/0.png"), os.scandir
+
+    def guarded(folder: Path) -> object:
+        if Path(folder).name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr("isd_nb.data.os.scandir", guarded)
+    for _ in range(2):  # also by who has an index
+        with pytest.warns(UserWarning, match=r"lost\+found cannot be listed \(Permission denied\)"):
+            train, test = read(place, 8)
+        assert (train.classes, len(train), len(test)) == (("a",), 1, 1)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_set_ends(tmp_path: Path, on_disk: bool) -> None:
+    images, _ = read_folder(with_images(tmp_path, "0.png", "1.png", "2.png"), 8, 0 if on_disk else 1 << 30)
+    assert (images.images is None) == on_disk
+    assert [image.shape for image in images] == [(3, 8, 8)] * 3
+    assert torch.equal(images[-3], images[0])
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            images[index]
+        with pytest.raises(IndexError):
+            images.get([0, index])
+
+
+def test_classes_without_names_are_numbers() -> None:
+    pixels = torch.zeros(5, 1, 2, 3, dtype=torch.uint8)
+    images = ImageSet(pixels, torch.tensor([0, 3, 1, 0, 11]))
+    assert images.classes == tuple(str(c) for c in range(12))
+    assert [name_of(images, i) for i in range(5)] == ["0", "3", "1", "0", "11"]
+    assert images.subset([0, 2]).classes == images.classes
+    assert ImageSet(pixels, torch.tensor([0, 1, 1, 0, 0]), ("x", "y")).classes == ("x", "y")
+    for count, labels in ((5, None), (5, torch.full((5,), -1)), (0, torch.zeros(0, dtype=torch.long))):
+        assert ImageSet(pixels[:count], labels).classes == ()
+
+
+def test_no_class_is_held_out_as_a_whole() -> None:
+    labels = torch.tensor([4, 7, 4, 7, 4, 7, 4, 9, 4, 5, 5])
+    pixels = torch.arange(11, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 1, 2, 3)
+    for share, tested in ((0.2, {4: 1, 7: 1, 5: 1}), (0.9, {4: 4, 7: 2, 5: 1}), (1, {4: 4, 7: 2, 5: 1})):
+        train, test = held_out(ImageSet(pixels, labels), share, seed=3)
+        assert {c: int((test.labels == c).sum()) for c in test.labels.tolist()} == tested
+        assert set(train.labels.tolist()) == {4, 5, 7, 9}
+        assert sorted([*train.images[:, 0, 0, 0].tolist(), *test.images[:, 0, 0, 0].tolist()]) == list(range(11))
+    many = ImageSet(pixels, labels % 2)
+    assert torch.equal(held_out(many, 0.4)[1].images, many.subset(stratified_fraction(many.labels, 0.4)).images)
+
+
+def test_of_classes_of_one_image_none_is_held_out(tmp_path: Path, read) -> None:
+    train, test = read(with_images(tmp_path / "set", "a/0.png", "b/0.png", "c/0.png"), 8)
+    assert (train.labels.tolist(), test) == ([0, 1, 2], None)
+
+
+NUMBERS = {  # 32 bits: as stored, and as bytes
+    "I to 255": (np.int32, [[0, 1, 200], [3, 255, 77]], [[0, 1, 200], [3, 255, 77]]),
+    "I to 1": (np.int32, [[0, 1, 1], [0, 0, 1]], [[0, 1, 1], [0, 0, 1]]),
+    "I to 65535": (np.int32, [[0, 257, 65535], [128, 129, 514]], [[0, 1, 255], [0, 1, 2]]),
+    "16 bits": (np.uint16, [[0, 200, 255], [0, 0, 129]], [[0, 1, 1], [0, 0, 1]]),
+    "F to 255": (np.float32, [[0, 1, 200.4], [3, 255, 77]], [[0, 1, 200], [3, 255, 77]]),
+    "F to 1": (np.float32, [[0, 1, 0.5], [0.2, 0.001, 0.75]], [[0, 255, 128], [51, 0, 191]]),
+    "F below 1": (np.float32, [[0, 0.2, 0.4], [0.6, 0.8, 0.1]], [[0, 51, 102], [153, 204, 26]]),
+    "F mask": (np.float32, [[0, 1, 1], [0, 0, 1]], [[0, 255, 255], [0, 0, 255]]),
+    "F black": (np.float32, [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]),
+    "F to 65535": (np.float32, [[0, 257, 65535], [128, 129, 514]], [[0, 1, 255], [0, 1, 2]])}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_images_of_many_bits(tmp_path: Path, case: str) -> None:
+    kind, stored, expected = NUMBERS[case]
+    Image.fromarray(np.array(stored, kind)).save(tmp_path / "a.tif")
+    found = open_image(tmp_path / "a.tif")
+    assert (found.mode, np.asarray(found).tolist()) == ("L", expected)
+
+
+@pytest.mark.parametrize("value, message", [(np.nan, "2 of 6 pixel values are not finite"), (np.inf, "2 of 6"),
+                                            (-1, "from -1 to 0.5 are neither"), (70000, "to 70000 are neither")])
+def test_numbers_that_are_no_brightness(value: float, message: str) -> None:
+    with pytest.raises(OSError, match=message):
+        to_eight_bits(Image.fromarray(np.array([[0.5, value, 0], [value, 0, 0]], np.float32)))
 
 
 TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
