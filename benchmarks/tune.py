@@ -3,7 +3,8 @@
     python benchmarks/tune.py --recipe digits --methods isd moco_v2 --trials 8 --images 200000
 
 The test set is not looked at. The first trial of every method is the recipe as it stands; the others draw from SPACES.
-Each trial is added to OUT (JSON) when it ends, and those that are there are not repeated.
+Each trial is added to OUT (JSON) when it ends, and those that are there are not repeated. OUT also says what the trials
+were made with; it is not gone on with for another recipe, other images, another budget or another seed.
 """
 import argparse
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from isd_nb.cli import one_sentence
 from isd_nb.compare import recipe_for
 from isd_nb.data import ImageSet, InputError, load_images
 from isd_nb.evaluation import embed, knn_accuracy
@@ -54,7 +56,7 @@ def settings_of(method: str, trial: int, seed: int) -> dict[str, Any]:
 
 
 def split(images: ImageSet, copies: int, limit: int) -> tuple[ImageSet, ImageSet]:
-    "A tenth of the originals (at most `limit`) to score on, all copies of the others to train on."
+    "A fifth of the originals (at most `limit`) to score on, all copies of the others to train on."
     originals = np.random.default_rng(0).permutation(len(images) // copies)
     held = np.sort(originals[:min(limit, len(originals) // 5)])
     rest = np.sort(originals[len(held):])
@@ -73,6 +75,16 @@ def run_trial(recipe: Recipe, train_set: ImageSet, probe: ImageSet) -> dict[str,
             for name, encoder in trained.method.encoders().items()}
 
 
+def read_trials(path: Path, question: dict[str, Any]) -> dict[str, dict[str, Any]]:  # by method
+    "What a file of trials holds; an `InputError` if they were made for another question, or it does not say for which."
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    for method, entry in found.items():
+        if (asked := entry.get("question")) != question:
+            other = ", ".join(f"{k} {v}" for k, v in (asked or {}).items() if v != question[k]) or "what it does not say"
+            raise InputError(f"the trials of {method} in {path} were made with {other}; choose another --out")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipe", default="digits")
@@ -87,12 +99,13 @@ def main() -> None:
     given = parser.parse_args()
 
     base = find_recipe(given.recipe)
-    images, _ = load_images(given.data or base.data, base.image_size, given.root)
-    train_set, probe = split(images, 4 if (given.data or base.data) == "digits" else 1, 2_000)
-    found = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    question = dict(recipe=base.name, data=given.data or base.data, images=given.images, seed=given.seed)
+    found = read_trials(given.out, question)
+    images, _ = load_images(question["data"], base.image_size, given.root)
+    train_set, probe = split(images, 4 if question["data"] == "digits" else 1, 2_000)
     for trial in range(given.trials):
         for method in given.methods:
-            done = found.setdefault(method, dict(trials=[]))["trials"]
+            done = found.setdefault(method, dict(question=question, trials=[]))["trials"]
             if len(done) > trial:
                 continue
             settings = settings_of(method, trial, given.seed)
@@ -113,4 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("tune.py", again="the same command goes on"):
+        main()

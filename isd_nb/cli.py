@@ -9,7 +9,7 @@ __all__ = ['table_rows', 'RecipeName', 'DataSpec', 'MethodName', 'Epochs', 'Step
            'plot_curves', 'draw_figures', 'read_sets', 'run', 'one_sentence', 'process_count', 'free_port',
            'companions', 'lost', 'watch', 'end_with_first', 'command', 'isd_train']
 
-# %% ../nbs/40_command_line.ipynb #c03-3dd143
+# %% ../nbs/40_command_line.ipynb #c03-5013ba
 import json
 import math
 import os
@@ -31,7 +31,7 @@ from typer import Option, Typer
 from .building import find_method, with_method
 from .data import ImageSet, InputError, load_images, nearest, spread
 from .evaluation import embed, evaluate
-from .gpu_run import Sets, load_sets, plot_rows, sample_evaluator
+from .gpu_run import Sets, check_pixels, load_sets, plot_rows, sample_evaluator
 from .planning import absent_images, dry_run
 from .recipes import Recipe, check_settings, find_recipe, recipes, total_steps
 from .runs import cores, machine, read_metrics, read_recipe, write_json
@@ -94,12 +94,16 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         raise InputError(f"there is no run of {stem} in {root} to resume; name one with --out, or leave out --resume")
     return root / f"{stem}-{max(numbers, default=0) + (not resume)}"
 
-# %% ../nbs/40_command_line.ipynb #c19-b79c4a
-def train_supervised(recipe: Recipe, train_set: ImageSet, out: Path, resume: bool, device: str, show: bool) -> Trained | None:
+# %% ../nbs/40_command_line.ipynb #c19-c745e9
+def train_supervised(recipe: Recipe,
+                     train_set: ImageSet,  # with labels
+                     out: Path, resume: bool, device: str, show: bool,
+                     images: int | None = None,  # that the recipe's own method learns from; None: these
+                     ) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels of several classes."
     if train_set.labels is None or len(train_set.classes) < 2 or recipe.method == "supervised":
         return None
-    steps = max(1, total_steps(recipe, len(train_set)) // 4)
+    steps = max(1, total_steps(recipe, images or len(train_set)) // 4)
     upper = replace(recipe, name=f"{recipe.name}_supervised", method="supervised", options={}, epochs=None, steps=steps,
                     evaluations=1)
     if show:
@@ -177,11 +181,12 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
         plt.close(figure)
     return [out / "figures" / f"{name}.png" for name in figures]
 
-# %% ../nbs/40_command_line.ipynb #c27-2f843f
+# %% ../nbs/40_command_line.ipynb #c27-d9e3b0
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe; STL-10, Tiny-ImageNet and images stored larger than views as in `isd_nb.gpu_run`."
-    _, _, place = recipe.data.partition(":")
-    if recipe.stored_size or place.lower() == "stl10" or (Path(place) / "val" / "val_annotations.txt").is_file():
+    kind, _, place = recipe.data.partition(":")
+    raw = kind == "folder" and (Path(place).expanduser() / "val" / "val_annotations.txt").is_file()
+    if recipe.stored_size or raw or recipe.data.lower() == "torchvision:stl10":
         return load_sets(recipe, root)
     train_set, test_set = load_images(recipe.data, recipe.image_size, root)
     return Sets(train_set, train_set, test_set)
@@ -234,7 +239,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
         print(closing(summary, out, files))
     return summary
 
-# %% ../nbs/40_command_line.ipynb #c32-e32222
+# %% ../nbs/40_command_line.ipynb #c32-f974fb
 def run(recipe: Recipe,
         out: Path,
         resume: bool = False,
@@ -252,7 +257,7 @@ def run(recipe: Recipe,
     with share_of_cores():
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
-        upper = train_supervised(recipe, labelled, out, resume, device, show and main) if supervised else None
+        upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train)) if supervised else None
     return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../nbs/40_command_line.ipynb #c40-436c9d
@@ -383,7 +388,7 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
 
-# %% ../nbs/40_command_line.ipynb #c55-e81631
+# %% ../nbs/40_command_line.ipynb #c55-dd004b
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
@@ -400,6 +405,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         for setting in change or ():
             chosen = change_setting(chosen, setting)
         check_settings(chosen)
+        check_pixels(chosen)
         if dry:
             return print(plan_in_words(chosen, root))
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):

@@ -1,4 +1,5 @@
 """Out of the ordinary: labels on one side only, two commands on one file, plans of any recipe, images of any size."""
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import SMALL, TINY, call
 from isd_nb.cli import isd_train as train_command
-from isd_nb.cli import read_sets
+from isd_nb.cli import one_sentence, read_sets
 from isd_nb.cli_eval import evaluate_run
-from isd_nb.gpu_run import draw, finish, sample_evaluator, score_table, train_or_go_on
+from isd_nb.compare import read_settings
+from isd_nb.data import ImageSet, InputError
+from isd_nb.gpu_run import Sets, draw, finish, load_sets, sample_evaluator, score_table, toy_folder, train_or_go_on
 from isd_nb.recipes import find_recipe
 from isd_nb.runs import write_json
 
@@ -134,3 +138,106 @@ def test_a_dry_run_measures_any_recipe(settings: tuple[str, ...], small: Path, t
     result = call(train_command, tmp_path, *SMALL, "--batch-size", "64", *settings, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "measured here, on the CPU" in result.stdout
+
+
+@pytest.fixture
+def stl10(monkeypatch: pytest.MonkeyPatch) -> None:
+    "STL-10 in small: 64 images, 32 of them with labels."
+    pixels = torch.randint(0, 256, (64, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, classes = torch.arange(32) % 2, ("airplane", "bird")
+    bank = ImageSet(pixels[:32], labels, classes)
+    monkeypatch.setattr("isd_nb.gpu_run.read_stl10", lambda root: Sets(ImageSet(pixels, None, classes), bank, bank))
+
+
+def train_on_stl10(place: Path, *arguments: str):
+    tiny = (*TINY[2:], "--set", "backbone=tiny", "--out", "run", "--no-figures", "--processes", "1")
+    return call(train_command, place, "--recipe", "stl10", *tiny, *arguments)
+
+
+def test_what_learns_from_labels_gets_the_labelled_images_of_stl10(stl10: None, tmp_path: Path) -> None:
+    result = train_on_stl10(tmp_path, "--method", "supervised", "--epochs", "2")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["images"] == 32 and summary["images_seen"] == 2 * 32 and 0 <= summary["knn20_student"] <= 1
+    sets = {method: load_sets(replace(find_recipe("stl10"), method=method)) for method in ("isd", "supervised")}
+    assert {name: (len(s.train), len(s.bank)) for name, s in sets.items()} == {"isd": (64, 32), "supervised": (32, 32)}
+
+
+def test_labels_teach_for_a_quarter_of_the_steps_of_isd(stl10: None, tmp_path: Path) -> None:
+    result = train_on_stl10(tmp_path, "--epochs", "4")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["images"] == 64 and summary["images_seen"] == 4 * 64
+    assert summary["images_seen_supervised"] == 64, "a quarter, also where only half of the images have labels"
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (("--recipe", "digits", "--set", "stored_size=32"), "stored_size=32 is for folders of images; digits is read in"),
+    (("--recipe", "imagenet", "--data", "torchvision:CIFAR10"), "--set stored_size=null"),
+    (("--recipe", "stl10", "--set", "image_size=64"), "STL-10 is read in its own 96 pixels, not in 64"),
+])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_size_that_is_not_read_is_refused(settings: tuple, words: str, dry: tuple, tmp_path: Path) -> None:
+    result = call(train_command, tmp_path, *settings, *dry)
+    assert result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_is_not_read_is_refused_in_python_too() -> None:
+    for recipe in (replace(find_recipe("digits"), stored_size=32), replace(find_recipe("stl10"), image_size=64)):
+        for read in (read_sets, load_sets):
+            with pytest.raises(InputError, match="is read in"):
+                read(recipe)
+    assert len(read_sets(replace(find_recipe("digits"), stored_size=16)).test) == 500  # the size that they have anyway
+
+
+def test_a_folder_at_home(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(small.parent))
+    recipe = replace(QUICK, data="folder:~/small")
+    assert len(read_sets(recipe).train) == 80
+    sets = read_sets(replace(recipe, stored_size=24), tmp_path)
+    assert (sets.train.shape[1:], sets.bank.shape[1:]) == ((24, 24), (16, 16))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    raw = toy_folder("tiny-imagenet-200")  # the test images in one folder, with a table
+    monkeypatch.setenv("HOME", str(raw.parent))
+    sets = read_sets(replace(recipe, data=f"folder:~/{raw.name}"), tmp_path)
+    assert set(sets.test.labels.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.fixture
+def tune(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    "Calls benchmarks/tune.py in an empty folder, for one step a trial."
+    place = Path(__file__).parent.parent / "benchmarks" / "tune.py"
+    spec = importlib.util.spec_from_file_location("tune", place)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run_it() -> None:
+        with one_sentence("tune.py"):
+            script.main()
+        raise SystemExit(0)
+    return lambda *arguments: call(run_it, tmp_path, "--methods", "isd", "--out", "tuning.json", *arguments)
+
+
+def test_trials_of_another_question_are_not_taken_for_done(tune, tmp_path: Path) -> None:
+    ask = ("--trials", "1", "--images", "256")
+    assert tune(*ask).returncode == 0
+    place = tmp_path / "tuning.json"
+    (entry,) = json.loads(place.read_text()).values()
+    assert entry["question"] == dict(recipe="digits", data="digits", images=256, seed=0) and len(entry["trials"]) == 1
+    assert read_settings(place) == {"isd": ({}, 1)}, "isd_compare --settings reads it"
+    before = place.read_bytes()
+    assert tune(*ask).stdout == "" and place.read_bytes() == before, "a finished trial was made again"
+    for other, words in ((("--seed", "1"), "seed 0"), (("--images", "512"), "images 256"),
+                         (("--recipe", "cifar10_small", "--data", "digits"), "recipe digits")):
+        result = tune(*ask, *other)
+        assert result.returncode == 2 and f"were made with {words}; choose another --out" in result.stderr
+        assert len(result.stderr.splitlines()) == 1 and place.read_bytes() == before
+    del entry["question"]  # as it was written before
+    write_json(place, {"isd": entry})
+    assert "what it does not say" in tune(*ask).stderr
+
+
+def test_the_trials_in_the_repository_are_still_read() -> None:
+    for place in (Path(__file__).parent.parent / "results" / "compare").glob("*settings*.json"):
+        assert all(trials for _, trials in read_settings(place).values())
