@@ -80,7 +80,8 @@ def read_trials(path: Path, question: dict[str, Any]) -> dict[str, dict[str, Any
     found = json.loads(path.read_text()) if path.is_file() else {}
     for method, entry in found.items():
         if (asked := entry.get("question")) != question:
-            other = ", ".join(f"{k} {v}" for k, v in (asked or {}).items() if v != question[k]) or "what it does not say"
+            other = ", ".join(f"{k} {v}" for k, v in (asked or {}).items() if question.get(k) != v)
+            other = other or "what it does not say"
             raise InputError(f"the trials of {method} in {path} were made with {other}; choose another --out")
     return found
 
