@@ -283,7 +283,7 @@ def read_files(paths: Sequence[Path],  # the files
     channels = max(len(done[i]) for i in keep)
     return torch.stack([done[i].expand(channels, -1, -1) for i in keep]), keep
 
-# %% ../nbs/01_data.ipynb #c33-2c4d21
+# %% ../nbs/01_data.ipynb #c33-858713
 def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
     "Warn about unreadable files by name; raise when they are more than 5%."
     if not bad:
@@ -293,6 +293,15 @@ def report_unreadable(bad: Sequence[str], total: int, what: str) -> None:
     if len(bad) > 0.05 * total:
         raise InputError(f"{message}. More than 5% is too many: mend or remove them.")
     warnings.warn(f"{message}. They are skipped.", stacklevel=3)
+
+
+@contextmanager
+def kept_if_allowed(what: str, folder: Path, otherwise: str) -> Iterator[None]:
+    "Where a thing that only saves time cannot be written, say so and go on."
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what} could not be kept in {folder} ({error}), so {otherwise}", stacklevel=4)
 
 # %% ../nbs/01_data.ipynb #c34-23aa1a
 def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:

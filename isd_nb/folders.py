@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['FileList', 'FolderIndex', 'scan', 'index_folder', 'read_indexed', 'sort_tiny_imagenet', 'link_classes']
 
-# %% ../nbs/01b_folders.ipynb #c03-7e1146
+# %% ../nbs/01b_folders.ipynb #c03-93b9d7
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from .data import (ImageSet, InputError, held_out, held_out_folders, locked, pick_held_out, read_files,
-                         same_channels, suffixes, walk)
+from .data import (ImageSet, InputError, held_out, held_out_folders, kept_if_allowed, locked, pick_held_out,
+                         read_files, same_channels, suffixes, walk)
 
 # %% ../nbs/01b_folders.ipynb #c07-1ce6fe
 class FileList(Sequence[Path]):
@@ -87,16 +86,7 @@ def write_index(place: Path, index: FolderIndex, times: dict[str, int]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/01b_folders.ipynb #c14-7cf47e
-def try_to_keep(place: Path, index: FolderIndex, times: dict[str, int]) -> None:
-    "Write an index; where that is not allowed, say so and go on."
-    try:
-        write_index(place, index, times)
-    except OSError as error:
-        warnings.warn(f"the list of {index.files.folder} could not be kept in {place.parent} ({error}), so the folder will be "
-                      "listed again next time", stacklevel=3)
-
-# %% ../nbs/01b_folders.ipynb #c15-1b91a4
+# %% ../nbs/01b_folders.ipynb #c14-1b91a4
 def read_index(place: Path, folder: Path) -> FolderIndex | None:  # None where there is none, or it no longer holds
     "Read an index if it is still that of the folder."
     try:
@@ -109,7 +99,7 @@ def read_index(place: Path, folder: Path) -> FolderIndex | None:  # None where t
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
-# %% ../nbs/01b_folders.ipynb #c16-986d58
+# %% ../nbs/01b_folders.ipynb #c15-d1e0b4
 def index_folder(folder: Path | str,
                  cache: Path | str = "data/index",  # where indices are kept
                  ) -> FolderIndex:
@@ -119,10 +109,11 @@ def index_folder(folder: Path | str,
     index = read_index(place, folder)
     if index is None:
         index, times = scan(folder)
-        try_to_keep(place, index, times)
+        with kept_if_allowed(f"the list of {index.files.folder}", place.parent, "the folder will be listed again next time"):
+            write_index(place, index, times)
     return index
 
-# %% ../nbs/01b_folders.ipynb #c26-9cbe48
+# %% ../nbs/01b_folders.ipynb #c25-9cbe48
 def read_indexed(path: Path | str,  # holds train/ and one of `held_out_folders`, or one folder a class, or images
                  size: int,  # height and width of every image, in pixels
                  cache: Path | str = "data/index",
@@ -142,7 +133,7 @@ def read_indexed(path: Path | str,  # holds train/ and one of `held_out_folders`
         return same_channels(train, as_images(tests[chosen], size, memory, train.classes))
     return held_out(train) if train.labels is not None else (train, None)
 
-# %% ../nbs/01b_folders.ipynb #c27-229c9e
+# %% ../nbs/01b_folders.ipynb #c26-229c9e
 def as_images(index: FolderIndex, size: int, memory: int, classes: Sequence[str] | None = None) -> ImageSet:
     "A set of images from an index, numbered as `classes`, if given; decoded now if it fits."
     if not len(index.files):
@@ -157,7 +148,7 @@ def as_images(index: FolderIndex, size: int, memory: int, classes: Sequence[str]
     images, keep = read_files(index.files, size, str(index.files.folder))
     return ImageSet(images, None if labels is None else labels[keep], names, tuple(index.files[i] for i in keep))
 
-# %% ../nbs/01b_folders.ipynb #c31-7b474f
+# %% ../nbs/01b_folders.ipynb #c30-7b474f
 def link_to(link: Path, target: Path) -> None:
     "Make `link` point to `target`, also where it leads nowhere; a link that leads somewhere stays."
     if not link.exists():
@@ -166,7 +157,7 @@ def link_to(link: Path, target: Path) -> None:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
 
-# %% ../nbs/01b_folders.ipynb #c32-3312d1
+# %% ../nbs/01b_folders.ipynb #c31-3312d1
 def sort_tiny_imagenet(path: Path | str) -> Path:  # the folder of validation images by class, beside the old one
     "Link Tiny-ImageNet's validation images into `labelled_val/<class>/`, after its val_annotations.txt; done once."
     path = Path(path).expanduser()
@@ -179,7 +170,7 @@ def sort_tiny_imagenet(path: Path | str) -> Path:  # the folder of validation im
             link_to(path / "labelled_val" / label / name, Path("..", "..", "val", "images", name))  # holds when `path` moves
     return path / "labelled_val"
 
-# %% ../nbs/01b_folders.ipynb #c33-558ea5
+# %% ../nbs/01b_folders.ipynb #c32-558ea5
 def link_classes(source: Path | str, target: Path | str, names: Sequence[str]) -> None:
     "Make `target` with train/ and val/ that link to only these classes of `source`."
     source, target = Path(source).expanduser().resolve(), Path(target).expanduser()

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['Moment', 'Gallery', 'gallery_of', 'run_files', 'run_images', 'digest', 'write_cache', 'read_cache', 'gallery_of_run']
 
-# %% ../nbs/32_gallery.ipynb #c03-18f3d2
+# %% ../nbs/32_gallery.ipynb #c03-91de7e
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .atlas import layout
-from .data import ImageSet, InputError, load_images, spread
+from .data import ImageSet, InputError, kept_if_allowed, load_images, spread
 from .encoders import load_encoder
 from .evaluation import embed
 from .neighbours import other_neighbours
@@ -155,15 +154,7 @@ def read_cache(folder: Path, key: str) -> dict[str, dict[Moment, np.ndarray]] | 
     except (OSError, ValueError, KeyError):
         return None
 
-# %% ../nbs/32_gallery.ipynb #c23-706450
-def try_to_keep(folder: Path, key: str, gallery: Gallery) -> None:
-    "Write the cache; where that is not allowed, say so and go on."
-    try:
-        write_cache(folder, key, gallery)
-    except OSError as error:
-        warnings.warn(f"layouts could not be kept in {folder} ({error}), so they are computed each time", stacklevel=3)
-
-# %% ../nbs/32_gallery.ipynb #c25-0b1b0d
+# %% ../nbs/32_gallery.ipynb #c24-18c113
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
                    moments: int = 8,  # checkpoints at most
@@ -186,5 +177,6 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     features = {(name, step): embed(load_encoder(path, name), images, device=device).cpu()
                 for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
     gallery = gallery_of(images, features, show=show, **settings)
-    try_to_keep(settings["folder"], key, gallery)
+    with kept_if_allowed("layouts", settings["folder"], "they are computed each time"):
+        write_cache(settings["folder"], key, gallery)
     return gallery

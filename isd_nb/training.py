@@ -160,7 +160,7 @@ def backward(session: Session, views: list[Tensor], extras: dict[str, Tensor], l
         (output.loss / session.recipe.accumulate).backward()
     return output._replace(loss=output.loss.detach())
 
-# %% ../nbs/08_training.ipynb #c23-46f8b6
+# %% ../nbs/08_training.ipynb #c23-a6cc0b
 class Diverged(InputError):
     "The loss, or what an encoder puts out, is not finite any more."
 
@@ -179,7 +179,7 @@ def check_losses(losses: list[Tensor], session: Session) -> None:
     if not all(values):
         raise Diverged("the loss is", session.step - len(values) + 1 + values.index(False), session)
 
-
+# %% ../nbs/08_training.ipynb #c24-1284c4
 def check_weights(session: Session) -> None:
     "Raise if a weight is not finite: such weights are never saved over good ones."
     if not torch.stack([p.isfinite().all() for p in session.method.parameters()]).all():
@@ -193,7 +193,7 @@ def check_encoders(session: Session) -> None:
         if not embed(encoder, noise, device=session.accelerator.device).isfinite().all():
             raise Diverged(f"the {name}'s features are", session.step, session)
 
-# %% ../nbs/08_training.ipynb #c24-694253
+# %% ../nbs/08_training.ipynb #c25-694253
 def train_step(session: Session,
                indices: Tensor,  # (B,) of the whole batch
                batch: Tensor,  # uint8 (b, C, H, W), this process's rows
@@ -215,7 +215,7 @@ def train_step(session: Session,
     session.step += 1
     return output.loss
 
-# %% ../nbs/08_training.ipynb #c29-246a1b
+# %% ../nbs/08_training.ipynb #c30-246a1b
 def decoders(asked: int | None = None, batch_bytes: int = 0) -> int:
     "How many processes decode files: as many as asked for; else this one's share of the cores, up to 16, that has room."
     if asked is not None:
@@ -243,12 +243,12 @@ def batches(session: Session, workers: int | None = None) -> Iterator[tuple[Tens
                                          prefetch_factor=2 if workers else None)
     yield from ((indices, batch.to(device, non_blocking=True)) for indices, batch in zip(plan, loader))
 
-# %% ../nbs/08_training.ipynb #c30-32f97e
+# %% ../nbs/08_training.ipynb #c31-32f97e
 def leave_signals(worker: int) -> None:
     "Workers outlive a SIGTERM to the whole group of processes: training still needs their batches to finish its step."
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-# %% ../nbs/08_training.ipynb #c31-c86f75
+# %% ../nbs/08_training.ipynb #c32-c86f75
 @dataclass
 class Rows:
     "The rows of every batch that one process takes, as `DataLoader` wants them."
@@ -258,7 +258,7 @@ class Rows:
     def __iter__(self) -> Iterator[list[int]]:
         return (indices[self.rows].tolist() for indices in self.plan)
 
-# %% ../nbs/08_training.ipynb #c33-790c97
+# %% ../nbs/08_training.ipynb #c34-52efdc
 def save_session(session: Session, out: Path) -> None:
     "Write a checkpoint of a running training; only one process does."
     if session.accelerator.is_main_process:
@@ -266,7 +266,7 @@ def save_session(session: Session, out: Path) -> None:
             step=session.step, seconds=session.seconds,
             method=session.method.state_dict(), optimizer=session.optimizer.state_dict()))
 
-# %% ../nbs/08_training.ipynb #c34-e45db4
+
 def restore_session(session: Session, out: Path) -> bool:  # whether there was one
     "Put a training back to its newest checkpoint."
     state = load_checkpoint(out / "checkpoints")
