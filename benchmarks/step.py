@@ -241,10 +241,18 @@ def answer_turns(args: argparse.Namespace) -> None:
         torch.distributed.destroy_process_group()
 
 
+def seconds_worked(process: psutil.Process) -> float:
+    """Processor time of a process; 0 of one that has ended since it was listed."""
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
 def settle(patience: float = 60.0) -> None:
     """Wait until this process's children are idle: workers go on loading ahead when their turn is over."""
     def worked() -> float:  # seconds of processor time, all together
-        return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+        return sum(map(seconds_worked, psutil.Process().children(recursive=True)))
 
     start, before = time.monotonic(), worked()
     while time.monotonic() < start + patience:

@@ -161,7 +161,7 @@ class LinearClassifier(nn.Module):
         super().__init__()
         unit = F.normalize(features.float(), dim=1)
         self.register_buffer("mean", unit.mean(0))
-        self.register_buffer("std", unit.std(0, correction=0).clamp_min(1e-6))
+        self.register_buffer("std", (unit.var(0, correction=0) + 1e-5).sqrt())  # the authors' epsilon (eval_linear.py)
         self.linear = nn.Linear(features.shape[1], classes, device=features.device)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -211,7 +211,7 @@ def fit_linear(features: Tensor,  # (N, F)
     inputs, generator = classifier.standardise(features), torch.Generator().manual_seed(seed)
     epochs = max(epochs, math.ceil(min_steps / math.ceil(len(inputs) / batch_size)))
     optimizer = torch.optim.SGD(classifier.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(epochs * 15 / 40), round(epochs * 30 / 40)])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, round(epochs * part / 40)) for part in (15, 30)])
     with torch.enable_grad(), one_thread(batch_size * classifier.linear.weight.numel(), inputs.device):
         for _ in tqdm(range(epochs), "linear", leave=False, disable=not progress):
             take_epoch(classifier.linear, inputs, labels, optimizer, batch_size, generator)
