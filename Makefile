@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-# PyTorch for macOS and PyTorch without CUDA come without Triton, and then chapter 05b cannot run.
-# Without a GPU, Triton's interpreter runs that chapter's kernel; it must be asked for before anything imports Triton.
+# PyTorch for macOS and PyTorch without CUDA come without Triton, and then the notebook on the Triton kernel cannot run.
+# Without a GPU, Triton's interpreter runs its kernel; it must be asked for before anything imports Triton.
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
-WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 05b_fused_loss")')
+WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
 .PHONY: help train test tests lab bench browser clean
 help:

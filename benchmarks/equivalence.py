@@ -5,7 +5,8 @@
 
 A recipe, cut short, once in each form for every seed, from the same weights and in the same order of images:
 
-* `fast`: `isd_nb.training.train`, as `isd_train` runs it: views of the whole batch as matrices, channels_last, bfloat16
+* `fast`: `isd_nb.engine.training.train`, as `isd_train` runs it: views of the whole batch as matrices, channels_last,
+  bfloat16
   where the processor has it, the streaming loss, the foreach moving average;
 * `plain`: one image at a time through Pillow and torchvision with the same random numbers, float32, the default memory
   layout, the full batch-by-queue matrix, a loop over parameters (recipes of grey images only);
@@ -31,17 +32,21 @@ from common import about
 from PIL import Image
 from torch import Tensor
 
-from isd_nb.data import ImageSet, load_images, spread
+from isd_nb.data import ImageSet, subsample_evenly
+from isd_nb.sources.door import load_images
 from isd_nb.evaluation import embed, knn_accuracy
 from isd_nb.isd import ISD
 from isd_nb.loss import soft_label_loss
-from isd_nb.training import Plan, Recipe, build_method, find_recipe, learning_rate, make_optimizer, seeded, train
-from isd_nb.views import Draw, random_draw
+from isd_nb.engine.training import train
+from isd_nb.methods.building import build_method, make_optimizer
+from isd_nb.recipe import Recipe, find_recipe, learning_rate
+from isd_nb.sources.batches import EpochSampler, seeded
+from isd_nb.views import AugmentParams, random_draw
 
 QUARTERS = 4
 
 
-def plain_view(picture: Image.Image, draw: Draw, i: int, size: int) -> Tensor:  # float (C, size, size) in [0, 1]
+def plain_view(picture: Image.Image, draw: AugmentParams, i: int, size: int) -> Tensor:  # float (C, size, size)
     "What the draw says about image `i`, by Pillow and torchvision; crops are rounded to whole pixels."
     box = [round(float(side[i])) for side in (draw.top, draw.left, draw.height, draw.width)]
     picture = tv.resized_crop(picture, *box[:2], max(1, box[2]), max(1, box[3]), [size, size], antialias=True)
@@ -86,7 +91,7 @@ def train_plain(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float])
     method = build_method(recipe, images).train()
     optimizer, scores = make_optimizer(recipe, method), [score(method)]
     pictures = [tv.to_pil_image(image) for image in images.images]
-    for step, indices in enumerate(Plan(len(images), recipe.batch_size, recipe.seed, stop=recipe.steps)):
+    for step, indices in enumerate(EpochSampler(len(images), recipe.batch_size, recipe.seed, stop=recipe.steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, recipe.steps)
         method.schedule(step / recipe.steps)
@@ -98,7 +103,7 @@ def train_plain(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float])
 
 
 def train_fast(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) -> list[float]:
-    "The same, by `isd_nb.training.train`."
+    "The same, by `isd_nb.engine.training.train`."
     scores = []
     def evaluate(method: ISD) -> dict[str, float]:
         scores.append(score(method))
@@ -111,7 +116,7 @@ def train_fast(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) 
 
 def train_with_exact_loss(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) -> list[float]:
     "As `train_fast`, with all products of the loss in single precision."
-    with patch("isd_nb.isd.product_precision", lambda anchors: torch.float32):
+    with patch("isd_nb.kernels.bfloat16_attention.product_precision", lambda anchors: torch.float32):
         return train_fast(recipe, images, score)
 
 
@@ -129,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = find_recipe(args.recipe)
     train_images, test_images = load_images(args.data or recipe.data, recipe.image_size)
-    bank, probe = spread(train_images, 10_000), test_images
+    bank, probe = subsample_evenly(train_images, 10_000), test_images
     recipe = replace(recipe, epochs=None, steps=max(QUARTERS, args.images // recipe.batch_size), evaluations=QUARTERS)
 
     def score(method: ISD) -> float:

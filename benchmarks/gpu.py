@@ -4,7 +4,7 @@
 
 For ResNet-18 with the small-image stem on 32 x 32 colour images, at each batch size:
 
-* images a second of `isd_nb.training.train_step`, views included, and of a plain pipeline (`benchmarks/step.py`:
+* images a second of `isd_nb.engine.state.train_step`, views included, and of a plain pipeline (`benchmarks/step.py`:
   Pillow views in worker processes, float32, the full batch-by-queue matrix), in turns;
 * the share of the GPU's measured bfloat16 rate: operations of a step (convolutions and matrix products, counted by
   PyTorch) a second, over those of a large matrix product on the same device;
@@ -13,7 +13,7 @@ For ResNet-18 with the small-image stem on 32 x 32 colour images, at each batch 
 
 And the streaming loss, forward and backward, at many anchors, against its floor: the matrix products it cannot do
 without, of the same shapes and in the same precision, with nothing in between. On CUDA, one read of
-the queue is timed in blocks and in the kernel of `isd_nb.fused`.
+the queue is timed in blocks and in the kernel of `isd_nb.kernels.triton_attention`.
 
 On a CPU, at small sizes, to see that it works:
 
@@ -40,8 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig
-from isd_nb.loss import attend_blocks, streaming_soft_label_loss
-from isd_nb.training import Plan, Recipe, Session, prepare, train_step
+from isd_nb.kernels.attention import blockwise_attention
+from isd_nb.loss import streaming_soft_label_loss
+from isd_nb.engine.state import TrainState, prepare_training, train_step
+from isd_nb.recipe import Recipe
+from isd_nb.sources.batches import EpochSampler
 from isd_nb.views import STRONG
 
 
@@ -82,8 +85,8 @@ def recipe_of(batch: int, args: argparse.Namespace) -> Recipe:
 class OurLoop:
     "The real loop, and the same loop without fetching."
 
-    def __init__(self, session: Session, images: int) -> None:
-        self.session, self.plan = session, iter(Plan(images, session.recipe.batch_size, 0, stop=10**9))
+    def __init__(self, session: TrainState, images: int) -> None:
+        self.session, self.plan = session, iter(EpochSampler(images, session.recipe.batch_size, 0, stop=10**9))
         self.indices = next(self.plan)
         self.pixels = session.images.get(self.indices)
 
@@ -104,7 +107,7 @@ class OurLoop:
 def step_row(batch: int, images: Tensor, rate: float, args: argparse.Namespace) -> dict[str, float]:
     "All that is measured of whole steps at one batch size."
     recipe, device = recipe_of(batch, args), args.device
-    loop = OurLoop(prepare(recipe, ImageSet(images), device), len(images))
+    loop = OurLoop(prepare_training(recipe, ImageSet(images), device), len(images))
     for _ in range(3):
         loop.real()
     operations = loop.operations()
@@ -151,10 +154,10 @@ def time_forms(looks: Tensor, anchors: Tensor, args: argparse.Namespace) -> dict
     "Milliseconds of one read of the queue in blocks and in one kernel, or why it does not run."
     if args.device == "cpu" or not find_spec("triton"):
         return {}
-    from isd_nb.fused import attend_fused, is_right
+    from isd_nb.kernels.triton_attention import fused_attention, is_right
 
     found: dict[str, float | str] = {}
-    for name, reader in {"blocks": partial(attend_blocks, block=16384), "one kernel": attend_fused}.items():
+    for name, reader in {"blocks": partial(blockwise_attention, block=16384), "one kernel": fused_attention}.items():
         try:
             took = seconds(partial(reader, looks, anchors), args.device, args.rounds, 5)
             found[name] = round(1e3 * took, 3) if is_right(reader, looks, anchors) else "its result is wrong"

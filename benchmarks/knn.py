@@ -2,8 +2,8 @@
 
     python benchmarks/knn.py [--json FILE] [--train 50000] [--test 10000] [--features 512] [--rounds 5]
 
-`isd_nb.evaluation.nearest` against scikit-learn's brute force and, if it is installed, faiss' IndexFlatIP, on the same
-random unit vectors. The contestants take turns; each round's time is divided by ours of the same round, and the medians
+`isd_nb.kernels.nearest_neighbours.nearest` against scikit-learn's brute force and, if it is installed, faiss' IndexFlatIP,
+on the same random unit vectors. The contestants take turns; each round's time is divided by ours of the same round, and the medians
 are printed. A ratio above 1 means that the other one took longer.
 """
 import argparse
@@ -21,8 +21,9 @@ from common import about
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from isd_nb.data import has_bfloat16
-from isd_nb.evaluation import knn_accuracy, linear_accuracy, nearest
+from isd_nb.kernels.devices import has_bfloat16
+from isd_nb.evaluation import knn_accuracy, linear_accuracy
+from isd_nb.kernels.nearest_neighbours import nearest
 
 try:
     import faiss

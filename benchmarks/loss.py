@@ -22,7 +22,7 @@ import torch
 from common import about
 from torch import Tensor
 
-from isd_nb.data import has_bfloat16
+from isd_nb.kernels.devices import has_bfloat16
 from isd_nb.loss import soft_label_loss, streaming_soft_label_loss
 
 CONTESTANTS = {"full": soft_label_loss, "streaming": streaming_soft_label_loss,

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from isd_nb.data import ImageSet
-from isd_nb.explorer import Explorer
-from isd_nb.gallery import Gallery, read_cache, write_cache
+from isd_nb.explore.explorer import Explorer
+from isd_nb.explore.gallery import Gallery, read_cache, write_cache
 
 STEPS, CLASSES, WIDTH, SIZE = (0, 100, 200, 300), 10, 128, 32
 

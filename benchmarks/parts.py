@@ -20,7 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from isd_nb.data import ImageSet
-from isd_nb.training import Session, batches, pick_precision, prepare, train_step
+from isd_nb.engine.state import TrainState, prepare_training, train_step
+from isd_nb.engine.training import batches
+from isd_nb.methods.building import pick_precision
 
 KINDS = {"convolutions": ("convolution",),
          "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "flash_attention"),
@@ -32,7 +34,7 @@ def kind_of(operation: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), REST)
 
 
-def profiled(session: Session, stream: Iterator) -> dict[str, float]:
+def profiled(session: TrainState, stream: Iterator) -> dict[str, float]:
     """Milliseconds of one step by kind; the profiler's own cost falls on many small operations, and so on the rest."""
     batch = next(stream)
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -43,7 +45,7 @@ def profiled(session: Session, stream: Iterator) -> dict[str, float]:
     return times
 
 
-def operations(session: Session, stream: Iterator) -> dict[str, float]:
+def operations(session: TrainState, stream: Iterator) -> dict[str, float]:
     """Floating-point operations of one step by kind, a multiplication with its addition as two."""
     with FlopCounterMode(display=False) as counter:
         train_step(session, *next(stream))
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, default=2048, help="rows and columns of the large product")
     args = parser.parse_args()
     precision = pick_precision("auto", torch.device("cpu"))
-    session = prepare(our_recipe(args), ImageSet(made_up_images(args.images)), "cpu")
+    session = prepare_training(our_recipe(args), ImageSet(made_up_images(args.images)), "cpu")
     stream = batches(session)
     for _ in range(5):  # warms up
         train_step(session, *next(stream))

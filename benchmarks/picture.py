@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from browser import chromium
 from playwright.sync_api import Page
 
-from isd_nb.explorer import Explorer
+from isd_nb.explore.explorer import Explorer
 
 
 def photograph(page: Page, selector: str, colours: int = 128) -> Image.Image:

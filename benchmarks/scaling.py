@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--json FILE] [--batches 32 64 ...] [--sizes 16 32 ...] [--processes 1 2 ...]
 
-`isd_nb.training.train_step` on the five-layer net, on random colour images. One setting changes at a time; the others
+`isd_nb.engine.state.train_step` on the five-layer net, on random colour images. One setting changes at a time; the
+others
 stay at batch 256, 32 x 32 pixels, one process. All cases take turns, and each round's time is divided by that of the
 middle case in the same round; medians are printed. Processes are started anew for every round with `torchrun`, and
 share the cores: one of them has all threads, two have half of them each.
@@ -21,7 +22,9 @@ import torch
 from common import about
 
 from isd_nb.data import ImageSet
-from isd_nb.training import Recipe, batches, prepare, synchronize, train_step
+from isd_nb.engine.state import prepare_training, synchronize, train_step
+from isd_nb.engine.training import batches
+from isd_nb.recipe import Recipe
 
 BATCH, SIZE = 256, 32
 
@@ -31,7 +34,7 @@ def turn_of(batch: int, size: int, anchors: int, device: str, images: int) -> Ca
     recipe = Recipe("bench", steps=10**9, batch_size=batch, image_size=size, queue_size=max(anchors, batch))
     generator = torch.Generator().manual_seed(0)
     bank = ImageSet(torch.randint(0, 256, (max(1024, batch), 3, size, size), generator=generator).to(torch.uint8))
-    session = prepare(recipe, bank, device)
+    session = prepare_training(recipe, bank, device)
     stream, steps = batches(session), max(2, images // batch)
 
     def turn() -> float:

@@ -6,7 +6,8 @@ All train the same network on the same colour images with the same two strong vi
 same number of anchors; all numbers include making the views. Without `--blur` the views are those usual for small
 images; with it they are the ISD authors' strong views, where half of them are blurred.
 
-* `ours`: `isd_nb.training.train_step`, as `isd_train` runs it (views of the whole batch on the device, channels_last,
+* `ours`: `isd_nb.engine.state.train_step`, as `isd_train` runs it (views of the whole batch on the device,
+  channels_last,
   bfloat16 where the processor has it, streaming loss, foreach moving average).
 * `ours in N processes`: the same, N processes sharing each batch (`isd_train --processes N`), each with its part of the
   cores; each treats its part of the batch separately in batch norm.
@@ -43,10 +44,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from isd_nb.cli import free_port
+from isd_nb.engine.launch import free_port
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, build_backbone, mlp
-from isd_nb.training import Recipe, batches, pick_precision, prepare, train_step
+from isd_nb.engine.state import prepare_training, train_step
+from isd_nb.engine.training import batches
+from isd_nb.methods.building import pick_precision
+from isd_nb.recipe import Recipe
 from isd_nb.views import STRONG
 
 COLOURS = (STRONG.brightness, STRONG.contrast, STRONG.saturation, STRONG.hue)
@@ -175,7 +179,7 @@ def our_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
-    session = prepare(our_recipe(args), ImageSet(images), args.device)
+    session = prepare_training(our_recipe(args), ImageSet(images), args.device)
     stream = batches(session)
 
     def turn() -> float:

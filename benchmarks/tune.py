@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from isd_nb.cli import one_sentence
-from isd_nb.compare import recipe_for
-from isd_nb.data import ImageSet, InputError, load_images
+from isd_nb.engine.launch import one_sentence
+from isd_nb.studies.compare import recipe_for
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.sources.door import load_images
 from isd_nb.evaluation import embed, knn_accuracy
-from isd_nb.runs import machine
-from isd_nb.training import Recipe, find_recipe, methods, train, write_json
+from isd_nb.kernels.devices import machine
+from isd_nb.engine.training import train
+from isd_nb.methods.building import methods
+from isd_nb.protocols.storage import write_json
+from isd_nb.recipe import Recipe, find_recipe
 
 RATES = [0.06, 0.1, 0.2]
 MOMENTA = [(0.8, 1.0), (0.9, 1.0), (0.97, 1.0)]

@@ -25,7 +25,7 @@ from common import about
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isd_nb.scale import keep_freed_memory
+from isd_nb.engine.scale import keep_freed_memory
 from isd_nb.views import STRONG, Views, blur_reach
 
 COLOURS = (STRONG.brightness, STRONG.contrast, STRONG.saturation, STRONG.hue)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isd_nb.cli import isd_train as train_command
+from isd_nb.cli.train import isd_train as train_command
 from launching import Launched
 
 TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set", "width=4", "--set", "evaluations=3",

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from isd_nb.cli import free_port
+from isd_nb.engine.launch import free_port
 
 FORKED, FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-FORKED.set_forkserver_preload(["isd_nb.training", "accelerate", "sklearn.datasets", "torch._dynamo",
+FORKED.set_forkserver_preload(["isd_nb.engine.training", "accelerate", "sklearn.datasets", "torch._dynamo",
                                "torch.distributed.tensor"])
 GRACE = 20  # seconds that the others get when a process has failed
 

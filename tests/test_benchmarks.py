@@ -1,4 +1,4 @@
-"""The benchmarks' scripts at toy size: that they run and save what chapter 50 reads, not how fast anything is."""
+"""The benchmarks' scripts at toy size: that they run and save what the page on benchmarks reads, not their speed."""
 import json
 import subprocess
 import sys

@@ -23,9 +23,10 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 pytest.importorskip("anywidget", reason="anywidget is not installed: pip install 'isd_nb[explore]'")
 import browser
 
-from isd_nb.explorer import Explorer, other_views
-from isd_nb.gallery import Gallery, digest, gallery_of, run_files, run_images, write_cache
-from isd_nb.training import Recipe, train
+from isd_nb.explore.explorer import Explorer, other_views
+from isd_nb.explore.gallery import Gallery, digest, gallery_of, run_files, run_images, write_cache
+from isd_nb.engine.training import train
+from isd_nb.recipe import Recipe
 from isd_nb.views import GENTLE
 from playwright.sync_api import BrowserContext, Page
 
@@ -204,7 +205,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("lab")
     source = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_browser import GALLERY, Explorer\n"
-        "import isd_nb.explorer\nisd_nb.explorer.sheets = lambda *_: {}\n"  # thumbnails as strips, as of a large set
+        # thumbnails as strips, as of a large set
+        "import isd_nb.explore.explorer\nisd_nb.explore.explorer.sheets = lambda *_: {}\n"
         "explorer = Explorer(GALLERY)\nexplorer"
     )
     cell = dict(cell_type="code", id="one", metadata={}, execution_count=None, outputs=[], source=source)
@@ -314,7 +316,7 @@ def test_colours_show_agreement_disagreement_and_hubs(window: Window) -> None:
     measures = dict(
         agreement=(labels[rows["teacher"]] == labels[:, None]).mean(1),
         difference=np.array([len(set(a) - set(b)) / 10 for a, b in zip(rows["teacher"], rows["student"])]),
-        popularity=np.bincount(rows["teacher"].ravel(), minlength=N),
+        hubness=np.bincount(rows["teacher"].ravel(), minlength=N),
     )
     away = [i for i in range(N) if i not in expected("teacher", 20, 0, 0.1)[0][:12] and i != 0]  # no lines and circles
     for name, values in measures.items():
@@ -553,7 +555,7 @@ def test_isd_explore_opens_jupyterlab(chromium: BrowserContext, make_folder: Cal
     moments = {(e, s): torch.randn(len(folder_images), 5) for e in ENCODERS for s in files}
     places = {m: np.random.default_rng(0).random((len(folder_images), 2), dtype=np.float32) for m in moments}
     write_cache(run / "explorer", digest(run, files, folder_images), gallery_of(folder_images, moments, places))
-    command = [sys.executable, "-c", "from isd_nb.explorer import isd_explore; isd_explore()", str(run), "--"]
+    command = [sys.executable, "-c", "from isd_nb.explore.explorer import isd_explore; isd_explore()", str(run), "--"]
     with browser.jupyterlab(tmp_path, command) as address:
         window = opened(chromium, address("explorer.ipynb"))
         browser.wait_for_kernel(window.page)

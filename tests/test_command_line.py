@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import TINY, call
-from isd_nb.cli import isd_train as train_command
+from isd_nb.cli.train import isd_train as train_command
 from isd_nb.encoders import load_encoder
 
 
@@ -54,7 +54,7 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     other = isd_train("--out", "run", "--resume", "--recipe", "cifar10_small")
     assert "was begun with the recipe digits" in one_sentence(other)
 
-    holding = "import sys; from pathlib import Path; from isd_nb.runs import only_one\n" \
+    holding = "import sys; from pathlib import Path; from isd_nb.engine.runs import only_one\n" \
               "with only_one(Path('run')):\n    print('held', flush=True)\n    sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", holding], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as holder:

@@ -120,7 +120,7 @@ def test_bad_numbers_of_processes(tmp_path: Path) -> None:
 
 def test_a_companion_that_is_done_ends_well() -> None:
     "While the first still scores and draws: an open pipe must not disturb the end of the interpreter."
-    program = "import time; from isd_nb.cli import end_with_first; end_with_first(); time.sleep(1)"
+    program = "import time; from isd_nb.engine.launch import end_with_first; end_with_first(); time.sleep(1)"
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     assert process.wait(timeout=120) == 0
     process.stdin.close()

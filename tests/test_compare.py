@@ -13,17 +13,22 @@ import pytest
 import torch
 from conftest import call
 
-from isd_nb.compare import Task, compare, finished, isd_compare, plan, recipe_for, run_tasks, step_cost
-from isd_nb.comparison import by_method, comparison_table, compute
-from isd_nb.contract import check_contract
-from isd_nb.data import InputError, digits
-from isd_nb.training import (Recipe, build_method, find_recipe, methods, read_metrics, recipe_to_json, save_encoders,
-                             write_json)
+from isd_nb.cli.compare import isd_compare
+from isd_nb.studies.compare import Task, compare, finished, plan, recipe_for, run_tasks, step_cost
+from isd_nb.studies.tables import by_method, comparison_table, compute
+from isd_nb.engine.contract import check_contract
+from isd_nb.errors import InputError
+from isd_nb.sources.digits import digits
+from isd_nb.engine.runs import read_metrics
+from isd_nb.engine.state import save_encoders
+from isd_nb.methods.building import build_method, methods
+from isd_nb.protocols.storage import write_json
+from isd_nb.recipe import Recipe, find_recipe, recipe_to_json
 
 TINY = Recipe("tiny", steps=6, evaluations=20, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
               precision="float32")
 OWN = '''
-from isd_nb.baselines.byol import BYOLAsym
+from isd_nb.methods.byol import BYOLAsym
 
 class Mine(BYOLAsym):
     options = {"scale": 1.0}
@@ -46,9 +51,10 @@ SCRIPT = '''
 import json
 import sys
 from pathlib import Path
-from isd_nb.cli import one_sentence
-from isd_nb.compare import compare, report
-from isd_nb.training import recipe_from_json
+from isd_nb.engine.launch import one_sentence
+from isd_nb.cli.compare import report
+from isd_nb.studies.compare import compare
+from isd_nb.recipe import recipe_from_json
 base, out = recipe_from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
 with one_sentence("isd_compare", "the same command goes on"):
     report(compare(base, ["byol_asym"], [0], out, budget=3200, device="cpu"), out)

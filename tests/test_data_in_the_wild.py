@@ -17,13 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from isd_nb.data import (ImageSet, InputError, class_folders, held_out, image_files, open_image, read_folder, spread,
-                         stratified_fraction, to_eight_bits)
+from isd_nb.data import ImageSet, held_out, open_image, stratified_fraction, subsample_evenly, to_eight_bits
+from isd_nb.errors import InputError
+from isd_nb.sources.folders import class_folders, image_files, read_folder
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
-from isd_nb.evaluation import knn_accuracy, knn_predict, nearest
-from isd_nb.folders import index_folder, read_indexed
-from isd_nb.neighbours import name_of
-from isd_nb.torchvision_sets import read_torchvision, split_options
+from isd_nb.evaluation import knn_accuracy, knn_predict
+from isd_nb.kernels.nearest_neighbours import nearest
+from isd_nb.sources.index import index_folder, read_indexed
+from isd_nb.explore.neighbours import name_of
+from isd_nb.sources.torchvision_sets import read_torchvision, split_options
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
 
@@ -190,7 +192,7 @@ def test_an_index_that_cannot_be_kept_costs_a_warning(tmp_path: Path, monkeypatc
     def full(*_, **__) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("isd_nb.folders.np.savez", full)
+    monkeypatch.setattr("isd_nb.sources.index.np.savez", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert len(read_indexed(tmp_path / "set", 8, tmp_path / "cache")[0]) == 2
     assert list((tmp_path / "cache").iterdir()) == [], "nothing half written stays"
@@ -233,7 +235,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch, re
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr("isd_nb.data.os.scandir", guarded)
+    monkeypatch.setattr("isd_nb.sources.folders.os.scandir", guarded)
     for _ in range(2):  # also by who has an index
         with pytest.warns(UserWarning, match=r"lost\+found cannot be listed \(Permission denied\)"):
             train, test = read(place, 8)
@@ -452,10 +454,10 @@ def test_what_is_no_classification_set(monkeypatch, tmp_path: Path, item) -> Non
 
 def test_spread() -> None:
     images = ImageSet(torch.zeros(11, 1, 2, 3, dtype=torch.uint8), torch.arange(11))
-    assert spread(images, 3).labels.tolist() == [0, 5, 10]
-    assert spread(images, 11) is images and spread(images, 99) is images
+    assert subsample_evenly(images, 3).labels.tolist() == [0, 5, 10]
+    assert subsample_evenly(images, 11) is images and subsample_evenly(images, 99) is images
     lazy = ImageSet(None, None, (), tuple(Path(str(i)) for i in range(11)), (3, 2, 2))
-    assert [p.name for p in spread(lazy, 2).paths] == ["0", "10"]
+    assert [p.name for p in subsample_evenly(lazy, 2).paths] == ["0", "10"]
 
 
 CONFIG = BackboneConfig("tiny", channels=3, width=4)

@@ -12,14 +12,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from isd_nb.claims import few_labels, soft_and_binary, unbalanced
-from isd_nb.claims.evidence import Study, pair_up, paired
-from isd_nb.claims.few_labels import labelled_rows
-from isd_nb.data import ImageSet, digits, stratified_fraction
+from isd_nb.studies import few_labels, soft_and_binary, unbalanced
+from isd_nb.studies.evidence import Study, pair_up, paired
+from isd_nb.studies.few_labels import labelled_rows
+from isd_nb.data import ImageSet, stratified_fraction
+from isd_nb.sources.digits import digits
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.evaluation import LinearClassifier, embed, knn_predict, linear_accuracy
-from isd_nb.fine_tuning import FINETUNE, LINEAR, Classifier, augmented_linear, finetune, fit_classifier
-from isd_nb.training import backbone_config, build_method, find_recipe
+from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
+from isd_nb.methods.building import backbone_config, build_method
+from isd_nb.recipe import find_recipe
 from isd_nb.views import GENTLE
 
 RECIPE = replace(find_recipe("digits"), width=4, batch_size=16, queue_size=32, projector=(8,), predictor=(8,))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from isd_nb import explorer, gallery
-from isd_nb.data import load_images
-from isd_nb.training import Recipe, train
+from isd_nb.explore import explorer, gallery
+from isd_nb.sources.door import load_images
+from isd_nb.engine.training import train
+from isd_nb.recipe import Recipe
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The fused loss compiles for GPUs, which Triton can do without one; what it computes is tested in chapter 05b."""
+"""The fused loss compiles for GPUs, which Triton can do without one; its values are tested in its notebook."""
 import warnings
 
 import pytest
@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds fo
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile as compile_kernel
 
-from isd_nb.fused import constants, read_kernel, tile_for
+from isd_nb.kernels.triton_attention import constants, read_kernel, tile_for
 
 
 @pytest.mark.parametrize(("capability", "name"), [(80, "A100"), (90, "H100")])

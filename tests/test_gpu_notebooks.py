@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, TINY, call
 
-from isd_nb.cli import free_port, isd_train
-from isd_nb.gpu_run import commands, settle
-from isd_nb.recipes import recipes
-from isd_nb.training import methods
+from isd_nb.cli.train import isd_train
+from isd_nb.engine.launch import free_port
+from isd_nb.explore.gpu_notebooks import commands, settle
+from isd_nb.recipe import recipes
+from isd_nb.methods.building import methods
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs" / "gpu").glob("*.ipynb") if not p.stem.startswith("00"))

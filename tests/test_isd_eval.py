@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from conftest import TINY, call
-from isd_nb.cli import isd_train
-from isd_nb.cli_eval import isd_eval as eval_command
+from isd_nb.cli.train import isd_train
+from isd_nb.cli.evaluate import isd_eval as eval_command
 
 QUICK = ("--epochs", "1", "--min-steps", "10", "--device", "cpu")
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import isd_nb.low_precision
+import isd_nb.kernels.attention
+import isd_nb.kernels.bfloat16_attention
 from isd_nb.isd import ISD
 from isd_nb.loss import streaming_soft_label_loss
 
@@ -20,8 +21,9 @@ def small_isd(anchors: int) -> tuple[ISD, Tensor, Tensor]:
 def rounded_reads(anchors: int, autocast: torch.dtype | None, native: bool) -> tuple[int, float]:
     "How often the queue was read by bfloat16 products in one forward, and the loss."
     method, *views = small_isd(anchors)
-    with patch.object(isd_nb.low_precision, "has_bfloat16", lambda device: native), \
-            patch.object(isd_nb.low_precision, "attend_bfloat16", wraps=isd_nb.low_precision.attend_bfloat16) as read, \
+    with patch.object(isd_nb.kernels.bfloat16_attention, "has_bfloat16", lambda device: native), \
+            patch.object(isd_nb.kernels.attention, "bfloat16_attention",
+                         wraps=isd_nb.kernels.bfloat16_attention.bfloat16_attention) as read, \
             torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         output = method(*views)
         output.loss.backward()

@@ -8,7 +8,7 @@ import pytest
 COUNT = """
 import json, resource, sys
 import torch
-from isd_nb.scale import keep_freed_memory
+from isd_nb.engine.scale import keep_freed_memory
 
 def faults(count):
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU())

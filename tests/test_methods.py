@@ -9,10 +9,16 @@ import torch
 from launching import finish
 from test_processes import Start, newest
 
-from isd_nb.data import ImageSet, InputError, digits
-from isd_nb.isd import Method
-from isd_nb.training import (Recipe, build_method, methods, prepare, recipe_to_json, save_encoders, seeded, train,
-                             write_json)
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.sources.digits import digits
+from isd_nb.method import Method
+from isd_nb.engine.state import prepare_training, save_encoders
+from isd_nb.engine.training import train
+from isd_nb.methods.building import build_method, methods
+from isd_nb.protocols.storage import write_json
+from isd_nb.recipe import Recipe, recipe_to_json
+from isd_nb.sources.batches import seeded
 
 TOY = Recipe("toy", steps=6, batch_size=16, queue_size=24, width=4, projector=(10, 6), predictor=(8,), evaluations=6,
              momentum=(0.9, 0.9), precision="float32")
@@ -66,7 +72,7 @@ def test_three_steps_are_finite_and_move_the_student(recipe: Recipe, images: Ima
 
 
 def test_forward_changes_nothing(recipe: Recipe, images: ImageSet) -> None:
-    method = prepare(recipe, images, device="cpu").method
+    method = prepare_training(recipe, images, device="cpu").method
     views, extras = inputs(method, recipe, images)
     before = copy.deepcopy(method.state_dict())
     first, second = method(*views, **extras), method(*views, **extras)
@@ -106,8 +112,9 @@ SCRIPT = '''
 import json
 import sys
 from pathlib import Path
-from isd_nb.data import digits
-from isd_nb.training import recipe_from_json, train
+from isd_nb.sources.digits import digits
+from isd_nb.engine.training import train
+from isd_nb.recipe import recipe_from_json
 images = digits()[0].subset(range(64))
 for path in sorted(Path(sys.argv[1]).glob("*.json")):
     train(recipe_from_json(json.loads(path.read_text())), images, path.with_suffix(""), device="cpu", show=False)
@@ -134,7 +141,7 @@ def test_two_processes_do_what_one_does(start: Start, images: ImageSet, guide: P
 def test_a_method_of_ones_own(images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "One class in any package, and no edit of ours: it is trained by its path, with options of its own."
     (tmp_path / "louder_methods.py").write_text("""
-from isd_nb.baselines.simclr import SimCLR
+from isd_nb.methods.simclr import SimCLR
 
 class Louder(SimCLR):
     options = {"weight": 2.0}

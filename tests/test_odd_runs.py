@@ -11,14 +11,20 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY, call
-from isd_nb.cli import isd_train as train_command
-from isd_nb.cli import one_sentence, read_sets
-from isd_nb.cli_eval import evaluate_run
-from isd_nb.compare import read_settings
-from isd_nb.data import ImageSet, InputError
-from isd_nb.gpu_run import Sets, draw, finish, load_sets, sample_evaluator, score_table, toy_folder, train_or_go_on
-from isd_nb.recipes import find_recipe
-from isd_nb.runs import write_json
+from isd_nb.cli.train import isd_train as train_command
+from isd_nb.engine.launch import one_sentence
+from isd_nb.methods.building import read_sets
+from isd_nb.engine.evaluate_run import evaluate_run
+from isd_nb.studies.compare import read_settings
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.engine.finish import finish, score_table
+from isd_nb.explore.figures import draw, train_or_go_on
+from isd_nb.explore.gpu_notebooks import toy_folder
+from isd_nb.protocols.scorer import sample_evaluator
+from isd_nb.sources.door import Sets
+from isd_nb.recipe import find_recipe
+from isd_nb.protocols.storage import write_json
 
 QUICK = replace(find_recipe("digits"), steps=4, batch_size=16, queue_size=32, width=4, projector=(8,), predictor=(6,),
                 evaluations=2, precision="float32")
@@ -59,7 +65,7 @@ def test_a_notebook_for_gpus_without_labels(half_labelled: Path, tmp_path: Path,
 
 WRITER = """
 import sys
-from isd_nb.cli_eval import Ledger
+from isd_nb.protocols.answers import ResultCache
 ledger = Ledger(sys.argv[1], {"power": 2})
 print("begun", flush=True)
 sys.stdin.readline()
@@ -146,7 +152,8 @@ def stl10(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (64, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, classes = torch.arange(32) % 2, ("airplane", "bird")
     bank = ImageSet(pixels[:32], labels, classes)
-    monkeypatch.setattr("isd_nb.gpu_run.read_stl10", lambda root: Sets(ImageSet(pixels, None, classes), bank, bank))
+    sets = Sets(ImageSet(pixels, None, classes), bank, bank)
+    monkeypatch.setattr("isd_nb.sources.door.read_stl10", lambda root: sets)
 
 
 def train_on_stl10(place: Path, *arguments: str):
@@ -159,7 +166,7 @@ def test_what_learns_from_labels_gets_the_labelled_images_of_stl10(stl10: None, 
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["images"] == 32 and summary["images_seen"] == 2 * 32 and 0 <= summary["knn20_student"] <= 1
-    sets = {method: load_sets(replace(find_recipe("stl10"), method=method)) for method in ("isd", "supervised")}
+    sets = {method: read_sets(replace(find_recipe("stl10"), method=method)) for method in ("isd", "supervised")}
     assert {name: (len(s.train), len(s.bank)) for name, s in sets.items()} == {"isd": (64, 32), "supervised": (32, 32)}
 
 
@@ -185,9 +192,8 @@ def test_a_size_that_is_not_read_is_refused(settings: tuple, words: str, dry: tu
 
 def test_a_size_that_is_not_read_is_refused_in_python_too() -> None:
     for recipe in (replace(find_recipe("digits"), stored_size=32), replace(find_recipe("stl10"), image_size=64)):
-        for read in (read_sets, load_sets):
-            with pytest.raises(InputError, match="is read in"):
-                read(recipe)
+        with pytest.raises(InputError, match="is read in"):
+            read_sets(recipe)
     assert len(read_sets(replace(find_recipe("digits"), stored_size=16)).test) == 500  # the size that they have anyway
 
 

@@ -19,8 +19,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SCRIPT = '''
 import sys
 from dataclasses import replace
-from isd_nb.data import digits
-from isd_nb.training import Stopped, find_recipe, train
+from isd_nb.sources.digits import digits
+from isd_nb.engine.training import train
+from isd_nb.protocols.storage import Stopped
+from isd_nb.recipe import find_recipe
 recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4,
                  projector=(8,), predictor=(8,),
                  evaluations=1, precision="float32", batch_norm_splits={splits})

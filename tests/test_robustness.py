@@ -16,11 +16,14 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 
-from isd_nb.data import ImageSet, InputError, locked, read_folder
-from isd_nb.folders import read_indexed, sort_tiny_imagenet
-from isd_nb.runs import load_checkpoint, only_one, read_metrics, save_checkpoint, write_metrics
-from isd_nb.scale import SyncBatchNorm, sync_batch_norm
-from isd_nb.torchvision_sets import open_torchvision
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError, locked
+from isd_nb.sources.folders import read_folder
+from isd_nb.sources.index import read_indexed, sort_tiny_imagenet
+from isd_nb.engine.runs import only_one, read_metrics, write_metrics
+from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
+from isd_nb.methods.sync_batch_norm import SyncBatchNorm, sync_batch_norm
+from isd_nb.sources.torchvision_sets import open_torchvision
 
 CLASSES = 3
 
@@ -174,7 +177,7 @@ def test_a_set_is_downloaded_by_one_process(tmp_path: Path) -> None:
 TAKE = """
 import sys, time
 from pathlib import Path
-from isd_nb.runs import only_one
+from isd_nb.engine.runs import only_one
 with only_one(Path(sys.argv[1])):
     print("mine", flush=True)
 """

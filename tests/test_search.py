@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isd_nb import evaluation, search
+from isd_nb import evaluation
+from isd_nb.kernels import nearest_neighbours as search
 
 KINDS = ("random", "clusters", "crowd", "collapsed", "outlier")
 

@@ -14,20 +14,27 @@ import torch
 from launching import Launched, finish, wait_for_checkpoint
 from test_processes import newest, same
 
-from isd_nb.data import ImageSet, InputError, digits
-from isd_nb.planning import activation_line, dry_run, measure_activations, plan_run
-from isd_nb.building import with_method
-from isd_nb.recipes import Recipe, check_recipe, find_recipe, recipe_to_json, recipes
-from isd_nb.runs import open_run, write_json
-from isd_nb.training import prepare, Plan, train, train_step
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.sources.digits import digits
+from isd_nb.engine.estimate import activation_line, dry_run, measure_activations, plan_run
+from isd_nb.methods.building import with_method
+from isd_nb.recipe import Recipe, check_recipe, find_recipe, recipe_to_json, recipes
+from isd_nb.engine.runs import open_run
+from isd_nb.protocols.storage import write_json
+from isd_nb.engine.state import prepare_training, train_step
+from isd_nb.engine.training import train
+from isd_nb.sources.batches import EpochSampler
 
 TOY = Recipe("toy", steps=8, batch_size=16, queue_size=40, width=4, projector=(10, 6), predictor=(8,), evaluations=1,
              precision="float32", learning_rate=0.01)
 SCRIPT = '''
 import json, sys
 from pathlib import Path
-from isd_nb.data import digits
-from isd_nb.training import Stopped, recipe_from_json, train
+from isd_nb.sources.digits import digits
+from isd_nb.engine.training import train
+from isd_nb.protocols.storage import Stopped
+from isd_nb.recipe import recipe_from_json
 images = digits()[0].subset(range(100))
 recipe = recipe_from_json(json.loads(Path(sys.argv[1]).read_text()))
 try:
@@ -55,8 +62,8 @@ def launch(start: Callable[..., Launched], tmp_path: Path):
 
 
 def weights_after(recipe: Recipe, images: ImageSet, steps: int = 8) -> dict[str, torch.Tensor]:
-    session = prepare(recipe, images, device="cpu")
-    for indices in Plan(len(images), recipe.batch_size, recipe.seed, stop=steps):
+    session = prepare_training(recipe, images, device="cpu")
+    for indices in EpochSampler(len(images), recipe.batch_size, recipe.seed, stop=steps):
         train_step(session, indices, images.get(indices))
     return session.method.state_dict()
 

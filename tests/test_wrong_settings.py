@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 from conftest import SMALL, TINY, call
-from isd_nb.building import build_method, find_method
-from isd_nb.cli import change_setting, choose_recipe
-from isd_nb.cli import isd_train as train_command
-from isd_nb.cli_eval import isd_eval as eval_command
-from isd_nb.data import ImageSet, InputError
-from isd_nb.isd import Method
-from isd_nb.recipes import Recipe, check_recipe, find_recipe, recipe_from_json, recipe_to_json, recipes
-from isd_nb.runs import read_metrics
-from isd_nb.training import methods, prepare, train_step
+from isd_nb.methods.building import build_method, find_method
+from isd_nb.methods.choosing import change_setting, choose_recipe
+from isd_nb.cli.train import isd_train as train_command
+from isd_nb.cli.evaluate import isd_eval as eval_command
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.method import Method
+from isd_nb.recipe import Recipe, check_recipe, find_recipe, recipe_from_json, recipe_to_json, recipes
+from isd_nb.engine.runs import read_metrics
+from isd_nb.engine.state import prepare_training, train_step
+from isd_nb.methods.building import methods
 from isd_nb.views import ViewRecipe
 
 TOY = replace(find_recipe("digits"), steps=4, batch_size=16, queue_size=32, width=4, projector=(8,), predictor=(6,),
@@ -58,7 +60,7 @@ def test_any_value_trains_or_is_refused_in_one_sentence(name: str, images: Image
             check_recipe(recipe, len(images))
             find_method(recipe.method)
             if recipe.image_size * recipe.width * recipe.queue_size < 1e6:
-                session = prepare(recipe, images, "cpu")
+                session = prepare_training(recipe, images, "cpu")
                 train_step(session, torch.arange(recipe.batch_size), images.images[:recipe.batch_size])
         except InputError as error:
             assert str(error) and "\n" not in str(error)
@@ -92,7 +94,7 @@ def test_any_value_trains_or_is_refused_in_one_sentence(name: str, images: Image
     ("views.blur=abc", "views.blur must be a number"),
     ("views.crop_scale=[1,0.5]", "views.crop_scale is"),
     ("options=3", "options must be names and values"),
-    ("method=torch.nn:Linear", "subclass of isd_nb.isd.Method"),
+    ("method=torch.nn:Linear", "subclass of isd_nb.method.Method"),
 ])
 def test_a_wrong_setting_leaves_nothing_behind(setting: str, words: str, small: Path, tmp_path: Path) -> None:
     assert words in sentence(isd_train(tmp_path, *SMALL, "--out", "run", "--set", setting))
@@ -146,8 +148,8 @@ def test_a_dry_run_needs_no_images(name: str, tmp_path: Path, monkeypatch: pytes
     for function in ("download_url", "download_and_extract_archive", "urlretrieve", "_urlretrieve"):
         monkeypatch.setattr(utils, function, download, raising=False)
     if name != "cifar10_small":  # what is measured takes half a minute for a ResNet-50
-        monkeypatch.setattr("isd_nb.planning.speed_here", lambda *_: 1000.0)
-        monkeypatch.setattr("isd_nb.planning.activation_line", lambda *_: (1e6, 1e6, 1e9))
+        monkeypatch.setattr("isd_nb.engine.estimate.speed_here", lambda *_: 1000.0)
+        monkeypatch.setattr("isd_nb.engine.estimate.activation_line", lambda *_: (1e6, 1e6, 1e9))
     result = call(train_command, tmp_path, "--recipe", name, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "steps" in result.stdout and "memory" in result.stdout and "time" in result.stdout

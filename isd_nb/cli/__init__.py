@@ -1,0 +1,1 @@
+"""The commands; each module holds one, `options` what they share."""
