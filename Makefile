@@ -8,12 +8,13 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab bench browser clean
+.PHONY: help train test tests lab book dist bench browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
 	@echo "make browser install chromium for the tests of the explorer (Debian, as root)"
 	@echo "make lab     open the book in JupyterLab"
+	@echo "make book    build the book's website in _site/"
 	@echo "make bench   measure speed against other code"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
 
@@ -32,7 +33,7 @@ test: .venv/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
 tests:
-	$(BIN)/ruff check isd_nb tests benchmarks
+	$(BIN)/ruff check isd_nb tests benchmarks book
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	$(BIN)/python -m pytest -q tests/test_browser.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
@@ -45,9 +46,19 @@ browser:
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+book: .venv/ready
+	$(BIN)/python book/build.py
+
+# The source distribution and the wheel, checked; nothing is uploaded.
+dist: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check dist/*
+
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf .venv build dist isd_nb.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache

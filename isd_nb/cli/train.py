@@ -97,7 +97,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         for setting in change or ():
             chosen = change_setting(chosen, setting)
         check_settings(chosen)
-        check_pixels(chosen)
+        check_pixels(chosen.data, chosen.image_size, chosen.stored_size)
         if dry:
             return print(plan_in_words(chosen, root))
         with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
