@@ -253,7 +253,7 @@ def seconds_worked(process: psutil.Process) -> float:
         return 0.0
 
 
-def settle(patience: float = 60.0) -> None:
+def settle(patience: float = 30.0) -> None:
     """Wait until this process's children are idle: workers go on loading ahead when their turn is over."""
     def worked() -> float:  # seconds of processor time, all together
         return sum(map(seconds_worked, psutil.Process().children(recursive=True)))
@@ -265,7 +265,7 @@ def settle(patience: float = 60.0) -> None:
         if now - before < 0.015:  # a twentieth of the time
             return
         before = now
-    raise TimeoutError(f"the worker processes are still busy after {patience:g} seconds")
+    print(f"note: the worker processes are still busy after {patience:g} seconds; the next turn is measured beside them")
 
 
 def synchronize(device: str) -> None:

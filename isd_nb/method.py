@@ -35,6 +35,7 @@ class FromRecipe:
     needs: tuple[str, ...] = ()  # what `forward` takes beside views: "labels", "indices"
     options: Mapping[str, Any] = {}  # what only this method knows, with defaults; a recipe's `options` change them
     recipe_changes: Mapping[str, Any] = {}  # settings of the recipe that this method cannot do without
+    needs_predictor = False  # whether a recipe without a predictor gets one, as wide as its projector
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Method":  # the images it will be trained on

@@ -266,11 +266,11 @@ gpu = (
 
 # %% ../nbs/machine_room/16_recipes.ipynb #c44-f0ff3b
 recipes = {r.name: r for r in (
-    Recipe("digits", steps=3900),
+    Recipe("digits", predictor=(), batch_size=128, learning_rate=0.06, steps=7800),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
-           predictor=(512,), batch_norm_splits=2, queue_size=4096, epochs=30,
-           learning_rate=0.06, weight_decay=5e-4),
+           predictor=(), batch_norm_splits=2, queue_size=4096, epochs=30, batch_size=128,
+           learning_rate=0.04, weight_decay=5e-4),
     *gpu, *theirs)}
 
 # %% ../nbs/machine_room/16_recipes.ipynb #c45-fa8b7c

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "training", "search", "evaluation")
+ROOMS = ("data", "views", "encoders", "queue", "loss", "teacher", "isd", "method", "training", "evaluation",
+         "errors", "recipe", "kernels.nearest_neighbours", "engine.training")
 
 
 @pytest.mark.parametrize("room", ROOMS)

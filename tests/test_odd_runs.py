@@ -66,7 +66,7 @@ def test_a_notebook_for_gpus_without_labels(half_labelled: Path, tmp_path: Path,
 WRITER = """
 import sys
 from isd_nb.protocols.answers import ResultCache
-ledger = Ledger(sys.argv[1], {"power": 2})
+ledger = ResultCache(sys.argv[1], {"power": 2})
 print("begun", flush=True)
 sys.stdin.readline()
 for i in range(40):

@@ -49,7 +49,10 @@ def with_method(recipe: Recipe, method: str) -> Recipe:
     "The recipe with another method and what this method cannot do without; the budget stays."
     if method == recipe.method:
         return recipe
-    changes = dict(find_method(method).recipe_changes)
+    kind = find_method(method)
+    changes = dict(kind.recipe_changes)
+    if kind.needs_predictor and not recipe.predictor:
+        changes["predictor"] = recipe.projector[:1] or (512,)
     splits = max(recipe.batch_norm_splits, changes.pop("batch_norm_splits", 1))
     return replace(recipe, method=method, options={}, key_views=None, batch_norm_splits=splits, **changes)
 

@@ -27,6 +27,7 @@ def regression_loss(queries: Tensor,  # (B, D) of any length
 class BYOL(WithTeacher):
     "Bootstrap your own latent (Grill et al., NeurIPS 2020): both views are guessed from each other."
     symmetric = True
+    needs_predictor = True
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "BYOL":
