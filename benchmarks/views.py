@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isd_nb.engine.scale import keep_freed_memory
-from isd_nb.views import STRONG, Views, blur_reach
+from isd_nb.kernels.view_transforms import blur_reach
+from isd_nb.views import STRONG, Views
 
 COLOURS = (STRONG.brightness, STRONG.contrast, STRONG.saturation, STRONG.hue)
 
