@@ -10,7 +10,7 @@ _PLACES = {  # each is imported when it is first used: `import isd_nb` itself ta
     "AnchorQueue": "queue", "soft_labels": "loss", "soft_label_loss": "loss", "streaming_soft_label_loss": "loss",
     "EMATeacher": "teacher", "ISD": "isd", "Method": "method", "Output": "method", "STRONG": "views", "WEAK": "views", "Views": "views",
     "ImageSet": "data", "Encoder": "encoders", "load_encoder": "encoders", "embed": "evaluation", "knn_accuracy": "evaluation",
-    "linear_accuracy": "evaluation", "InputError": "errors"}
+    "linear_accuracy": "evaluation", "train": "engine.whole", "InputError": "errors"}
 __all__ = [*_PLACES, "__version__"]
 
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):

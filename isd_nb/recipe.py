@@ -34,6 +34,7 @@ class Recipe:
     widths: tuple[int, ...] = ()  # see `BackboneConfig`
     blocks: int = 1
     stem: str = "small"
+    init: str = ""  # weights that student and teacher start from: a run, a file, timm:NAME ...; empty: random ones
     projector: tuple[int, ...] = (128, 64)  # widths after the backbone's; empty: no projector
     predictor: tuple[int, ...] = (128,)  # hidden widths; empty: no predictor
     batch_norm: str = "local"  # "local": statistics of each process; "sync": of all processes together

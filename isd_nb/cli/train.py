@@ -15,7 +15,7 @@ from typing import Any
 from typer import Typer
 
 from .options import (
-    BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, MethodName, Out, Processes, RecipeName, Resume,
+    Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, MethodName, Out, Processes, RecipeName, Resume,
     Root, Seed, Steps, Supervised, Tracker, Workers, run_directory)
 from ..engine.estimate import absent_images, dry_run
 from ..engine.finish import final_scores, table, train_supervised, what_was_run
@@ -26,10 +26,13 @@ from ..engine.training import Trained, train
 from ..errors import InputError, suggest
 from ..explore.figures import draw_figures
 from ..methods.building import find_method, read_sets
+from ..methods.checkpoints import fit_recipe
 from ..methods.choosing import change_setting, choose_recipe
+from ..methods.networks import network_line
 from ..protocols.scorer import sample_evaluator
 from ..protocols.storage import write_json
 from ..recipe import Recipe, check_settings
+from ..sources.datasets import typical_side
 from ..sources.door import Sets, check_pixels
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c30-9ebddbx
@@ -81,7 +84,8 @@ def run(recipe: Recipe,
     return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c55-dd004b
-def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, epochs: Epochs = None,
+def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, backbone: Backbone = None,
+            init: Init = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
             root: Root = Path("data"), figures: Figures = True, supervised: Supervised = True, dry: DryRun = False,
@@ -93,9 +97,13 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)
-        chosen = recipe_of(place, chosen, recipe, options | {"data": data}, resume)
+        begun, side = resume and (place / "config.json").is_file(), typical_side(chosen.data)
+        chosen = recipe_of(place, chosen, recipe, options | dict(data=data, backbone=backbone, init=init), resume)
+        chosen = chosen if begun else fit_recipe(chosen, backbone, init, side)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
+        if (backbone or init or chosen.data.startswith("folder:")) and int(os.environ.get("RANK", 0)) == 0:
+            print(network_line(chosen, side))
         check_settings(chosen)
         check_pixels(chosen.data, chosen.image_size, chosen.stored_size)
         if dry:

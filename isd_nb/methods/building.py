@@ -21,6 +21,8 @@ from ..kernels.devices import has_bfloat16
 from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, split_batch_norm
 from ..method import Method
 from ..recipe import Recipe, coerce
+from .checkpoints import start_from
+from .networks import check_network
 from .sync_batch_norm import sync_batch_norm
 from ..sources.door import Sets, load_sets
 
@@ -95,6 +97,9 @@ def build_method(recipe: Recipe,
         backbone = build_backbone(backbone_config(recipe, images.shape[0]))
         projector = mlp(backbone.features, *recipe.projector) if recipe.projector else None
         student = Encoder(backbone, mean, deviation, projector)
+        check_network(backbone, recipe, images.shape[0])
+        if recipe.init:
+            start_from(student, recipe)
         kind = find_method(recipe.method)
         check_options(kind, recipe)
         method = kind.from_recipe(student, recipe, images)
