@@ -2,9 +2,9 @@
 
     python benchmarks/knn.py [--json FILE] [--train 50000] [--test 10000] [--features 512] [--rounds 5]
 
-`isd_nb.kernels.nearest_neighbours.nearest` against scikit-learn's brute force and, if it is installed, faiss' IndexFlatIP,
-on the same random unit vectors. The contestants take turns; each round's time is divided by ours of the same round, and the medians
-are printed. A ratio above 1 means that the other one took longer.
+`isd_nb.kernels.nearest_neighbours.nearest` against scikit-learn's brute force and, if it is installed, faiss'
+IndexFlatIP, on the same random unit vectors. The contestants take turns; each round's time is divided by ours of the
+same round, and the medians are printed. A ratio above 1 means that the other one took longer.
 """
 import argparse
 import json

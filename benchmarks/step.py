@@ -265,7 +265,7 @@ def settle(patience: float = 30.0) -> None:
         if now - before < 0.015:  # a twentieth of the time
             return
         before = now
-    print(f"note: the worker processes are still busy after {patience:g} seconds; the next turn is measured beside them")
+    print(f"note: worker processes are still busy after {patience:g} seconds; the next turn is measured beside them")
 
 
 def synchronize(device: str) -> None:
