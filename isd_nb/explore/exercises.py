@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-# %% ../../nbs/machine_room/47_exercises.ipynb #cc2175e83
+# %% ../../nbs/machine_room/47_exercises.ipynb #ccf2f1d79
 def check(answer: Callable[[], Any],  # computes the answer: a number, a list or a tensor
           expected: Any,  # the right value, or numbers of the same shape
           tolerance: float = 1e-4,  # largest difference that still counts as equal
@@ -19,11 +19,13 @@ def check(answer: Callable[[], Any],  # computes the answer: a number, a list or
     'Print "Right", or what is wrong with the answer; never raise.'
     try:
         got = answer()
+        empty = any(part is None or part is ... for part in (got if isinstance(got, (list, tuple)) else [got]))
+        result = None if empty else torch.as_tensor(got).detach().double()
     except Exception as error:  # whatever a half-written answer raises, the page goes on
         return print(f"Not yet: {type(error).__name__}: {error}")
-    if got is None or got is ...:
+    if result is None:
         return print("Not yet: the function returns nothing")
-    print(_verdict(torch.as_tensor(got).detach().double(), torch.as_tensor(expected).detach().double(), tolerance))
+    print(_verdict(result, torch.as_tensor(expected).detach().double(), tolerance))
 
 # %% ../../nbs/machine_room/47_exercises.ipynb #cfe7d5f48
 def _verdict(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str:

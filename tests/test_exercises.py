@@ -1,0 +1,117 @@
+"""Exercises of the book: unfilled, a check says what is missing; with the solution of the page, it prints Right."""
+import io
+import json
+import re
+import symtable
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = [p for folder in ("1_isd", "2_relatives") for p in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
+SLOW = "slow-for-exercise"  # the tag of cells that no exercise needs, though they bind names that one uses
+
+
+@dataclass
+class Exercise:
+    cell: str  # to fill in
+    checks: list[str]  # the cells that follow, up to the solution
+    solution: str
+
+
+@dataclass
+class Page:
+    before: list[str]  # the code cells before the first exercise
+    exercises: list[Exercise]
+
+
+def read_page(path: Path) -> Page:
+    "The code before the first exercise, and the exercises with their checks and solutions."
+    page = Page([], [])
+    for cell in json.loads(path.read_text())["cells"]:
+        text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and "exercise" in tags:
+            page.exercises.append(Exercise(text, [], ""))
+        elif cell["cell_type"] == "code" and page.exercises:
+            page.exercises[-1].checks.append(text)
+        elif cell["cell_type"] == "code" and SLOW not in tags:
+            page.before.append(text)
+        elif page.exercises and not page.exercises[-1].solution:
+            found = re.search(r"<summary>Solution</summary>.*?```python\n(.*?)```", text, re.S)
+            page.exercises[-1].solution = found[1] if found else ""
+    return page
+
+
+def python_of(cell: str) -> str:
+    "A cell without what only a notebook understands."
+    return re.sub(r"^[%!].*$", "", cell, flags=re.M)
+
+
+def names_of(cell: str) -> tuple[set[str], set[str]]:
+    "The global names that a cell binds, and those that it uses, in its functions too."
+    top = symtable.symtable(python_of(cell), "<cell>", "exec")
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    used, scopes = {s.get_name() for s in top.get_symbols() if s.is_referenced()}, list(top.get_children())
+    while scopes:
+        scope = scopes.pop()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+        scopes += scope.get_children()
+    return bound, used
+
+
+def needed(before: list[str], exercises: list[Exercise]) -> list[str]:
+    "The cells that bind, directly or by way of others, a name that the exercises use."
+    own = [names_of(text) for e in exercises for text in (e.cell, *e.checks, e.solution)]
+    wanted, kept = set().union(*(used for _, used in own)) - set().union(*(bound for bound, _ in own)), []
+    for cell in reversed(before):
+        bound, used = names_of(cell)
+        if bound & wanted:
+            kept.append(cell)
+            wanted |= used
+    return kept[::-1]
+
+
+def run(cells: list[str], namespace: dict[str, Any]) -> str:
+    "What the cells print."
+    with redirect_stdout(io.StringIO()) as printed:
+        for cell in cells:
+            exec(compile(python_of(cell), "<cell>", "exec"), namespace)
+    return printed.getvalue()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    "No window opens, files go to a folder that vanishes, and the threads are as they were."
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if read_page(p).exercises], ids=lambda p: p.stem)
+@pytest.mark.usefixtures("quiet")
+def test_checks_know_right_from_unfilled(path: Path) -> None:
+    page, namespace = read_page(path), {"__name__": "lesson"}
+    run(needed(page.before, page.exercises), namespace)
+    for number, exercise in enumerate(page.exercises, 1):
+        assert re.search(r"^\s*\.\.\.", exercise.cell, re.M), f"exercise {number} holds `...` to fill in"
+        assert exercise.checks, f"exercise {number} has no check in a cell of its own"
+        assert exercise.solution, f"exercise {number} has no ```python block under <summary>Solution</summary>"
+        before = run([exercise.cell, *exercise.checks], namespace)
+        assert before.strip() and "Right" not in before, f"exercise {number}, unfilled: {before!r}"
+        after = run([exercise.cell, exercise.solution, *exercise.checks], namespace)
+        assert "Right" in after, f"exercise {number}, with its solution: {after!r}"
+
+
+def test_a_wrong_answer_is_not_right() -> None:
+    cell = "from isd_nb.explore.exercises import check\n"
+    assert "Right" not in run([cell + "check(lambda: 7, 6)"], {})
+    assert run([cell + "check(lambda: 6, 6)"], {}) == "Right\n"
