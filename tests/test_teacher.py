@@ -76,9 +76,10 @@ def test_a_momentum_lies_between_0_and_1(momentum: float) -> None:
 def test_every_parameter_needs_its_partner() -> None:
     student = filled(1)
     without_bias = nn.Sequential(student[0], student[1], nn.Linear(4, 2, bias=False))
-    assert "'2.bias' finds no partner (teacher: (2,), student: missing)" in refusal(EMATeacher(student).update, without_bias)
-    wider = nn.Sequential(nn.Linear(5, 4), student[1], student[2])
-    assert "'0.weight' finds no partner (teacher: (4, 3), student: (4, 5))" in refusal(EMATeacher(student).update, wider)
+    sentence = refusal(EMATeacher(student).update, without_bias)
+    assert "'2.bias' finds no partner (teacher: (2,), student: missing)" in sentence
+    sentence = refusal(EMATeacher(student).update, nn.Sequential(nn.Linear(5, 4), student[1], student[2]))
+    assert "'0.weight' finds no partner (teacher: (4, 3), student: (4, 5))" in sentence
 
 
 def test_the_schedule_is_that_of_byol() -> None:
