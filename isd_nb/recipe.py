@@ -23,9 +23,10 @@ class Recipe:
     "All settings of a run, in one look: images, networks, method, optimiser, run."
     name: str
 
-    data: str = "digits"  # as `isd_nb.sources.door.load_images` reads it
+    data: str = "digits"  # as `isd_nb.sources.door.load_sets` reads it
     image_size: int = 16  # height and width of the views, in pixels
     stored_size: int | None = None  # of the images they are cut from; None: as the views
+    white: float | None = None  # the value that is white in files of more than 8 bits; None: as the set suggests
     views: ViewRecipe = GENTLE  # of the query
     key_views: ViewRecipe | None = None  # of the key; None: as the query's
 
@@ -167,7 +168,7 @@ def check_settings(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         values = () if value is None else value if isinstance(value, tuple) else (value,)
         require(all(least <= v < math.inf for v in values), f"{name} must be {least} or more, not {json.dumps(value)}")
-    for name in ("epochs", "student_temperature", "teacher_temperature", "learning_rate"):
+    for name in ("white", "epochs", "student_temperature", "teacher_temperature", "learning_rate"):
         value = getattr(recipe, name)
         require(value is None or 0 < value < math.inf, f"{name} must be positive and finite, not {value}")
     require(all(0 <= m <= 1 for m in recipe.momentum),

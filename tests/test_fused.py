@@ -13,7 +13,7 @@ from isd_nb.kernels.triton_attention import constants, read_kernel, tile_for
 @pytest.mark.parametrize(("capability", "name"), [(80, "A100"), (90, "H100")])
 def test_the_kernel_compiles_and_fits(capability: int, name: str) -> None:
     numbers = dict.fromkeys(("B", "K", "D", "chunk"), "i32")
-    pointers = dict.fromkeys(("looks", "anchors", "peaks", "masses", "means"), "*fp32")
+    pointers = dict.fromkeys(("scaled", "anchors", "peaks", "masses", "means"), "*fp32")
     tile = tile_for(128)
     fixed = constants(tile, features=128)
     source = ASTSource(read_kernel, pointers | numbers | dict.fromkeys(fixed, "constexpr"), fixed)

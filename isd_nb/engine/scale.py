@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..method import Method, Output
-from ..teacher import functional_forward
+from ..method import Method, Output, functional_forward
 
 # %% ../../nbs/machine_room/25_scale.ipynb #c06-3a9a1a
 def merge_buffers(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

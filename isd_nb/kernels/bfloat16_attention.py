@@ -14,20 +14,20 @@ from torch import Tensor
 from .devices import has_bfloat16
 
 # %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c12-9c3367
-def bfloat16_attention(looks: Tensor,  # float32 (B, D) queries or keys, already divided by their temperature
+def bfloat16_attention(scaled: Tensor,  # float32 (B, D) queries or keys, each divided by its temperature
                     anchors: Tensor,  # (K, D)
                     block: int = 512,  # anchors read at a time; a block's sums are rounded once
                     ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,), float32
-    "What `isd_nb.kernels.attention.streaming_attention` says, by products in bfloat16, with logits measured from near the top of their row."
-    dim, centre = anchors.shape[1], anchors.to(looks).mean(0)  # centre: (D,)
-    nan_guard = 0 * looks.sum(dim=1, keepdim=True)  # (B, 1) 0, or nan where a row is not finite
-    looks = looks.where(nan_guard == 0, 0.0)  # such a row would spoil its neighbour in the tiles of some processors (AMX)
-    sample = anchors[::math.ceil(len(anchors) / 256)].to(looks) - centre
-    top = (looks @ sample.T).amax(1, keepdim=True).bfloat16()  # (B, 1); at most some units below the row's
-    asked = torch.cat([looks.bfloat16(), -top, top.new_zeros(len(top), 7)], 1)  # (B, D + 8): widths in eights are fast
+    "What `isd_nb.kernels.attention.streaming_attention` returns, by products in bfloat16, with logits measured from near the top of their row."
+    dim, centre = anchors.shape[1], anchors.to(scaled).mean(0)  # centre: (D,)
+    nan_guard = 0 * scaled.sum(dim=1, keepdim=True)  # (B, 1) 0, or nan where a row is not finite
+    scaled = scaled.where(nan_guard == 0, 0.0)  # such a row would spoil its neighbour in the tiles of some processors (AMX)
+    sample = anchors[::math.ceil(len(anchors) / 256)].to(scaled) - centre
+    top = (scaled @ sample.T).amax(1, keepdim=True).bfloat16()  # (B, 1); at most some units below the row's
+    asked = torch.cat([scaled.bfloat16(), -top, top.new_zeros(len(top), 7)], 1)  # (B, D + 8): widths in eights are fast
     read = asked.new_zeros(min(block, len(anchors)), dim + 8)
     read[:, dim] = 1
-    total = looks.new_zeros(len(looks), dim + 8)
+    total = scaled.new_zeros(len(scaled), dim + 8)
     for part in anchors.split(block):
         rows = read[:len(part)]
         torch.sub(part, centre, out=rows[:, :dim])
@@ -40,7 +40,7 @@ def bfloat16_attention(looks: Tensor,  # float32 (B, D) queries or keys, already
             sums[late] = (asked[late] @ rows.T).exp_() @ rows
         total += sums
     mass = total[:, dim:dim + 1]
-    return total[:, :dim] / mass + centre + nan_guard, (top.float() + mass.log())[:, 0] + looks @ centre + nan_guard[:, 0]
+    return total[:, :dim] / mass + centre + nan_guard, (top.float() + mass.log())[:, 0] + scaled @ centre + nan_guard[:, 0]
 
 # %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c26-2696fc
 def product_precision(anchors: Tensor) -> torch.dtype:  # (K, D), what will be read

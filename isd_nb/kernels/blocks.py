@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/machine_room/03_blockwise_attention.ipynb #c30-4bd40b
-def blockwise_attention(looks: Tensor,  # (B, D) queries or keys, already divided by their temperature
+def blockwise_attention(scaled: Tensor,  # (B, D) queries or keys, each divided by its temperature
                   anchors: Tensor,  # (K, D), in any precision
                   block: int = 1024,  # how many anchors are read at a time
                   ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
     "Read the queue once, in blocks, with a running maximum (Milakov and Gimelshein 2018)."
-    peak = looks.new_full((len(looks), 1), -math.inf)
-    mass, mean = torch.zeros_like(peak), torch.zeros_like(looks)
+    peak = scaled.new_full((len(scaled), 1), -math.inf)
+    mass, mean = torch.zeros_like(peak), torch.zeros_like(scaled)
     for part in anchors.split(block):
-        part = part.to(looks.dtype)  # (block, D)
-        logits = looks @ part.T  # (B, block)
+        part = part.to(scaled.dtype)  # (block, D)
+        logits = scaled @ part.T  # (B, block)
         new_peak = torch.maximum(peak, logits.amax(dim=1, keepdim=True))
         shrink, weights = (peak - new_peak).exp_(), logits.sub_(new_peak).exp_()
         mass.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))

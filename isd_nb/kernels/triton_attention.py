@@ -35,13 +35,13 @@ def put_together(peaks: Tensor,  # (parts, B) largest logit of each part
 @dataclass(frozen=True)
 class Tile:
     "How much of the problem one program of the kernel holds; powers of two, at least 16."
-    rows: int  # looks
+    rows: int  # scaled queries or keys
     keys: int  # anchors read at a time
     warps: int  # groups of 32 threads that work on it
 
 
 def tile_for(features: int) -> Tile:
-    "A tile whose looks and sums fit into the registers of an A100 or H100."
+    "A tile whose scaled vectors and sums fit into the registers of an A100 or H100."
     return Tile(64, 32, 8) if features <= 256 else Tile(32, 32, 8)
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c16-481ee0
@@ -53,27 +53,27 @@ def load(table, row, inside, column, D):
 
 
 @triton.jit
-def logits_of(looks, row, row_in, anchors, key, key_in, D,
+def logits_of(scaled, row, row_in, anchors, key, key_in, D,
               wide: tl.constexpr, slices: tl.constexpr, precision: tl.constexpr):
     "Logits (rows, keys) of a tile, some features at a time; minus infinity where there is no anchor."
     logits = tl.zeros([row.shape[0], key.shape[0]], tl.float32)
     for i in tl.static_range(slices):
         column = i * wide + tl.arange(0, wide)
-        q, a = load(looks, row, row_in, column, D), load(anchors, key, key_in, column, D)
+        q, a = load(scaled, row, row_in, column, D), load(anchors, key, key_in, column, D)
         logits = tl.dot(q, tl.trans(a), logits, input_precision=precision)
     return tl.where(key_in[None, :], logits, float("-inf"))
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c18-615f2c
 @triton.jit
-def read_kernel(looks, anchors, peaks, masses, means, B, K, D, chunk, rows: tl.constexpr, keys: tl.constexpr,
+def read_kernel(scaled, anchors, peaks, masses, means, B, K, D, chunk, rows: tl.constexpr, keys: tl.constexpr,
                 wide: tl.constexpr, slices: tl.constexpr, precision: tl.constexpr):
-    row, part = tl.program_id(0) * rows + tl.arange(0, rows), tl.program_id(1)  # looks and part of this program
+    row, part = tl.program_id(0) * rows + tl.arange(0, rows), tl.program_id(1)  # rows and part of this program
     row_in, last = row < B, tl.minimum((part + 1) * chunk, K)
     peak, mass = tl.full([rows], float("-inf"), tl.float32), tl.zeros([rows], tl.float32)
     mean = (tl.zeros([rows, wide], tl.float32),) * slices
     for start in range(part * chunk, last, keys):
         key = start + tl.arange(0, keys)
-        logits = logits_of(looks, row, row_in, anchors, key, key < last, D, wide, slices, precision)
+        logits = logits_of(scaled, row, row_in, anchors, key, key < last, D, wide, slices, precision)
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         shrink, weights = tl.exp(peak - new_peak), tl.exp(logits - new_peak[:, None])  # (rows,), (rows, keys)
         mass = mass * shrink + tl.sum(weights, 1)
@@ -89,12 +89,12 @@ def read_kernel(looks, anchors, peaks, masses, means, B, K, D, chunk, rows: tl.c
         tl.store(means + place[:, None] * D + column, mean[i], row_in[:, None] & (column < D))
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c20-54913c
-def check_fused(looks: Tensor, anchors: Tensor) -> None:
+def check_fused(scaled: Tensor, anchors: Tensor) -> None:
     "Refuse what the kernel cannot read."
-    if looks.dtype != torch.float32 or anchors.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"the fused loss reads float32 looks and anchors of at most that precision, not {looks.dtype} and {anchors.dtype}")
-    if looks.shape[1] > 512:
-        raise ValueError(f"the fused loss holds at most 512 features on the chip, not {looks.shape[1]}: read in blocks instead")
+    if scaled.dtype != torch.float32 or anchors.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"the fused loss reads float32 queries or keys and anchors of at most that precision, not {scaled.dtype} and {anchors.dtype}")
+    if scaled.shape[1] > 512:
+        raise ValueError(f"the fused loss holds at most 512 features on the chip, not {scaled.shape[1]}: read in blocks instead")
 
 
 def constants(tile: Tile, features: int, wide: int = 64) -> dict[str, int | str]:
@@ -112,19 +112,19 @@ def parts_of(rows: int, anchors: int, tile: Tile, device: torch.device) -> tuple
     return triton.cdiv(anchors, chunk), chunk
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c21-a809f6
-def fused_attention(looks: Tensor,  # (B, D) float32, D at most 512: queries or keys, already divided by their temperature
+def fused_attention(scaled: Tensor,  # (B, D) float32, D at most 512: queries or keys, each divided by its temperature
                  anchors: Tensor,  # (K, D) float32 or half
                  tile: Tile | None = None,  # None: `tile_for` so many features
                  ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
     "`isd_nb.kernels.attention.blockwise_attention` in one kernel; `ValueError` for what it cannot read."
-    check_fused(looks, anchors)
-    (B, D), K, looks, anchors = looks.shape, len(anchors), looks.contiguous(), anchors.contiguous()
+    check_fused(scaled, anchors)
+    (B, D), K, scaled, anchors = scaled.shape, len(anchors), scaled.contiguous(), anchors.contiguous()
     tile = tile or tile_for(D)
-    parts, chunk = parts_of(B, K, tile, looks.device)
-    peaks, masses, means = (looks.new_empty(parts, B, *more) for more in ((), (), (D,)))
-    with torch.cuda.device_of(looks):  # Triton starts kernels on the current device
+    parts, chunk = parts_of(B, K, tile, scaled.device)
+    peaks, masses, means = (scaled.new_empty(parts, B, *more) for more in ((), (), (D,)))
+    with torch.cuda.device_of(scaled):  # Triton starts kernels on the current device
         read_kernel[triton.cdiv(B, tile.rows), parts](
-            looks, anchors, peaks, masses, means, B, K, D, chunk, **constants(tile, D),
+            scaled, anchors, peaks, masses, means, B, K, D, chunk, **constants(tile, D),
             num_warps=tile.warps, num_stages=1)
     return put_together(peaks, masses, means)
 
@@ -132,22 +132,22 @@ def fused_attention(looks: Tensor,  # (B, D) float32, D at most 512: queries or 
 Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def is_right(reader: Reader, looks: Tensor, anchors: Tensor, rows: int = 16) -> bool:
+def is_right(reader: Reader, scaled: Tensor, anchors: Tensor, rows: int = 16) -> bool:
     "Whether a reader agrees with double precision."
-    some = torch.linspace(0, len(looks) - 1, min(rows, len(looks)), device=looks.device).long()
-    exact = blockwise_attention(looks[some].double(), anchors, 16384)
-    found = reader(looks, anchors)
+    some = torch.linspace(0, len(scaled) - 1, min(rows, len(scaled)), device=scaled.device).long()
+    exact = blockwise_attention(scaled[some].double(), anchors, 16384)
+    found = reader(scaled, anchors)
     return all(torch.allclose(f[some].double(), e, rtol=1e-4, atol=1e-4) for f, e in zip(found, exact))
 
 
-def cuda_milliseconds(reader: Reader, looks: Tensor, anchors: Tensor, rounds: int = 5) -> float:
+def cuda_milliseconds(reader: Reader, scaled: Tensor, anchors: Tensor, rounds: int = 5) -> float:
     "Median time of a read, after one to warm up."
-    reader(looks, anchors)
+    reader(scaled, anchors)
     found = []
     for _ in range(rounds):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        reader(looks, anchors)
+        reader(scaled, anchors)
         end.record()
         end.synchronize()
         found.append(start.elapsed_time(end))
@@ -155,22 +155,22 @@ def cuda_milliseconds(reader: Reader, looks: Tensor, anchors: Tensor, rounds: in
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c29-fb4393
 def pick(readers: Mapping[str, Reader],  # the first is the one to fall back on
-         looks: Tensor, anchors: Tensor,  # of the sizes in question
+         scaled: Tensor, anchors: Tensor,  # of the sizes in question
          clock: Callable[[Reader, Tensor, Tensor], float] = cuda_milliseconds,
          ) -> str:  # the name of the fastest that is right
     "Try every reader; those that fail or disagree with double precision are left out with a warning."
     fallback, *others = readers
-    times = {fallback: clock(readers[fallback], looks, anchors)}
+    times = {fallback: clock(readers[fallback], scaled, anchors)}
     for name in others:
         try:
-            trouble = "" if is_right(readers[name], looks, anchors) else "its result is wrong"
-            times |= {} if trouble else {name: clock(readers[name], looks, anchors)}
+            trouble = "" if is_right(readers[name], scaled, anchors) else "its result is wrong"
+            times |= {} if trouble else {name: clock(readers[name], scaled, anchors)}
         except OutOfResources:  # the tile is too large for this chip
             continue
         except Exception as error:  # whatever a compiler may say; not KeyboardInterrupt
             trouble = f"{type(error).__name__}: {error}".partition("\n")[0]
         if trouble:
-            warnings.warn(f"{name} is left out on {looks.device} ({trouble})", stacklevel=2)
+            warnings.warn(f"{name} is left out on {scaled.device} ({trouble})", stacklevel=2)
     return min(times, key=times.get)
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c33-5af1d9
@@ -178,12 +178,12 @@ def pick(readers: Mapping[str, Reader],  # the first is the one to fall back on
 def reader_for(device: torch.device, rows: int, anchors: int, features: int,
                dtype: torch.dtype,  # of the anchors
                ) -> Reader:
-    "The fastest way to read a queue of this size for float32 looks, measured on this device at the first call."
+    "The fastest way to read a queue of this size for float32 queries, measured on this device at the first call."
     known = {"blocks": partial(blockwise_attention, block=16384), "one kernel": fused_attention}
     if features > 512 or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return known["blocks"]  # before Ampere there is no tf32
     g = torch.Generator(device).manual_seed(0)
-    looks, queue = (torch.randn(n, features, device=device, generator=g) for n in (rows, min(anchors, 2**17)))
-    looks, queue = (torch.nn.functional.normalize(x, dim=1) for x in (looks, queue))
+    scaled, queue = (torch.randn(n, features, device=device, generator=g) for n in (rows, min(anchors, 2**17)))
+    scaled, queue = (torch.nn.functional.normalize(x, dim=1) for x in (scaled, queue))
     with torch.cuda.device(device):
-        return known[pick(known, looks / 0.04, queue.to(dtype))]
+        return known[pick(known, scaled / 0.04, queue.to(dtype))]

@@ -117,7 +117,7 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
 # %% ../../nbs/machine_room/18_building.ipynb #rs1-3f1a2c
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe."
-    sets = load_sets(recipe.data, recipe.image_size, recipe.stored_size, root)
+    sets = load_sets(recipe.data, recipe.image_size, recipe.stored_size, root, white=recipe.white)
     return replace(sets, train=sets.bank) if "labels" in find_method(recipe.method).needs else sets
 
 # %% ../../nbs/machine_room/18_building.ipynb #c21-921660

@@ -1,0 +1,88 @@
+"The moving average: exact at its ends, strict about partners, and only over parameters."
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from isd_nb.errors import refusal
+from isd_nb.teacher import EMATeacher, cosine_momentum
+
+
+def filled(value: float, dtype: torch.dtype = torch.float32) -> nn.Module:
+    "A small network whose parameters are all `value`."
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(dtype)
+    for p in net.parameters():
+        nn.init.constant_(p, value)
+    return net
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_closed_form(dtype: torch.dtype) -> None:
+    student, teacher = filled(1, dtype), EMATeacher(filled(0, dtype), momentum=0.97)
+    for _ in range(150):
+        teacher.update(student)
+    for p in teacher.parameters():
+        assert_close(p, torch.full_like(p, 1 - 0.97**150))
+
+
+def test_the_ends_are_exact() -> None:
+    student, teacher = filled(1 / 3), EMATeacher(filled(1 / 7), momentum=1)
+    teacher.update(student)
+    assert_close(teacher.module.state_dict(), filled(1 / 7).state_dict(), rtol=0, atol=0)
+    teacher.momentum = 0
+    teacher.update(student)
+    assert_close(teacher.module.state_dict(), student.state_dict(), rtol=0, atol=0)
+
+
+def test_training_the_student_leaves_the_teacher() -> None:
+    student = filled(0.5)
+    teacher = EMATeacher(student)
+    student(torch.randn(5, 3)).sum().backward()
+    torch.optim.SGD(student.parameters(), lr=0.02).step()
+    assert_close(teacher.module[2].weight, torch.full((2, 4), 0.5))
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher(torch.randn(5, 3, requires_grad=True)).requires_grad
+    teacher.update(student)
+    assert_close(teacher.module[2].bias, 0.99 * torch.full((2,), 0.5) + 0.01 * student[2].bias.detach())
+    assert student[2].weight.requires_grad and student[2].weight.grad is not None
+
+
+def test_the_teacher_keeps_its_own_statistics() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    teacher, x = EMATeacher(student.eval()), torch.randn(64, 3)  # the copy trains, whatever mode the student was in
+    out = teacher(x)
+    assert_close(out.mean(0), torch.zeros(4))
+    assert_close(out.var(0, correction=0), torch.ones(4), rtol=1e-3, atol=0)
+    assert_close(teacher.module[1].running_mean, 0.1 * student[0](x).detach().mean(0))
+    assert (teacher.module[1].num_batches_tracked, student[1].num_batches_tracked) == (1, 0)
+    before = copy.deepcopy(dict(teacher.named_buffers()))
+    student[1].running_mean.fill_(7)
+    teacher.update(student)
+    assert_close(dict(teacher.named_buffers()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.1, math.nan])
+def test_a_momentum_lies_between_0_and_1(momentum: float) -> None:
+    assert "must lie in [0, 1]" in refusal(EMATeacher, filled(1), momentum)
+    teacher = EMATeacher(filled(1))
+    teacher.momentum = momentum
+    assert "must lie in [0, 1]" in refusal(teacher.update, filled(1))
+
+
+def test_every_parameter_needs_its_partner() -> None:
+    student = filled(1)
+    without_bias = nn.Sequential(student[0], student[1], nn.Linear(4, 2, bias=False))
+    sentence = refusal(EMATeacher(student).update, without_bias)
+    assert "'2.bias' finds no partner (teacher: (2,), student: missing)" in sentence
+    sentence = refusal(EMATeacher(student).update, nn.Sequential(nn.Linear(5, 4), student[1], student[2]))
+    assert "'0.weight' finds no partner (teacher: (4, 3), student: (4, 5))" in sentence
+
+
+def test_the_schedule_is_that_of_byol() -> None:
+    for done in (0, 0.3, 0.5, 1):
+        assert cosine_momentum(0.99, 1, done) == pytest.approx(1 - 0.01 * (math.cos(math.pi * done) + 1) / 2)
+    assert "not 1.1" in refusal(cosine_momentum, 0.9, 1, 1.1)
