@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from isd_nb.cli.explore import isd_explore as command
 from isd_nb.explore import explorer, gallery
 from isd_nb.sources.door import load_images
 from isd_nb.engine.training import train
@@ -23,7 +24,7 @@ def isd_explore(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         monkeypatch.setattr("sys.argv", ["isd_explore", *map(str, arguments)])
         monkeypatch.setattr(gallery, "layout", scatter)
         with pytest.raises(SystemExit) as ended:
-            explorer.isd_explore()
+            command()
         return ended.value.code or 0
     return run
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..data import ImageSet
 from ..errors import InputError
 from ..kernels.nearest_neighbours import nearest
+from ..kernels.scores import as_features, as_tensor
 from ..loss import soft_labels
 
 if TYPE_CHECKING:
@@ -26,36 +28,45 @@ if TYPE_CHECKING:
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c06-2ded61
 @dataclass(frozen=True)
 class Answer:
-    "Whom an encoder finds similar to one image, and how its probability is spread."
+    "The images nearest to one image, and how the soft label is spread over them."
     rows: Tensor  # (k,) the neighbours, nearest first
     similarities: Tensor  # (k,) their cosines with the query
     shares: Tensor  # (k,) how much of the soft label falls on each
     by_class: Tensor  # (classes,) how much falls on each class; empty without labels
     entropy: float  # of the soft label over all anchors, in nats
 
+# %% ../../nbs/machine_room/40_neighbours.ipynb #n06-b100b8
+def query_and_others(features: Tensor, query: int | Tensor) -> tuple[Tensor, Tensor]:  # (F,); the rows that it is compared to
+    "The query's features, and all rows but its own; an image that is none of the set is compared to all of them."
+    if isinstance(query, Tensor):
+        if query.shape != features.shape[1:] or not len(features):
+            raise InputError(f"the query's features are of shape {tuple(query.shape)}, but the {len(features)} images' are "
+                             f"{features.shape[1]} wide: use one encoder")
+        return query.float().cpu(), torch.arange(len(features))
+    if not 0 <= query < len(features) or len(features) < 2:
+        raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
+    return features[query], torch.cat([torch.arange(query), torch.arange(query + 1, len(features))])
+
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c07-afe1a2
-def look_up(features: Tensor,  # (N, F) of all images
-            query: int,  # which of them asks
+def look_up(features: Tensor | ArrayLike,  # (N, F) of all images
+            query: int | Tensor,  # which of them; or the features (F,) of an image that is none of them
             k: int = 12,  # neighbours; fewer if there are fewer images
             temperature: float = 0.04,  # of the soft label; the teacher's
             labels: Tensor | None = None,  # (N,)
             classes: int = 0,  # how many there are
             ) -> Answer:
     "The nearest images of one image, and its soft label over all of them (ISD, Tejankar et al. 2021, eq. 1)."
-    if not 0 <= query < len(features) or len(features) < 2:
-        raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
     if not temperature > 0:
         raise InputError(f"a temperature must be positive, not {temperature}")
-    features = features.float().cpu()
-    lengths = torch.linalg.vector_norm(features, dim=1)  # (N,)
-    cosines = features @ features[query] / (lengths * lengths[query]).clamp_min(1e-12)  # (N,)
-    others = torch.cat([torch.arange(query), torch.arange(query + 1, len(features))])  # (N-1,)
-    cosines = cosines[others]  # (N-1,)
+    features = as_features(features).float().cpu()
+    vector, others = query_and_others(features, query)  # (F,), (N-1,) or (N,)
+    lengths = torch.linalg.vector_norm(features, dim=1) * torch.linalg.vector_norm(vector)  # (N,)
+    cosines = (features @ vector / lengths.clamp_min(1e-12))[others]  # (N-1,) or (N,)
     similarities, order = cosines.topk(min(k, len(others)))
-    shares = (cosines / temperature).softmax(0)  # (N-1,) what `soft_labels` gives, without a copy of all features
+    shares = (cosines / temperature).softmax(0)  # what `soft_labels` gives, without a copy of all features
     by_class = torch.zeros(classes) if labels is not None else torch.zeros(0)
     if labels is not None:
-        by_class.index_add_(0, labels[others], shares.float())
+        by_class.index_add_(0, as_tensor(labels, "labels")[others].long(), shares.float())
     return Answer(others[order], similarities, shares[order], by_class, float(torch.special.entr(shares).sum()))
 
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c17-08c268
@@ -134,10 +145,11 @@ def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
             ax.spines[side].set_visible(False)
 
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c28-cf904f
-def other_neighbours(features: Tensor,  # (N, F)
+def other_neighbours(features: Tensor | ArrayLike,  # (N, F)
                      k: int = 10,  # fewer if there are fewer images
                      ) -> Tensor:  # (N, k) rows, nearest first
     "The nearest other images of every image."
+    features = as_features(features)
     if len(features) < 2:
         raise InputError("neighbours need at least 2 images")
     k = min(k, len(features) - 1)
@@ -163,9 +175,9 @@ def hubness(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
 
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c43-126da8
 def plot_neighbours(queries: ImageSet,  # M images
-                    query_features: Tensor,  # (M, F) of the queries
+                    query_features: Tensor | ArrayLike,  # (M, F) of the queries
                     bank: ImageSet,  # N images
-                    bank_features: Tensor,  # (N, F) of the bank
+                    bank_features: Tensor | ArrayLike,  # (N, F) of the bank
                     rows: Sequence[int],  # which queries to show
                     k: int = 8,  # neighbours of each
                     temperature: float = 0.04,  # of the soft labels; the teacher's
@@ -176,9 +188,9 @@ def plot_neighbours(queries: ImageSet,  # M images
     if not rows or max(rows) >= len(queries):
         raise InputError(f"rows must name some of the {len(queries)} queries, not {list(rows)}")
     k, rows = min(k, len(bank)), list(rows)
-    looks, anchors = (F.normalize(f.float(), dim=1) for f in (query_features[rows], bank_features))
-    _, found = nearest(anchors, looks, k)  # (R, k)
-    shares = soft_labels(looks, anchors, temperature)  # (R, N)
+    vectors, anchors = (F.normalize(as_features(f).float(), dim=1) for f in (query_features, bank_features))
+    _, found = nearest(anchors, vectors[rows], k)  # (R, k)
+    shares = soft_labels(vectors[rows], anchors, temperature)  # (R, N)
     fig, axes = plt.subplots(len(rows), k + 1, figsize=(0.95 * (k + 1), 1.25 * len(rows)), squeeze=False)
     for line, row, neighbours, share in zip(axes, rows, found, shares):
         show_image(line[0], queries[row], caption("query:", name_of(queries, row)), "black")
