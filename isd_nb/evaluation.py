@@ -7,7 +7,7 @@ __all__ = ['vote', 'knn_predict', 'knn_accuracy', 'linear_probe', 'linear_accura
            'evaluating', 'nearest', 'LinearClassifier', 'fit_linear', 'Score', 'score', 'bootstrap_interval',
            'seed_interval']
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c03-6a48e7
+# %% ../nbs/1_isd/8_evaluation.ipynb #c02-6a48e7
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +25,7 @@ from .kernels.scores import Score, as_features, bootstrap_interval, check_labels
 _all_ = ["embed", "evaluating", "nearest", "LinearClassifier", "fit_linear", "Score", "score", "bootstrap_interval",
          "seed_interval"]  # built in the machine room, imported from here
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c13-a1dd55
+# %% ../nbs/1_isd/8_evaluation.ipynb #c12-a1dd55
 def vote(similarities: Tensor,  # (M, k), nearest first
          labels: Tensor,  # (M, k) labels of the neighbours
          temperature: float | None = None,  # None: every neighbour counts one; else exp(similarity / temperature)
@@ -38,7 +38,7 @@ def vote(similarities: Tensor,  # (M, k), nearest first
     votes = (same * weights[:, None, :]).sum(2)  # (M, k): every neighbour holds the votes of its label
     return labels.gather(1, votes.argmax(1, keepdim=True))[:, 0]  # argmax takes the first, the nearest
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c14-aff4a2
+# %% ../nbs/1_isd/8_evaluation.ipynb #c13-aff4a2
 def knn_predict(train_features: Tensor | ArrayLike,  # (N, F)
                 train_labels: Tensor | ArrayLike,  # (N,)
                 test_features: Tensor | ArrayLike,  # (M, F)
@@ -67,7 +67,7 @@ def knn_accuracy(train_features: Tensor | ArrayLike,  # (N, F)
     test_labels = check_labels(test_features, test_labels, "test")
     return (knn_predict(train_features, train_labels, test_features, k) == test_labels).double().mean().item()
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c16-92aeb6
+# %% ../nbs/1_isd/8_evaluation.ipynb #c15-92aeb6
 def linear_probe(train_features: Tensor | ArrayLike,  # (N, F)
                  train_labels: Tensor | ArrayLike,  # (N,)
                  test_features: Tensor | ArrayLike,  # (M, F)
@@ -91,7 +91,7 @@ def linear_accuracy(train_features: Tensor | ArrayLike, train_labels: Tensor | A
     "Top-1 of `linear_probe`."
     return linear_probe(train_features, train_labels, test_features, test_labels, **settings).top1
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c17-7ff020
+# %% ../nbs/1_isd/8_evaluation.ipynb #c16-7ff020
 def few_label_accuracy(train_features: Tensor | ArrayLike,  # (N, F)
                        train_labels: Tensor | ArrayLike,  # (N,)
                        test_features: Tensor | ArrayLike,  # (M, F)
@@ -106,7 +106,7 @@ def few_label_accuracy(train_features: Tensor | ArrayLike,  # (N, F)
     rows = stratified_fraction(train_labels.cpu(), fraction, seed).to(train_features.device)
     return linear_probe(train_features[rows], train_labels[rows], test_features, test_labels, seed=seed, **settings)
 
-# %% ../nbs/1_isd/8_evaluation.ipynb #c19-50dec7
+# %% ../nbs/1_isd/8_evaluation.ipynb #c18-50dec7
 def evaluate(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # by name, e.g. "teacher", "student"
              train: ImageSet,
              test: ImageSet,

@@ -33,7 +33,7 @@ from .umap_map import palette, plot_map
 from ..data import ImageSet, decode_image
 from ..errors import InputError
 from .gallery import CheckpointKey, Gallery, gallery_of_run
-from .neighbours import agreement, disagreement, hubness, look_up
+from .neighbours import agreement, disagreement, hubness, look_up, printable
 from ..views import Views
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | b
     arrays = dict(places=stack({m: to_square(p) for m, p in gallery.places.items()})) | measures(gallery, stack)
     arrays |= dict(labels=images.labels.numpy().astype(np.int32)) if labels else {}
     arrays |= {} if is_large(images) else sheets("image", images, images.get)
-    header = dict(count=len(images), encoders=encoders, steps=steps, classes=list(images.classes) if labels else [],
-                  names=[printable(path.name) for path in images.paths] or None, own=gallery.encode is not None, palette=palette, k=min(12, len(images) - 1),
+    header = dict(count=len(images), encoders=encoders, steps=steps, palette=palette, k=min(12, len(images) - 1),
+                  classes=[printable(name) for name in images.classes] if labels else [],
+                  names=[printable(path.name) for path in images.paths] or None, own=gallery.encode is not None,
                   temperature=gallery.temperature, note=remark(images), other_views=gallery.views is not None,
                   thumbnails=dict(size=thumbnail_size(images), columns=sheet_columns))
     return header, arrays
@@ -148,13 +149,8 @@ def remark(images: ImageSet) -> str:
     if images.labels is None:
         return "These images have no labels: nothing is coloured by class, and the soft label is shown by image."
     if len(images.labels.unique()) == 1:
-        return f"All images are of one class, {images.classes[int(images.labels[0])]}: agreement has nothing to compare."
+        return f"All images are of one class, {printable(images.classes[int(images.labels[0])])}: agreement has nothing to compare."
     return ""
-
-
-def printable(name: str) -> str:
-    "A file's name as text that can be sent; bytes that are no UTF-8 become replacement characters."
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def page(name: str) -> str:
