@@ -49,6 +49,17 @@ FEATURES = [  # name, what is replaced, by what, the test that must fail
     ("class counts", "counts[labels[i]] += 1;", "counts[0] += 1;", "lasso"),
     ("keyboard", "keys[event.key]();", "", "keys_do"),
     ("select the view by key", "s: selectView,", "", "keys_do"),
+    ("contours", "if (state.contours && now.moment === 1)", "if (false)", "contours_hold"),
+    ("contour of 80%", "contoursAround(encoder, mine, [0.8],", "contoursAround(encoder, mine, [0.2],", "contours_hold"),
+    ("names off", "labels && state.names && classes", "labels && classes", "names_can"),
+    ("search by file", "(header.names && holds(header.names[i]))", "false", "search_finds"),
+    ("search by class", "(labels && holds(nameOf(i)))", "false", "search_finds"),
+    ("next match", "found.indexOf(state.query) + 1", "found.indexOf(state.query)", "search_finds"),
+    ("select matches", "() => pick(matches())", "() => {}", "search_finds"),
+    ("table", "labels ? classes[labels[i]] : \"\", header.names", "\"\", header.names", "saved_as_a_table"),
+    ("quotes in the table", "replaceAll('\"', '\"\"')", "replaceAll('', '')", "saved_as_a_table"),
+    ("picture", 'download("map.png", blob)', "0", "saved_as_a_picture"),
+    ("more keys", "c: () => contourBox.click(),", "", "more_keys"),
     ("text stays text", "node.append(...children);", 'for (const c of children) typeof c === "string" '
      '? node.insertAdjacentHTML("beforeend", c) : node.append(c);', "names_are_text"),
     ("no network", "  drawLegend();\n  //", '  fetch("http://example.com/x").catch(() => {});\n  drawLegend();\n  //', "nothing_outside"),
@@ -59,6 +70,9 @@ LAB = [  # these need a kernel
     ("selection in the kernel", "tell({ selection: indices });", "", "lasso"),
     ("query in the kernel", "tell({ query: index });", "", "kernel_knows"),
     ("query set in Python", 'model.on("change:query", follow);', "", "kernel_knows"),
+    ("own image", "if (!mine) return;", "return;", "own_image"),
+    ("own image from Python", 'model.on("change:own", own);', "", "own_image"),
+    ("own image's error", "catch (error) { say(error.message); }\n    });\n    ask2", "catch { }\n    });\n    ask2", "own_image"),
     ("thumbnails from the kernel", "n * size, y: 0", "0, y: 0", "neighbours_and_query_show"),
 ]
 
@@ -79,7 +93,7 @@ def main() -> None:
         copy = Path(folder)
         for name in ("isd_nb", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        page = copy / "isd_nb" / "static" / "explorer.js"
+        page = copy / "isd_nb" / "explore" / "static" / "explorer.js"
         original = page.read_text()
         if noticed(copy, "test"):
             raise SystemExit("some tests fail with nothing switched off")

@@ -5,6 +5,8 @@ from the features, not by the code under test. Images, names and places are made
 the map. `tests/switch_off.py` switches each feature of the page off, one at a time, and checks that its test fails.
 """
 
+import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -57,7 +59,13 @@ def made_up(n: int = N) -> Gallery:
     middles = rng.normal(size=(len(NAMES), 9))
     features = {m: torch.from_numpy(0.5 * middles[labels] + rng.normal(size=(n, 9))).float() for m in moments}
     places = {m: grid[rng.permutation(n)] for m in moments}
-    return gallery_of(images, features, places, temperature=0.1, title="<i>made up", views=GENTLE)
+    return gallery_of(images, features, places, temperature=0.1, title="<i>made up", views=GENTLE, encode=encode)
+
+
+def encode(moment: tuple[str, int], pixels: torch.Tensor) -> torch.Tensor:  # uint8 (1, 3, SIZE, SIZE) -> (9,)
+    "Features of any image: the means of nine of its parts, turned by the moment."
+    parts = pixels.float().mean(1).unfold(1, 4, 4).unfold(2, 4, 4).mean((-1, -2)).flatten() - 127
+    return parts.roll(STEPS.index(moment[1]) + 3 * ENCODERS.index(moment[0]))
 
 
 GALLERY = made_up()
@@ -471,6 +479,119 @@ def test_keys_do_what_the_mouse_does(window: Window) -> None:
     canvas.press(" ")
 
 
+def test_more_keys(window: Window) -> None:
+    canvas = window.root.locator(".isd-map")
+    for key, name in (("c", "contours"), ("n", "names")):
+        before = window.control(name).is_checked()
+        canvas.press(key)
+        assert window.control(name).is_checked() != before
+        canvas.press(key)
+    canvas.press("e")
+    window.ready(encoder="student")
+    canvas.press("/")
+    assert window.control("search").evaluate("e => e === e.getRootNode().activeElement")
+
+
+def test_search_finds_classes_and_files(window: Window) -> None:
+    labels = GALLERY.images.labels.numpy()
+    window.control("search").fill("PLAIN")
+    plain = np.flatnonzero(labels == 3).tolist()
+    window.ready(query=plain[0])
+    assert f"{len(plain)} found" in window.root.inner_text()
+    window.control("match").click()
+    window.ready(query=plain[1])
+    window.control("matches").click()
+    assert window.root.evaluate("r => r.explorer.state.selection") == plain
+    window.control("search").fill(">77.png")
+    window.ready(query=77)
+    window.control("search").fill("nowhere")
+    assert "0 found" in window.root.inner_text()
+    window.control("search").fill("")
+    window.root.locator(".isd-chosen").get_by_text("clear").click()
+
+
+def test_contours_hold_most_of_a_class(window: Window) -> None:
+    canvas = "c => c.toDataURL()"
+    without = window.root.locator(".isd-map").evaluate(canvas)
+    window.control("contours").check()
+    lines = window.root.evaluate("r => r.explorer.contours('teacher')")
+    window.page.wait_for_function(
+        "old => document.querySelector('.isd-map').toDataURL() !== old", arg=without
+    )
+    window.control("contours").uncheck()
+    assert len(lines) == len(NAMES)
+    places, labels = unit_places("teacher", 20), GALLERY.images.labels.numpy()
+    for c, line in enumerate(lines):
+        segments = np.array(line["segments"]).reshape(-1, 4)  # x1, y1, x2, y2
+        mine, others = ([encloses(segments, *place) for place in places[m]] for m in (labels == c, labels != c))
+        assert abs(np.mean(mine) - 0.8) < 0.15 and np.mean(others) < np.mean(mine) - 0.1
+
+
+def encloses(segments: np.ndarray, x: float, y: float) -> bool:  # (S, 4)
+    "Whether a ray to the right crosses the lines an odd number of times."
+    x1, y1, x2, y2 = segments[(segments[:, 1] > y) != (segments[:, 3] > y)].T
+    return int((x < (x2 - x1) * (y - y1) / (y2 - y1) + x1).sum()) % 2 == 1
+
+
+def test_names_can_be_switched_off(window: Window) -> None:
+    canvas = "c => c.toDataURL()"
+    with_names = window.root.locator(".isd-map").evaluate(canvas)
+    window.control("names").uncheck()
+    window.page.wait_for_function("old => document.querySelector('.isd-map').toDataURL() !== old", arg=with_names)
+    window.control("names").check()
+    window.page.wait_for_function("old => document.querySelector('.isd-map').toDataURL() === old", arg=with_names)
+
+
+def test_a_selection_is_saved_as_a_table(window: Window) -> None:
+    wanted = [7, 3, 101]
+    window.root.evaluate("(r, wanted) => r.explorer.pick(wanted)", wanted)
+    with window.page.expect_download() as waiting:
+        window.control("csv").click()
+    text = Path(waiting.value.path()).read_bytes().decode()
+    assert waiting.value.suggested_filename == "selection.csv"
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    names = [NAMES[GALLERY.images.labels[i]] for i in wanted]
+    files = [f"<b onclick='x'>{i}.png" for i in wanted]
+    assert rows == [["image", "class", "file"], *map(list, zip(map(str, wanted), names, files))]
+    window.root.locator(".isd-chosen").get_by_text("clear").click()
+
+
+def test_the_map_is_saved_as_a_picture(window: Window) -> None:
+    with window.page.expect_download() as waiting:
+        window.control("png").click()
+    picture = Image.open(Path(waiting.value.path()))
+    box = window.root.locator(".isd-map").bounding_box()
+    assert picture.format == "PNG" and np.allclose(picture.size, (box["width"], box["height"]), atol=2)
+    assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > len(NAMES)
+
+
+def test_an_own_image_becomes_the_query(window: Window, tmp_path: Path) -> None:
+    if "/lab/" not in window.page.url:
+        assert window.control("own").count() == 0
+        assert "needs the network" in window.root.locator(".isd-help").text_content()
+        return
+    pixels = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "<i>mine.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with window.page.expect_file_chooser() as waiting:
+        window.control("own").click()
+    waiting.value.set_files(tmp_path / "<i>mine.png")
+    window.ready(query=-1)
+    np.testing.assert_array_equal(window.pixels(window.root.locator(".isd-query canvas")), pixels)
+    assert window.root.locator(".isd-query b").inner_text() == "<i>mine.png"
+    vector = encode(("teacher", 20), torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    cosines = GALLERY.features["teacher", 20] @ vector.numpy() / np.linalg.norm(vector)
+    assert window.neighbours() == np.argsort(-cosines)[:12].tolist()
+    assert window.in_kernel("print(explorer.query)").strip() == "-1"
+    window.control("file").set_input_files(tmp_path / "notes.txt")
+    window.root.get_by_text("notes.txt cannot be read as an image").wait_for()
+    window.ready(query=-1)
+    window.choose(4)
+    window.ready(query=4)
+    window.in_kernel(f"explorer.choose_file({str(tmp_path / '<i>mine.png')!r})")
+    window.ready(query=-1)
+
+
 def test_confusing_images_come_first(window: Window) -> None:
     rows, labels = torch.tensor(np.array(GALLERY.neighbours["teacher", 20])).long(), GALLERY.images.labels
     same = (labels[rows] == labels[:, None]).sum(1)
@@ -555,7 +676,7 @@ def test_isd_explore_opens_jupyterlab(chromium: BrowserContext, make_folder: Cal
     moments = {(e, s): torch.randn(len(folder_images), 5) for e in ENCODERS for s in files}
     places = {m: np.random.default_rng(0).random((len(folder_images), 2), dtype=np.float32) for m in moments}
     write_cache(run / "explorer", digest(run, files, folder_images), gallery_of(folder_images, moments, places))
-    command = [sys.executable, "-c", "from isd_nb.explore.explorer import isd_explore; isd_explore()", str(run), "--"]
+    command = [sys.executable, "-c", "from isd_nb.cli.explore import isd_explore; isd_explore()", str(run), "--"]
     with browser.jupyterlab(tmp_path, command) as address:
         window = opened(chromium, address("explorer.ipynb"))
         browser.wait_for_kernel(window.page)

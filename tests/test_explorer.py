@@ -1,13 +1,20 @@
 """`isd_explore` as a user runs it, on a folder without labels, and what must be in the package for it."""
+import ast
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 
+from isd_nb.cli.explore import isd_explore as command
+from isd_nb.errors import refusal
 from isd_nb.explore import explorer, gallery
+from isd_nb.explore.umap_map import layout
 from isd_nb.sources.door import load_images
 from isd_nb.engine.training import train
 from isd_nb.recipe import Recipe
@@ -23,7 +30,7 @@ def isd_explore(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         monkeypatch.setattr("sys.argv", ["isd_explore", *map(str, arguments)])
         monkeypatch.setattr(gallery, "layout", scatter)
         with pytest.raises(SystemExit) as ended:
-            explorer.isd_explore()
+            command()
         return ended.value.code or 0
     return run
 
@@ -44,10 +51,72 @@ def test_a_run_without_labels_becomes_one_file(isd_explore: Callable, make_folde
     assert key.stat().st_mtime_ns != written
 
 
-def test_mistakes_end_in_one_sentence(isd_explore: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert isd_explore(tmp_path / "nowhere", "--html", tmp_path / "x.html") == 2
-    assert "no config.json" in capsys.readouterr().err
+@pytest.fixture
+def colour_run(make_folder: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    "A run on a folder of colour images that is named as the README does: from where one stands."
+    make_folder("colour", {"a": 12, "b": 12})
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe("tiny", data="folder:colour", batch_size=8, queue_size=16, width=4, steps=2, evaluations=1)
+    train(recipe, load_images(recipe.data, 16)[0], tmp_path / "run", device="cpu", show=False)
+    return tmp_path / "run"
+
+
+def explorer_call(run: Path) -> dict[str, object]:
+    "The arguments with which the notebook of a run makes its explorer."
+    source = json.loads((run / "explorer.ipynb").read_text())["cells"][1]["source"]
+    call = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return {"run": ast.literal_eval(call.args[0])} | {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+
+
+def test_the_notebook_names_places_from_anywhere(isd_explore: Callable, colour_run: Path, make_folder: Callable,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    here = colour_run.parent
+    assert isd_explore("run", "--no-open", "--moments", "1", "--limit", "20", "--root", "sets") == 0
+    wanted = dict(run=str(colour_run), limit=20, moments=1, data=f"folder:{here / 'colour'}", root=str(here / "sets"))
+    assert explorer_call(colour_run) == wanted
+    make_folder("other", {"c": 20, "d": 20})
+    assert isd_explore("run", "--no-open", "--data", "folder:other") == 0
+    assert explorer_call(colour_run)["data"] == f"folder:{here / 'other'}"
+    monkeypatch.chdir(colour_run)  # where Jupyter starts the kernel
+    settings = explorer_call(colour_run)
+    assert len(gallery.gallery_of_run(settings.pop("run"), show=False, **settings).images) == 8  # a fifth, held out
+
+
+def test_images_of_other_channels_are_converted(isd_explore: Callable, colour_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "grey" / "a").mkdir(parents=True)
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (24, 20, 20), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / f"grey/a/{i}.png")
+    assert isd_explore(colour_run, "--data", "folder:grey", "--html", tmp_path / "x.html", "--moments", "1") == 0
+    assert gallery.run_images(Recipe("x", image_size=16, data="folder:grey"), None, "data", 9, 3).shape == (3, 16, 16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_need_not_be_utf8(isd_explore: Callable, colour_run: Path, tmp_path: Path) -> None:
+    os.rename(b"colour/b", b"colour/caf\xe9")
+    os.rename(b"colour/a/000.png", b"colour/a/\xff.png")
+    assert isd_explore(colour_run, "--html", tmp_path / "x.html", "--moments", "1") == 0
+    assert "caf" in (tmp_path / "x.html").read_text()
+
+
+def test_mistakes_end_in_one_sentence(isd_explore: Callable, colour_run: Path, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def refused(*arguments: str | Path) -> str:
+        assert isd_explore(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "no config.json" in refused(tmp_path / "nowhere", "--html", tmp_path / "x.html")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)
+        patch.setattr(gallery, "layout", layout)
+        assert "the map needs umap-learn" in refusal(gallery.gallery_of_run, colour_run, moments=1, show=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("isd_nb.cli.explore.find_spec", lambda name: None)
+        assert "--html FILE needs no JupyterLab" in refused(colour_run)
+    for file in (colour_run / "checkpoints").glob("encoder_*.safetensors"):
+        file.write_bytes(file.read_bytes()[:999])
+    assert "is not a whole safetensors file" in refused(colour_run, "--html", tmp_path / "x.html")
 
 
 def test_the_page_is_in_the_package() -> None:
     assert "export default" in explorer.page("explorer.js") and ".isd-explorer" in explorer.page("explorer.css")
+    assert "contourOf" in explorer.page("contours.js")

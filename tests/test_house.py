@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "isd_nb"
-SPINE = ("data", "views", "encoders", "queue", "loss", "teacher", "method", "isd", "evaluation")
+SPINE = ("data", "views", "encoders", "queue", "loss", "teacher", "method", "isd", "embedding", "evaluation")
 FLOORS = (("errors",), ("kernels",), SPINE, ("sources",), ("recipe",), ("methods",), ("protocols",), ("engine",),
           ("studies", "explore"), ("cli",))
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

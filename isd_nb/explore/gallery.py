@@ -9,8 +9,9 @@ __all__ = ['CheckpointKey', 'Gallery', 'gallery_of', 'run_files', 'run_images', 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c03-91de7e
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,10 +27,12 @@ from .umap_map import layout
 from ..data import ImageSet, subsample_evenly
 from ..errors import InputError, kept_if_allowed
 from ..sources.door import load_images
-from ..encoders import load_encoder
+from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours
 from ..engine.runs import read_recipe
+from ..kernels.scores import as_features
+from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..views import ViewRecipe
 
@@ -47,6 +51,7 @@ class Gallery:
     title: str = ""
     views: ViewRecipe | None = None  # how training drew a key's view; None: unknown
     folder: Path | None = None  # where it is kept, if it is
+    encode: Callable[[CheckpointKey, Tensor], Tensor] | None = None  # uint8 (1, C, H, W) -> (F,): for images of the reader's own
 
     @property
     def encoders(self) -> list[str]:  # the teacher first
@@ -59,7 +64,7 @@ class Gallery:
         return sorted({step for _, step in self.features})
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c08-11f762
-def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor]) -> None:
+def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor | ArrayLike]) -> None:
     "Raise unless there are features of all images for every encoder at every step."
     if len(images) < 4:
         raise InputError(f"the explorer needs at least 4 images, not {len(images)}")
@@ -67,11 +72,11 @@ def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor]) ->
         raise InputError("there are no features to explore: give features[encoder, step]")
     for name in sorted({name for name, _ in features}):
         for step in sorted({step for _, step in features}):
-            shape = tuple(features[name, step].shape) if (name, step) in features else None
+            shape = np.shape(features[name, step]) if (name, step) in features else None
             if shape is None:
                 raise InputError(f"features of the {name} at step {step} are missing")
             if len(shape) != 2 or shape[0] != len(images):
-                raise InputError(f"features of the {name} at step {step} are {shape}, but there are {len(images)} images")
+                raise InputError(f"features of the {name} at step {step} are {tuple(shape)}, but there are {len(images)} images")
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c10-af65ea
 def lay_out(features: Mapping[CheckpointKey, Tensor], show: bool) -> dict[CheckpointKey, np.ndarray]:
@@ -88,14 +93,14 @@ def lay_out(features: Mapping[CheckpointKey, Tensor], show: bool) -> dict[Checkp
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c11-109f83
 def gallery_of(images: ImageSet,
-               features: Mapping[CheckpointKey, Tensor],  # (N, F) by encoder and step; every encoder at the same steps
+               features: Mapping[CheckpointKey, Tensor | ArrayLike],  # (N, F) by encoder and step; every encoder at the same steps
                places: Mapping[CheckpointKey, np.ndarray] | None = None,  # (N, 2); computed by default
                show: bool = True,  # a progress bar
-               **settings: Any,  # temperature, title, views
+               **settings: Any,  # temperature, title, views, encode
                ) -> Gallery:
     "A gallery of any features; layouts and neighbours are computed."
     check_moments(images, features)
-    unit = {m: F.normalize(f.float(), dim=1) for m, f in features.items()}
+    unit = {m: F.normalize(as_features(f, m[0]).float(), dim=1) for m, f in features.items()}
     rows = {m: other_neighbours(f).int().cpu().numpy() for m, f in unit.items()}
     places = lay_out(unit, show) if places is None else places
     return Gallery(images, {m: f.cpu().numpy() for m, f in unit.items()}, places, rows, **settings)
@@ -113,10 +118,11 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     return {step: kept[step] for step in steps if step in chosen}
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c17-3cb773
-def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int) -> ImageSet:
-    "Held-out images of a run, or its training images where none were held out; at most `limit`, evenly spaced."
-    bank, probe = load_images(data or recipe.data, recipe.image_size, root)
-    return subsample_evenly(probe or bank, limit)
+def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None) -> ImageSet:
+    "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
+    train, test = load_images(data or recipe.data, recipe.image_size, root)
+    images = subsample_evenly(test or train, limit)
+    return images if channels is None else with_channels(images, channels)
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c19-f5a43c
 def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
@@ -127,8 +133,8 @@ def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
     found.update((run / "config.json").read_bytes())
     if images.images is not None:
         found.update(np.ascontiguousarray(images.images.cpu().numpy()).data)
-    for path in images.paths:
-        found.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    for path in images.paths:  # a name need not be UTF-8
+        found.update(os.fsencode(path.absolute()) + f" {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     found.update(b"" if images.labels is None else images.labels.numpy().tobytes())
     return found.hexdigest()
 
@@ -157,6 +163,22 @@ def read_cache(folder: Path, key: str) -> dict[str, dict[CheckpointKey, np.ndarr
     except (OSError, ValueError, KeyError):
         return None
 
+# %% ../../nbs/machine_room/42_gallery.ipynb #n23-93434c
+def encoder_at(path: Path, name: str) -> FrozenEncoder:
+    "One encoder of a file; an `InputError` says what is wrong with it."
+    try:
+        return load_encoder(path, name)
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:  # of a header that describes no net
+        raise InputError(f"{path} is no encoder file of isd_nb: its header is damaged ({error})") from error
+
+
+def encode_with(files: Mapping[int, Path], device: str) -> Callable[[CheckpointKey, Tensor], Tensor]:
+    "A function that embeds one image by the encoder of any moment; encoders that were used stay loaded."
+    load = lru_cache(maxsize=4)(lambda name, step: encoder_at(files[step], name).to(device))
+    return lambda moment, pixels: embed(load(*moment), pixels)[0].cpu()
+
 # %% ../../nbs/machine_room/42_gallery.ipynb #c24-18c113
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
@@ -169,16 +191,17 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     "Images, features and layouts of a run; computed once, kept in its directory, computed again when it has changed."
     run = Path(run)
     recipe, files = read_recipe(run), run_files(run, moments)
-    images = run_images(recipe, data, root, limit)
-    settings = dict(temperature=recipe.teacher_temperature, title=run.resolve().name,
+    last = encoder_at(files[max(files)], "student")  # every run has a student
+    images = run_images(recipe, data, root, limit, last.config.channels)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
                     views=recipe.key_views or recipe.views, folder=run / "explorer")
     key = digest(run, files, images)
     if cached := read_cache(settings["folder"], key):
         return Gallery(images, **cached, **settings)
-    names = load_encoder(files[max(files)], "student").metadata["encoders"]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    features = {(name, step): embed(load_encoder(path, name), images, device=device).cpu()
-                for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
+    features = {(name, step): embed(encoder_at(path, name), images, device=device).cpu()
+                for step, path in tqdm(files.items(), "features", leave=False, disable=not show)
+                for name in last.metadata["encoders"]}
     gallery = gallery_of(images, features, show=show, **settings)
     with kept_if_allowed("layouts", settings["folder"], "they are computed each time"):
         write_cache(settings["folder"], key, gallery)

@@ -11,27 +11,49 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..data import ImageSet
 from ..errors import InputError
 from .neighbours import plain_text
+from ..kernels.scores import as_features
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# %% ../../nbs/machine_room/41_umap.ipynb #n05-583687
+def umap_class() -> type:
+    "UMAP; an `InputError` says how to install it."
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise InputError(f"the map needs umap-learn ({error}): pip install 'isd_nb[explore]'") from error
+    return UMAP
+
+
+def check_map(places: np.ndarray, images: ImageSet) -> None:
+    "Raise unless there is a place for every image, and a name for every class."
+    if np.shape(places) != (len(images), 2):
+        raise InputError(f"a map of {len(images)} images needs places of shape ({len(images)}, 2), not {np.shape(places)}")
+    if images.labels is not None and len(images) and (most := int(np.max(np.asarray(images.labels)))) >= len(images.classes):
+        raise InputError(f"labels go up to {most}, but there are names for {len(images.classes)} classes: name all {most + 1}")
+
 # %% ../../nbs/machine_room/41_umap.ipynb #c06-53bdec
-def layout(features: Tensor,  # (N, F)
+def layout(features: Tensor | ArrayLike,  # (N, F)
            neighbours: int = 15,  # how far UMAP looks around each point
            seed: int = 0,
            start: np.ndarray | None = None,  # (N, 2) places to start from; the result is turned to fit them
            ) -> np.ndarray:  # float32 (N, 2)
     "Places of all images in the plane, by UMAP with the cosine distance (McInnes et al. 2018)."
+    features = as_features(features)
     if len(features) < 4:
         raise InputError(f"a map needs at least 4 images, not {len(features)}")
+    if not torch.isfinite(features.sum(dtype=torch.float64)):
+        raise InputError("a map needs finite features, but these hold NaN or infinite values: the encoder has diverged")
     import warnings
 
-    from umap import UMAP
+    UMAP = umap_class()
     init = start if start is not None else "spectral" if len(features) > 30 else "random"
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
@@ -54,8 +76,9 @@ palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 markers = "os^DvPX"
 
 
-def draw_map(ax, places: np.ndarray, images: ImageSet, names: bool = True, size: float = 8) -> None:
-    "Draw places (N, 2) on axes: a colour and a marker a class; with `names`, the class at its middle."
+def draw_map(ax, places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:
+    "Draw places (N, 2) on axes: a colour and a marker per class; with `names`, the class at its middle."
+    check_map(places, images)
     ax.set(xticks=[], yticks=[])
     if images.labels is None:
         ax.scatter(*places.T, s=size, color=palette[0], linewidths=0)
@@ -73,11 +96,11 @@ def plot_map(places: np.ndarray,  # (N, 2)
              images: ImageSet,  # N images; their labels, if any, give the colours
              title: str = "",
              ) -> "Figure":
-    "The map as a figure: a colour and a marker a class, its name at its middle."
+    "The map as a figure: a colour and a marker per class, its name at its middle."
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(6, 5.2))
-    draw_map(ax, places, images, size=float(np.clip(6000 / len(places), 4, 24)))
+    draw_map(ax, places, images, size=float(np.clip(20_000 / len(places), 6, 42)))
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", title=plain_text(title))
     fig.tight_layout()
     return fig
@@ -98,12 +121,12 @@ def layouts(features: Mapping[int, Tensor],  # (N, F) by training step
 def plot_growth(maps: Mapping[int, np.ndarray],  # (N, 2) by training step
                 images: ImageSet,
                 ) -> "Figure":
-    "Small maps side by side, one a step."
+    "Small maps side by side, one per step."
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, len(maps), figsize=(2.4 * len(maps), 2.6), squeeze=False)
     for ax, (step, places) in zip(axes[0], sorted(maps.items())):
-        draw_map(ax, places, images, names=False, size=4)
+        draw_map(ax, places, images, names=False, size=float(np.clip(5000 / len(places), 5, 14)))
         ax.set_title(f"step {step:,}", fontsize=9)
     fig.tight_layout(pad=0.5)
     return fig

@@ -1,8 +1,9 @@
-// The explorer: a map of images, and beside it whom an encoder finds similar to one of them.
+// The explorer: a map of images, and beside it the images that an encoder places nearest to one of them.
 //
-// One file for two homes. In JupyterLab anywidget calls `render`, and the kernel answers questions. In an HTML file
-// `mount` is called with everything inside, and `answersHere` does the arithmetic. Python (isd_nb/explorer.py) writes
-// `header` (names and numbers) and one buffer (all arrays); `decode` puts them together again.
+// One page for two homes. In JupyterLab anywidget calls `render`, and the kernel computes neighbours. In an HTML file
+// `mount` is called with everything inside, and `answersHere` does the arithmetic. Python (isd_nb/explore/explorer.py)
+// writes `header` (names and numbers) and one buffer (all arrays); `decode` puts them together again. The functions of
+// contours.js stand before this file, in the same module.
 //
 // Text from outside (class names, file names) only ever becomes `textContent` or canvas text, never HTML.
 
@@ -12,6 +13,7 @@ const OUTLINES = ["M8 1a7 7 0 1 0 .01 0Z", "M2 2H14V14H2Z", "M8 1L15 14H1Z", "M8
   "M6 1H10V6H15V10H10V15H6V10H1V6H6Z", "M4 1L8 5L12 1L15 4L11 8L15 12L12 15L8 11L4 15L1 12L5 8L1 4Z"];
 const GLIDE = 900; // milliseconds from one checkpoint to the next
 const SHEET_LIMIT = 60; // images on a contact sheet
+const OWN = -1; // the query when it is an image of the reader's own, which is none of the set
 
 function decode(header, data) { // -> typed arrays by name
   const buffer = data instanceof DataView ? data.buffer.slice(data.byteOffset, data.byteOffset + data.byteLength) : data;
@@ -29,6 +31,15 @@ function el(tag, properties = {}, ...children) { // an element; strings among th
   return node;
 }
 
+function download(name, blob) {
+  const link = el("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+const csv = (lines) => lines.map((cells) => cells.map((cell) => // RFC 4180
+  (/[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell)).join(",")).join("\r\n") + "\r\n";
+
 // ---- who answers: the kernel, or arithmetic on the features in this file ----------------------------------------
 
 function kernelAnswers(model) {
@@ -40,16 +51,16 @@ function kernelAnswers(model) {
     else if (done) done.resolve({ ...message, buffers });
   };
   model.on("msg:custom", listen);
-  const ask = (question) => new Promise((resolve, reject) => {
+  const ask = (question, files = []) => new Promise((resolve, reject) => {
     const id = String(Math.random());
     waiting.set(id, { resolve, reject });
-    model.send({ ...question, id });
-    setTimeout(() => waiting.delete(id) && reject(new Error("the kernel does not answer; is it busy, or gone?")), 20000);
+    model.send({ ...question, id }, undefined, files);
+    setTimeout(() => waiting.delete(id) && reject(new Error("the kernel does not reply; is it busy, or gone?")), 20000);
   });
   return { ask, close: () => model.off("msg:custom", listen) };
 }
 
-// The same numbers as `look_up` in isd_nb/neighbours.py: cosine, softmax over all images but the query, entropy in nats.
+// The same numbers as `look_up` in isd_nb/explore/neighbours.py: cosine, softmax over all images but the query, entropy in nats.
 function answersHere(header, arrays) {
   const { count, width } = header;
   return async ({ encoder, step, query, k, temperature }) => {
@@ -218,10 +229,24 @@ const LEGENDS = { // what the two ends of the ramp mean
 function explorer(root, header, arrays, ask, tell = () => {}) {
   const { count, classes, steps, encoders } = header, labels = arrays.labels || null;
   const state = { encoder: encoders[0], step: steps.length - 1, colour: "none", query: 0, k: header.k,
-    temperature: header.temperature, hidden: new Set(), selection: [], lasso: false };
+    temperature: header.temperature, hidden: new Set(), selection: [], lasso: false, own: null,
+    contours: false, names: true };
   const view = { x: 0, y: 0, zoom: 0.92 };
-  const thumbnail = thumbnails(header, arrays, ask, "image"), otherView = thumbnails(header, arrays, ask, "other");
-  const nameOf = (i) => (labels ? classes[labels[i]] : header.names ? header.names[i] : `image ${i}`);
+  const ofTheSet = thumbnails(header, arrays, ask, "image"), otherView = thumbnails(header, arrays, ask, "other");
+  const thumbnail = (index, pixels) => { // of an image of the set, or of the reader's own
+    if (index !== OWN) return ofTheSet(index, pixels);
+    const canvas = el("canvas", { className: "isd-image" }), picture = new Image();
+    canvas.style.width = canvas.style.height = `${pixels}px`;
+    picture.onload = () => {
+      Object.assign(canvas, { width: picture.width, height: picture.height });
+      canvas.getContext("2d").drawImage(picture, 0, 0);
+      canvas.dataset.drawn = "yes";
+    };
+    picture.src = state.own.picture;
+    Object.assign(canvas.dataset, { index, kind: "own" });
+    return canvas;
+  };
+  const nameOf = (i) => (i === OWN ? state.own.name : labels ? classes[labels[i]] : header.names ? header.names[i] : `image ${i}`);
   const shown = () => (state.encoder === "both" ? encoders : [state.encoder]);
   const ended = new AbortController(); // ends every listener outside the root
 
@@ -229,7 +254,8 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   const canvas = el("canvas", { tabIndex: 0, className: "isd-map" });
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "Map of images. Arrows move, plus and minus zoom, 0 shows all, comma and full stop "
-    + "choose the previous and the next image, S selects what is in view, Escape selects nothing, space plays.");
+    + "choose the previous and the next image, S selects what is in view, Escape selects nothing, space plays, E changes the "
+    + "encoder, C draws contours, N the names of classes, slash goes to the search.");
   const hover = el("div", { className: "isd-hover", hidden: true }), note = el("div", { className: "isd-note", hidden: true });
   note.setAttribute("role", "status");
   const stage = el("div", { className: "isd-stage" }, canvas, hover);
@@ -237,15 +263,19 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     "Click a point, a thumbnail or a neighbour to make it the query.",
     "Drag to move, turn the wheel to zoom (after a click on the map), drag with Shift held to select.",
     "Keys on the map: arrows move, + and \u2212 zoom, 0 shows all; comma and full stop choose the previous and the next "
-      + "image; S selects what is in view, Escape nothing; space plays."].map((text) => el("li", {}, text))));
+      + "image; S selects what is in view, Escape nothing; space plays; E changes the encoder, C draws contours, N names; / searches.",
+    "Contours hold 80% of a class; without classes 90%, 50% and 25% of all images.",
+    header.own ? "own image: a picture file of yours becomes the query. UMAP has not placed it: its ring lies amid its neighbours."
+      : "An image of your own needs the network: open the explorer in JupyterLab."].map((text) => el("li", {}, text))));
   const legend = el("div", { className: "isd-legend" }), bar = el("div", { className: "isd-bar" });
   const time = el("div", { className: "isd-bar" }), ask1 = el("div", { className: "isd-bar" });
+  const ask2 = el("div", { className: "isd-bar" });
   const settings = el("div", { className: "isd-bar" }), panel = el("div", { className: "isd-panel" });
   const chosen = el("div", { className: "isd-chosen" });
   root.classList.add("isd-explorer");
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's one-letter commands stay away
   root.replaceChildren(note, el("div", { className: "isd-left" }, bar, stage, time, legend, help),
-    el("div", { className: "isd-right" }, ask1, settings, panel, chosen));
+    el("div", { className: "isd-right" }, ask1, ask2, settings, panel, chosen));
   const say = (text) => { note.textContent = text; note.hidden = !text; };
 
   // -- controls
@@ -277,6 +307,18 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   lassoButton.setAttribute("aria-pressed", "false");
   bar.append(encoderLabel, colourLabel, lassoButton, button("+", "Zoom in", () => zoom(1.4)),
     button("\u2212", "Zoom out", () => zoom(1 / 1.4)), button("all", "Show the whole map", () => reset()));
+  const check = (name, text, title) => { // a switch of `state`
+    const box = el("input", { type: "checkbox", name, checked: state[name] });
+    box.addEventListener("change", () => { state[name] = box.checked; later(); });
+    bar.append(el("label", { title }, box, ` ${text}`));
+    return box;
+  };
+  const contourBox = check("contours", "contours", "Lines of equal density");
+  const nameBox = labels && classes.length <= 30 ? check("names", "names", "The name of each class at its middle") : null;
+  bar.append(button("PNG", "Save the map as a picture", () => {
+    draw(performance.now());
+    canvas.toBlob((blob) => download("map.png", blob));
+  }, "png"));
 
   const stepText = el("output", { className: "isd-step" });
   const slider = el("input", { type: "range", name: "step", min: 0, max: steps.length - 1, value: state.step });
@@ -314,6 +356,33 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     next(arrays.agreement ? (i) => arrays.agreement[start + i] : (i) => -arrays.difference[start + i]);
   };
   const hub = () => { const start = row(); next((i) => -arrays.hubness[start + i]); };
+  const search = el("input", { type: "search", name: "search", placeholder: header.names ? "class or file name" : "class name" });
+  const hits = el("output", { className: "isd-hits" });
+  const matches = () => {
+    const text = search.value.trim().toLowerCase(), holds = (name) => name && name.toLowerCase().includes(text);
+    return text ? [...Array(count).keys()].filter((i) => (labels && holds(nameOf(i))) || (header.names && holds(header.names[i]))) : [];
+  };
+  search.addEventListener("input", () => {
+    const found = matches();
+    hits.textContent = search.value.trim() ? `${found.length.toLocaleString("en")} found` : "";
+    if (found.length) choose(found[0]);
+  });
+  const nextMatch = () => { const found = matches(); if (found.length) choose(found[(found.indexOf(state.query) + 1) % found.length]); };
+  if (labels || header.names) {
+    ask2.append(el("label", {}, "search ", search), button("next", "The next image that was found", nextMatch, "match"),
+      button("select", "Select all images that were found", () => pick(matches()), "matches"), hits);
+  }
+  if (header.own) {
+    const file = el("input", { type: "file", accept: "image/*", name: "file", hidden: true });
+    file.addEventListener("change", async () => {
+      const [mine] = file.files;
+      file.value = "";
+      if (!mine) return;
+      try { await ask({ kind: "own", name: mine.name }, [await mine.arrayBuffer()]); } catch (error) { say(error.message); }
+    });
+    ask2.append(button("own image \u2026", "A picture file of yours becomes the query", () => file.click(), "own"), file);
+  }
+  ask2.hidden = !ask2.childElementCount;
   ask1.append(el("label", {}, "image ", number), ...(labels ? [classLabel] : []),
     button("random", "A random image", random, "random"));
   if (arrays.agreement || arrays.difference) {
@@ -420,6 +489,20 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       return mine.length ? [mid(0), mid(1)] : null;
     }));
   }
+  const lines = { key: "" }; // the contours that were drawn last, by encoder
+  function contours(encoder) { // -> [{ colour, segments }]
+    const key = `${state.step} ${state.colour} ${[...state.hidden].sort()}`;
+    if (lines.key !== key) for (const e of [...encoders, "key"]) delete lines[e];
+    lines.key = key;
+    return (lines[encoder] ||= byClass() ? members.flatMap((mine, c) => (state.hidden.has(c) || !mine.length ? []
+      : contoursAround(encoder, mine, [0.8], header.palette[c % header.palette.length])))
+      : contoursAround(encoder, [...Array(count).keys()].filter(visible), [0.9, 0.5, 0.25], "#333333"));
+  }
+  const byClass = () => state.colour === "class" && classes.length <= 30;
+  function contoursAround(encoder, chosen, shares, colour) {
+    const at = now.at[encoder], grid = densityOf(at, chosen);
+    return shares.map((share) => ({ colour, segments: contourOf(grid, levelAround(grid, at, chosen, share)) }));
+  }
   const members = classes.map(() => []);
   if (labels && classes.length <= 30) labels.forEach((c, i) => members[c].push(i));
   const paint = painter(canvas, count);
@@ -449,6 +532,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     paint.show();
     const ink = paint.ink;
     ink.setTransform(ratio, 0, 0, ratio, 0, 0);
+    if (state.contours && now.moment === 1) for (const pane of panes()) drawContours(ink, pane);
     for (const pane of panes()) annotate(ink, pane);
     if (lassoPath.length) {
       Object.assign(ink, { strokeStyle: "#000", fillStyle: "#0072b222", lineWidth: 1.5 });
@@ -459,6 +543,28 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       ink.stroke();
     }
   }
+  function drawContours(ink, pane) {
+    ink.save();
+    ink.beginPath();
+    ink.rect(pane.left, 0, pane.width, pane.height);
+    ink.clip();
+    ink.lineWidth = 1.5;
+    for (const { colour, segments } of contours(pane.encoder)) {
+      ink.strokeStyle = colour;
+      ink.beginPath();
+      for (let i = 0; i < segments.length; i += 4) {
+        ink.moveTo(...toScreen(pane, segments[i], segments[i + 1]));
+        ink.lineTo(...toScreen(pane, segments[i + 2], segments[i + 3]));
+      }
+      ink.stroke();
+    }
+    ink.restore();
+  }
+  function middleOf({ rows, shares }, at) { // where an image without a place is drawn: amid its neighbours
+    const total = shares.reduce((a, b) => a + b, 0) || 1;
+    const mean = (axis) => rows.reduce((sum, i, n) => sum + at[2 * i + axis] * shares[n], 0) / total;
+    return [mean(0), mean(1)];
+  }
   function annotate(ink, pane) { // names of classes, the query, its neighbours
     ink.save();
     ink.beginPath();
@@ -466,9 +572,24 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.clip();
     Object.assign(ink, { textAlign: "center", textBaseline: "middle", lineJoin: "round" });
     const at = now.at[pane.encoder], point = (i) => toScreen(pane, at[2 * i], at[2 * i + 1]);
-    const [qx, qy] = point(state.query);
+    const found = answers[pane.encoder];
+    if (state.query !== OWN || found) drawQuery(ink, found, point, state.query === OWN
+      ? toScreen(pane, ...middleOf(found, at)) : point(state.query));
+    ink.font = "bold 14px system-ui, sans-serif";
+    if (labels && state.names && classes.length <= 30) {
+      const a = middle(pane.encoder, leaving), b = middle(pane.encoder, state.step); // the names glide along
+      classes.forEach((name, c) => {
+        if (!b[c] || state.hidden.has(c)) return;
+        const [x, y] = toScreen(pane, a[c][0] + (b[c][0] - a[c][0]) * now.moment, a[c][1] + (b[c][1] - a[c][1]) * now.moment);
+        write(ink, name.length > 18 ? `${name.slice(0, 17)}\u2026` : name, x, y);
+      });
+    }
+    if (state.encoder === "both") write(ink, pane.encoder, pane.left + pane.width / 2, 14);
+    ink.restore();
+  }
+  function drawQuery(ink, found, point, [qx, qy]) { // a ring, and a line to each neighbour
     Object.assign(ink, { strokeStyle: "#0008", lineWidth: 1 });
-    for (const i of answers[pane.encoder]?.rows || []) {
+    for (const i of found?.rows || []) {
       const [x, y] = point(i);
       ink.beginPath();
       ink.moveTo(qx, qy);
@@ -482,17 +603,6 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.beginPath();
     ink.arc(qx, qy, pointSize, 0, 7);
     ink.stroke();
-    ink.font = "bold 14px system-ui, sans-serif";
-    if (labels && classes.length <= 30) {
-      const a = middle(pane.encoder, leaving), b = middle(pane.encoder, state.step); // the names glide along
-      classes.forEach((name, c) => {
-        if (!b[c] || state.hidden.has(c)) return;
-        const [x, y] = toScreen(pane, a[c][0] + (b[c][0] - a[c][0]) * now.moment, a[c][1] + (b[c][1] - a[c][1]) * now.moment);
-        write(ink, name.length > 18 ? `${name.slice(0, 17)}\u2026` : name, x, y);
-      });
-    }
-    if (state.encoder === "both") write(ink, pane.encoder, pane.left + pane.width / 2, 14);
-    ink.restore();
   }
   function write(ink, text, x, y) {
     Object.assign(ink, { strokeStyle: "#fffd", lineWidth: 4, fillStyle: "#000" });
@@ -537,7 +647,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   async function refresh() {
     const turn = ++asking, step = steps[state.step];
     root.dataset.state = "asking";
-    number.value = state.query;
+    number.value = state.query === OWN ? "" : state.query;
     const question = { kind: "neighbours", step, query: state.query, k: state.k, temperature: state.temperature };
     try {
       if (busy) await busy.catch(() => {}); // a slider asks faster than anyone answers
@@ -557,13 +667,18 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   }
   let busy = null;
   function choose(index) {
-    if (!Number.isInteger(index) || index < 0 || index >= count) {
+    if (!Number.isInteger(index) || index >= count || index < (state.own ? OWN : 0)) {
       return say(`There is no image ${index}: choose a number from 0 to ${count - 1}.`);
     }
     state.query = index;
     tell({ query: index });
     refresh();
     later();
+  }
+  function adopt({ name, picture }) { // an image of the reader's own, which the kernel has read
+    if (!picture) return;
+    state.own = { name, picture };
+    choose(OWN);
   }
   const percent = (share) => (share === 0 ? "0%" : share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`);
   const line = (name, share, className = "") => {
@@ -576,20 +691,21 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   };
   const bars = (...lines) => el("div", { className: "isd-bars" }, ...lines);
   function drawPanel() {
+    const mineIsOwn = state.query === OWN, others = (count - !mineIsOwn).toLocaleString("en");
     const query = el("div", { className: "isd-query" }, thumbnail(state.query, 84),
-      el("div", {}, el("b", {}, nameOf(state.query)), el("br"), `image ${state.query}`,
-        ...(labels && header.names ? [el("br"), header.names[state.query]] : [])));
-    const hard = el("div", { className: "isd-hard" }, ...(header.other_views ? [otherView(state.query, 48)] : []),
+      el("div", {}, el("b", {}, nameOf(state.query)), el("br"), mineIsOwn ? "your own image" : `image ${state.query}`,
+        ...(!mineIsOwn && labels && header.names ? [el("br"), header.names[state.query]] : [])));
+    const hard = el("div", { className: "isd-hard" }, ...(header.other_views && !mineIsOwn ? [otherView(state.query, 48)] : []),
       el("div", {}, el("h4", {}, "what MoCo would say"), bars(line("own other view", 1, "isd-hot"),
-        line(`all ${(count - 1).toLocaleString("en")} others`, 0, "isd-hot")),
+        line(`all ${others} others`, 0, "isd-hot")),
       el("p", {}, "one-hot, whatever the images show: entropy 0")));
     panel.replaceChildren(query, ...shown().map((encoder) => {
-      const a = answers[encoder], mine = labels ? labels[state.query] : -1;
+      const a = answers[encoder], mine = labels && !mineIsOwn ? labels[state.query] : -1;
       const grid = el("div", { className: "isd-grid" }, ...a.rows.map((i, n) => {
-        const same = labels && labels[i] === mine;
-        const b = el("button", { type: "button", className: labels ? (same ? "isd-same" : "isd-other") : "",
+        const known = labels && !mineIsOwn, same = known && labels[i] === mine; // of an own image the class is unknown
+        const b = el("button", { type: "button", className: known ? (same ? "isd-same" : "isd-other") : "",
           title: `${nameOf(i)}, image ${i}: cosine ${a.similarities[n].toFixed(3)}; make it the query` },
-        thumbnail(i), el("span", {}, labels ? `${same ? "\u2713" : "\u2717"} ${nameOf(i)}` : nameOf(i)),
+        thumbnail(i), el("span", {}, known ? `${same ? "\u2713" : "\u2717"} ${nameOf(i)}` : nameOf(i)),
         el("span", { className: "isd-isd" }, `ISD ${percent(a.shares[n])}`), el("span", { className: "isd-moco" }, "MoCo 0%"));
         b.dataset.index = i;
         b.dataset.similarity = a.similarities[n];
@@ -604,7 +720,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       }) : a.rows.slice(0, 8).map((i, n) => line(nameOf(i), a.shares[n]));
       const soft = el("div", { className: "isd-soft" }, el("h4", {}, `soft label${labels ? " by class" : ""}`), bars(...lines),
         el("p", { className: "isd-entropy" }, `entropy ${a.entropy.toFixed(2)} nats: spread as if over `
-          + `${Math.exp(a.entropy).toFixed(1)} of ${(count - 1).toLocaleString("en")} images`));
+          + `${Math.exp(a.entropy).toFixed(1)} of ${others} images`));
       soft.dataset.entropy = a.entropy;
       const column = el("div", { className: "isd-encoder" }, el("h3", {}, a.step === steps[state.step] || a.step === undefined
         ? `${encoder}'s neighbours` : `${encoder}'s neighbours at step ${a.step.toLocaleString("en")}`), grid, soft);
@@ -651,10 +767,15 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       return b;
     });
     chosen.replaceChildren(el("h3", {}, `${indices.length.toLocaleString("en")} selected `,
-      button("clear", "Select nothing", () => pick([]))), bars(...rows), el("div", { className: "isd-sheet" }, ...images),
+      button("clear", "Select nothing", () => pick([])), " ",
+      button("CSV", "Save the selection as a table", () => download("selection.csv",
+        new Blob([selectionTable(indices)], { type: "text/csv;charset=utf-8" })), "csv")), bars(...rows), el("div", { className: "isd-sheet" }, ...images),
     ...(indices.length > SHEET_LIMIT ? [el("p", {}, `and ${(indices.length - SHEET_LIMIT).toLocaleString("en")} more`)] : []));
     chosen.dataset.count = indices.length;
   }
+
+  const selectionTable = (indices) => csv([["image", "class", "file"], ...indices.map((i) =>
+    [i, labels ? classes[labels[i]] : "", header.names ? header.names[i] : ""])]);
 
   // -- mouse and keyboard
   const zoom = (factor, x, y) => { // about a place on the screen, by default the middle
@@ -720,7 +841,11 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   const keys = { ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, 0.1),
     ArrowDown: () => move(0, -0.1), "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset,
     ",": () => choose((state.query + count - 1) % count), ".": () => choose((state.query + 1) % count),
-    s: selectView, Escape: () => pick([]), " ": () => play.click() };
+    s: selectView, Escape: () => pick([]), " ": () => play.click(), c: () => contourBox.click(), n: () => nameBox?.click(),
+    "/": () => search.focus(), e: () => {
+      encoderBox.selectedIndex = (encoderBox.selectedIndex + 1) % encoderBox.options.length;
+      encoderBox.dispatchEvent(new Event("change"));
+    } };
   canvas.addEventListener("keydown", (event) => {
     if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -741,13 +866,13 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   place(state.step, false);
   drawLegend();
   // for tests and the curious: where an image is drawn on the page, and the places that are drawn now
-  root.explorer = { state, places: (encoder) => now.at[encoder], choose, pick,
+  root.explorer = { state, places: (encoder) => now.at[encoder], choose, pick, contours,
     project(i, map = 0) {
       const pane = panes()[map], at = now.at[pane.encoder], box = canvas.getBoundingClientRect();
       const [x, y] = toScreen(pane, at[2 * i], at[2 * i + 1]);
       return [box.left + x, box.top + y];
     } };
-  return { choose, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
+  return { choose, adopt, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
 }
 
 // ---- two homes ---------------------------------------------------------------------------------------------------
@@ -762,10 +887,13 @@ function render({ model, el: root }) { // JupyterLab, by anywidget
     model.save_changes();
   };
   const made = explorer(root, header, arrays, kernel.ask, tell);
-  if (mine) made.choose(mine);
+  if (mine > 0) made.choose(mine);
+  const own = () => made.adopt(model.get("own"));
+  own();
   const follow = () => { if (model.get("query") !== mine) made.choose(model.get("query")); }; // Python chose
   model.on("change:query", follow);
-  return () => { model.off("change:query", follow); kernel.close(); made.close(); };
+  model.on("change:own", own);
+  return () => { model.off("change:query", follow); model.off("change:own", own); kernel.close(); made.close(); };
 }
 
 function bytesOf(base64) {
