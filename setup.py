@@ -19,10 +19,10 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["isd_nb", "isd_nb.*"]),
     include_package_data=True,
-    package_data={"isd_nb": ["explore/static/*"]},  # the explorer's page; edited by hand, nbdev exports Python only
+    package_data={"isd_nb": ["explore/static/*", "shipped/*"]},  # the explorer's page; edited by hand, nbdev exports Python only
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "bench", "book", "dev")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "timm", "parquet", "bench", "book", "dev")},
     entry_points={"console_scripts": settings["console_scripts"].split(),
                   "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
 )

@@ -15,6 +15,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from ..engine.evaluate_run import evaluate_run
+from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..protocols.answers import protocols, table_of
@@ -40,10 +41,12 @@ def shares(text: str) -> tuple[float, ...]:
         raise InputError(f"fractions are numbers with commas between them, like 0.01,0.1, not {text!r}") from None
 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #c55-17e612
-RunFolder = Annotated[Path, Argument(help="the run's directory")]
+RunFolder = Annotated[Path | None, Argument(help="the run's directory; not with --encoder SOURCE")]
 Protocol = Annotated[str, Option(help=", ".join(protocols))]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME; by default the run's")]
-Encoders = Annotated[str, Option(help="teacher, student or both")]
+Encoders = Annotated[str, Option(help="teacher, student or both of the run; or, without a run, what to evaluate: "
+                                    "a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
+Size = Annotated[int | None, Option(min=1, help="height and width of the images, without a run; by default as the encoder was trained")]
 Fractions = Annotated[str, Option(help="shares of the labels, for few-labels and finetune")]
 Seeds = Annotated[int, Option(help="draws of the labelled images")]
 Augment = Annotated[bool, Option("--augment", help="moving views for the linear layer")]
@@ -54,15 +57,20 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #c56-4ae2c8
-def command(run: RunFolder, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both",
+def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both", size: Size = None,
             fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False, baselines: Baselines = False,
             epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
     with one_sentence("isd_eval"), stoppable():
-        result = evaluate_run(run, protocol, data, encoder, baselines, device, root, " ".join(["isd_eval", *sys.argv[1:]]),
-                              True, fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs,
-                              min_steps=min_steps, backbone_rate=backbone_rate)
+        said = " ".join(["isd_eval", *sys.argv[1:]])
+        settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps, backbone_rate=backbone_rate)
+        if run is None:
+            if encoder in ("teacher", "student", "both"):
+                raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
+            result = evaluate_source(encoder, protocol, data, size, None, baselines, device, root, said, True, **settings)
+        else:
+            result = evaluate_run(run, protocol, data, encoder, baselines, device, root, said, True, **settings)
         print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
         print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
 

@@ -20,6 +20,7 @@ from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
 from ..explore.explorer import Explorer
+from ..explore.given import gallery_of_sources
 
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c52-dcf378
 def from_anywhere(run: Path, data: str | None, root: Path) -> dict[str, str]:
@@ -64,7 +65,10 @@ def produce(run: Path, html: Path | None, **settings: Any) -> Path:
     return path
 
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c56-acd9d4
-RunFolder = Annotated[Path, Argument(help="a directory that isd_train wrote")]
+RunFolder = Annotated[Path | None, Argument(help="a directory that isd_train wrote; not with --encoder")]
+Encoders = Annotated[list[str] | None, Option("--encoder", help="without a run: a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME, torchvision:NAME; "
+                                              "again for a second one")]
+Size = Annotated[int | None, Option(min=1, help="height and width of the images, with --encoder; by default as the encoder was trained")]
 LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]
 HtmlFile = Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")]
 Limit = Annotated[int, Option(min=4, help="images at most")]
@@ -74,10 +78,24 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie")]
 Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
 
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c57-2c5c7f
-def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
+def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path,
+                    html: Path | None) -> str:
+    "Write the explorer of weights without a run as one HTML file, and say so."
+    if run is not None or data is None or html is None:
+        raise InputError("weights are explored with --encoder SOURCE --data SPEC --html FILE, without a run")
+    path = Explorer(gallery_of_sources(sources, data, size, limit, root)).html(html)
+    return f"{path} is written ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"
+
+
+def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = None, size: Size = None,
+            html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, root: Root = Path("data"), opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file."
     with one_sentence("isd_explore"):
+        if encoder:
+            return print(explore_sources(run, encoder, data, size, limit, root, html))
+        if run is None:
+            raise InputError("name what to explore: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
         if opening and html is None:
             check_lab()
         made = produce(run, html, limit=limit, moments=moments, **from_anywhere(run, data, root))

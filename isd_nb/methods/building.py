@@ -30,7 +30,8 @@ from ..sources.door import Sets, load_sets
 methods = {"isd": "isd_nb.isd:ISD"} | {name: f"isd_nb.methods.{place}" for name, place in dict(
     moco_v2="moco_v2:MoCoV2", byol="byol:BYOL", byol_asym="byol:BYOLAsym", simsiam="simsiam:SimSiam",
     simclr="simclr:SimCLR", swav="swav:SwAV", co2="co2:CO2", compress="compress:CompRess", pirl="pirl:PIRL",
-    invp="invp:InvP", supervised="supervised:Supervised").items()}
+    invp="invp:InvP", ressl="ressl:ReSSL", sce="sce:SCE", msf="mean_shift:MeanShift",
+    supervised="supervised:Supervised").items()}
 
 # %% ../../nbs/machine_room/18_building.ipynb #c07-507d01
 def find_method(name: str) -> type[Method]:  # a class with `from_recipe`
