@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
+from .options import console
+from ..engine.launch import one_sentence
 from ..explore.explorer import Explorer
 
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c52-dcf378
@@ -56,7 +58,6 @@ Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or 
 def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, root: Root = Path("data"), opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file."
-    from isd_nb.engine.launch import one_sentence
     with one_sentence("isd_explore"):
         made = produce(Explorer.from_run(run, limit=limit, moments=moments, data=data, root=root), run, html)
     if opening and html is None:
@@ -65,7 +66,4 @@ def command(run: RunFolder, lab: LabOptions = None, html: HtmlFile = None, limit
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c58-3e8689
 def isd_explore() -> None:
     "The console command `isd_explore`."
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    console(command)
