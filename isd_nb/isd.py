@@ -20,7 +20,7 @@ from .method import Output, WithQueue
 # %% ../nbs/1_isd/6_isd.ipynb #c22-9ba393
 class ISD(WithQueue):
     "Iterative Similarity Distillation (Tejankar et al., ICCV 2021)."
-    options: Mapping[str, Any] = {"symmetric": False}
+    options: Mapping[str, Any] = {"symmetric": False, "shuffle_keys": False, "prefill": False}
 
     def __init__(self, student: nn.Module,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
                  predictor: nn.Module | None = None,  # (B, D) -> (B, D), the student's alone; None: queries as they are
@@ -28,16 +28,19 @@ class ISD(WithQueue):
                  student_temperature: float = 0.1,
                  teacher_temperature: float = 0.02,
                  momentum: float | tuple[float, float] = 0.99,  # of the teacher; a pair: from, to, along a cosine
-                 symmetric: bool = False) -> None:  # each view is the query once: twice the compute for the same images
-        super().__init__(student, predictor, queue_size, momentum, symmetric)
+                 symmetric: bool = False,  # each view is the query once: twice the compute for the same images
+                 **how: Any) -> None:  # splits and prefill, see `WithQueue`
+        super().__init__(student, predictor, queue_size, momentum, symmetric, **how)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
         "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
+        own = cls.settings(recipe)
+        own["splits"] = recipe.batch_norm_splits if own.pop("shuffle_keys") else 0
         return cls(student, predictor, recipe.queue_size, recipe.student_temperature, recipe.teacher_temperature,
-                   recipe.momentum, **cls.settings(recipe))
+                   recipe.momentum, **own)
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

@@ -144,10 +144,9 @@ def local_splits(recipe: Recipe, processes: int) -> int:
 
 # %% ../nbs/machine_room/16_recipes.ipynb #c18-acade3
 def check_sizes(recipe: Recipe, images: int, processes: int = 1) -> None:
-    "Raise unless the batch fits the images, the queue and the parts it is cut into."
-    size, queue, parts = recipe.batch_size, recipe.queue_size, processes * recipe.accumulate
+    "Raise unless the batch fits the images and the parts it is cut into."
+    size, parts = recipe.batch_size, processes * recipe.accumulate
     require(size <= images, f"a batch of {size} is larger than the set of {images} images; choose a smaller --batch-size")
-    require(queue >= size, f"a queue of {queue} anchors is smaller than a batch of {size}; choose at least {size}")
     require(size % processes == 0, f"a batch of {size} cannot be shared evenly by {processes} processes")
     require(size % parts == 0 and size // parts >= 2,
          f"a batch of {size} cannot be cut into {recipe.accumulate} micro-batches in each of {processes} processes")
@@ -216,11 +215,12 @@ def authors(name: str, **changes: Any) -> Recipe:
     settings = dict(data="folder:data/imagenet", image_size=224, stored_size=256, views=STRONG, backbone="resnet18",
                     stem="large", projector=(), predictor=(512,), queue_size=128_000, student_temperature=0.02,
                     teacher_temperature=0.02, momentum=(0.999, 0.999), epochs=200, optimizer="sgd_plain",
-                    learning_rate=0.01, schedule="steps", evaluations=20)
+                    learning_rate=0.01, schedule="steps", evaluations=20, options={"shuffle_keys": True})
     return Recipe(f"{name}_authors", **settings | changes)
 
 
 plus = dict(learning_rate=0.05, schedule="cosine_epochs", momentum=(0.99, 0.99))
+byol = plus | dict(method="byol_asym", options={})
 isd_plus = plus | dict(backbone="resnet50", projector=(4096, 512), predictor=(4096,), key_views=WEAK,
                        teacher_temperature=0.01, student_temperature=0.1)
 
@@ -233,8 +233,8 @@ imagenet100 = dict(data="folder:data/imagenet100")
 
 theirs = (
     authors("imagenet"), authors("imagenet_r50", **isd_plus),
-    authors("imagenet_byol", **plus, method="byol_asym", projector=(1024, 128), predictor=(1024,)),
-    authors("imagenet_r50_byol", **plus, method="byol_asym", backbone="resnet50", projector=(4096, 512), predictor=(4096,)),
+    authors("imagenet_byol", **byol, projector=(1024, 128), predictor=(1024,)),
+    authors("imagenet_r50_byol", **byol, backbone="resnet50", projector=(4096, 512), predictor=(4096,)),
     authors("cifar10", **cifar10), authors("cifar100", **cifar100), authors("stl10", **stl10),
     authors("tiny_imagenet", **tiny_imagenet), authors("imagenet100", **imagenet100))
 

@@ -6,15 +6,15 @@
 __all__ = ['isd_compare']
 
 # %% ../../nbs/machine_room/53_isd_compare.ipynb #0c3a539e
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option, Typer
+from typer import Option
 
+from .options import console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
@@ -52,10 +52,7 @@ def command(data: DataSpec = None, recipe: RecipeName = None, names: Names = eve
 # %% ../../nbs/machine_room/53_isd_compare.ipynb #c48-38d36b
 def isd_compare() -> None:
     "The console command `isd_compare`."
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    console(command)
 
 # %% ../../nbs/machine_room/53_isd_compare.ipynb #c49-c900b1
 def listed(text: str) -> list[str]:

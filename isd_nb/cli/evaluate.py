@@ -7,32 +7,20 @@ __all__ = ['isd_eval']
 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #4990d32a
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
+from .options import Threads, console
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
-from ..engine.launch import one_sentence
+from ..engine.launch import one_sentence, with_threads
 from ..errors import InputError
 from ..protocols.answers import protocols, table_of
 from ..protocols.fine_tuning import FINETUNE
-from ..protocols.storage import Stopped
 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #c52-9ac4cb
-@contextmanager
-def stoppable() -> Iterator[None]:
-    "Ctrl-C ends the command with one sentence."
-    try:
-        yield
-    except (Stopped, KeyboardInterrupt) as stop:
-        print(f"isd_eval: {str(stop) or 'stopped'}; finished rows are saved, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
 def shares(text: str) -> tuple[float, ...]:
     "Comma-separated fractions."
     try:
@@ -57,14 +45,15 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #c56-4ae2c8
-def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both", size: Size = None,
-            fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False, baselines: Baselines = False,
-            epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
-            device: Device = "auto", root: Root = Path("data")) -> None:
+def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both",
+            size: Size = None, fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False,
+            baselines: Baselines = False, epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
+            device: Device = "auto", threads: Threads = None, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
-    with one_sentence("isd_eval"), stoppable():
+    with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"), with_threads(threads):
         said = " ".join(["isd_eval", *sys.argv[1:]])
-        settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps, backbone_rate=backbone_rate)
+        settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
+                        backbone_rate=backbone_rate)
         if run is None:
             if encoder in ("teacher", "student", "both"):
                 raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
@@ -77,6 +66,4 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
 # %% ../../nbs/machine_room/52_isd_eval.ipynb #c57-ac7ad0
 def isd_eval() -> None:
     "The console command `isd_eval`."
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    console(command)

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
+from .options import console
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
@@ -105,7 +106,4 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = N
 # %% ../../nbs/machine_room/54_isd_explore.ipynb #c58-3e8689
 def isd_explore() -> None:
     "The console command `isd_explore`."
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    console(command)

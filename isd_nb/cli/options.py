@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['RecipeName', 'DataSpec', 'MethodName', 'Backbone', 'Init', 'Epochs', 'Steps', 'BatchSize', 'Seed', 'Out', 'Resume',
-           'Device', 'Processes', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Root', 'Figures', 'Change',
-           'run_directory']
+           'Device', 'Threads', 'Processes', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Root', 'Figures', 'Change',
+           'run_directory', 'own_directory', 'console']
 
 # %% ../../nbs/machine_room/50_options.ipynb #9f77e348
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Option, Typer
 
 from ..errors import InputError
 from ..methods.building import methods
@@ -29,6 +33,40 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
         raise InputError(f"there is no run of {stem} in {root} to resume; name one with --out, or leave out --resume")
     return root / f"{stem}-{max(numbers, default=0) + (not resume)}"
 
+# %% ../../nbs/machine_room/50_options.ipynb #lf87ae08a8
+@contextmanager
+def own_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Iterator[Path]:
+    "Where the run lives; without `--out`, a directory that no other process takes."
+    place = run_directory(out, recipe, resume, root)
+    if out is not None or resume or int(os.environ.get("RANK", 0)):
+        yield place
+        return
+    while True:
+        try:
+            place.mkdir(parents=True)
+            break
+        except FileExistsError:  # another process was faster
+            place = run_directory(None, recipe, False, root)
+    try:
+        yield place
+    finally:
+        with suppress(OSError):  # where something lies in it
+            place.rmdir()
+            root.rmdir()
+
+# %% ../../nbs/machine_room/50_options.ipynb #lff0c8885d
+def console(command: Callable[..., None]) -> None:
+    "Run a command of the console with the options that its arguments declare."
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures become files
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a notebook or a test puts in its place may not
+            stream.reconfigure(errors="backslashreplace")
+    if "" not in sys.path:
+        sys.path.append("")  # the folder where the command is called
+    app = Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
 # %% ../../nbs/machine_room/50_options.ipynb #c54-19f1b9
 RecipeName = Annotated[str | None, Option(help=f"{', '.join(recipes)}; by default the one that fits the data")]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
@@ -42,6 +80,7 @@ Seed = Annotated[int | None, Option(help="of weights, order and views")]
 Out = Annotated[Path | None, Option(help="run directory; by default the next free one in runs/")]
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
+Threads = Annotated[int | None, Option(min=1, help="of each process; by default chosen while training. The same numbers need the same threads")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
 Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one a core, up to 16")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]

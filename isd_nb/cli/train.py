@@ -7,19 +7,18 @@ __all__ = ['run', 'command', 'isd_train']
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #f33a159d
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from typer import Typer
-
 from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, MethodName, Out, Processes, RecipeName, Resume,
-    Root, Seed, Steps, Supervised, Tracker, Workers, run_directory)
+    Root, Seed, Steps, Supervised, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, dry_run
 from ..engine.finish import final_scores, table, train_supervised, what_was_run
-from ..engine.launch import companions, end_with_first, one_sentence, process_count, share_of_cores
+from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
 from ..engine.runs import read_recipe
 from ..engine.state import save_encoders
 from ..engine.training import Trained, train
@@ -49,18 +48,28 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c31-9b3a47
 def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
-    "Evaluate, draw and report; returns the summary."
+    "Evaluate, report and draw, in this order: what can fail comes last; returns the summary."
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
     summary = what_was_run(recipe, trained, upper, sets)
     if sets.scorable():
         summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
+    write_json(out / "summary.json", summary)
     scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
-    files = draw_figures(out, recipe, trained, sets.bank, sets.test, summary) if figures else []
-    write_json(out / "summary.json", summary)
+    files = drawn(out, recipe, trained, sets, summary) if figures else []
     if show:
         print(closing(summary, out, files))
     return summary
+
+
+def drawn(out: Path, recipe: Recipe, trained: Trained, sets: Sets, summary: Mapping[str, Any]) -> list[Path]:
+    "The figures; where they cannot be drawn, a note, for the run is complete without them."
+    try:
+        return draw_figures(out, recipe, trained, sets.bank, sets.test, summary)
+    except Exception as error:  # whatever a library of figures may raise for a name, a font or a full disk
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(f"the figures could not be drawn ({type(error).__name__}: {reason}); everything else is complete", stacklevel=2)
+        return []
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c32-f974fb
 def run(recipe: Recipe,
@@ -71,23 +80,26 @@ def run(recipe: Recipe,
         figures: bool = True,  # draw them at the end
         show: bool = True,
         supervised: bool = True,  # train the same backbone with labels, too
+        threads: int | None = None,  # of each process; None: chosen while training
         **how: Any,  # workers and tracker, see `isd_nb.engine.training.train`
         ) -> dict[str, Any]:  # what `summary.json` holds; empty in all processes but the first
     "Load, train, evaluate, draw and report."
     check_settings(recipe)
     sets = read_sets(recipe, root)
     main = int(os.environ.get("RANK", 0)) == 0
-    with share_of_cores():
-        trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
+    with with_threads(threads):
+        trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show,
+                        threads=threads, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
-        upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train)) if supervised else None
-    return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
+        upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
+    with with_threads(trained.threads):  # what was best at the end
+        return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c55-dd004b
 def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, backbone: Backbone = None,
             init: Init = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
-            device: Device = "auto", processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
+            device: Device = "auto", threads: Threads = None, processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
             root: Root = Path("data"), figures: Figures = True, supervised: Supervised = True, dry: DryRun = False,
             change: Change = None) -> None:
     "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options say."
@@ -108,18 +120,16 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
         check_pixels(chosen.data, chosen.image_size, chosen.stored_size)
         if dry:
             return print(plan_in_words(chosen, root))
-        with companions(process_count(processes, chosen, device), [] if out else ["--out", str(place)]):
-            run(chosen, place, resume, device, root, figures, supervised=supervised, workers=workers, tracker=tracker)
+        count = process_count(processes, chosen, device)
+        with own_directory(out, chosen, resume) as place, companions(count, [] if out else ["--out", str(place)], place / "logs"):
+            run(chosen, place, resume, device, root, figures, supervised=supervised, threads=threads, workers=workers, tracker=tracker)
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c56-6c6dc1
 def isd_train() -> None:
     "The console command `isd_train`."
-    os.environ.setdefault("MPLBACKEND", "Agg")
     if "ISD_NB_COMPANION" in os.environ:
         end_with_first()
-    app = Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    app()
+    console(command)
 
 # %% ../../nbs/machine_room/51_isd_train.ipynb #c57-684ce0
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:

@@ -23,7 +23,7 @@ from .state import save_encoders
 from .training import Trained, train
 from ..kernels.devices import machine
 from ..methods.building import build_method
-from ..protocols.scorer import features_of, score_features, scores_of, where
+from ..protocols.scorer import features_of, flat, score_encoders, score_features, where
 from ..protocols.storage import write_json
 from ..recipe import Recipe, total_steps
 from ..sources.door import Sets
@@ -33,6 +33,7 @@ def train_supervised(recipe: Recipe,
                      train_set: ImageSet,  # with labels
                      out: Path, resume: bool, device: str, show: bool,
                      images: int | None = None,  # that the recipe's own method learns from; None: these
+                     threads: int | None = None,  # see `train`
                      ) -> Trained | None:
     "The same backbone with labels, for a quarter of the steps; `None` without labels of several classes."
     if train_set.labels is None or len(train_set.classes) < 2 or recipe.method == "supervised":
@@ -42,7 +43,8 @@ def train_supervised(recipe: Recipe,
                     evaluations=1)
     if show:
         print(f"The same backbone with labels, {steps * recipe.batch_size:,} images:")
-    return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show)
+    return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show,
+                 threads=threads)
 
 # %% ../../nbs/machine_room/28_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
@@ -52,7 +54,8 @@ def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_
     named |= {"untrained": build_method(recipe, train_set).student, **trained.method.encoders()}
     if upper is not None:
         named["supervised"] = upper.method.student
-    return scores_of(named, train_set, test_set, next(trained.method.parameters()).device, linear=True)
+    scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device)
+    return {name: value for name, value in flat(scores).items() if "_top5" not in name}
 
 # %% ../../nbs/machine_room/28_finish.ipynb #c21-1c9009
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
@@ -104,9 +107,10 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
                    images_per_second=round(trained.images_per_second, 1))
     if torch.cuda.is_available():
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    for name in encoders if sets.scorable() else ():
-        scores = score_features(bank[name], sets.bank.labels.to(device), test[name], sets.test.labels.to(device), steps)
-        summary |= {f"{protocol}_{name}": value for protocol, value in scores.items()}
+    few = {"linear1percent": 0.01, "linear10percent": 0.1} if len(sets.bank) >= 1000 else {}
+    if sets.scorable():
+        summary |= flat({name: score_features(bank[name], sets.bank.labels, test[name], sets.test.labels, few=few, steps=steps)
+                         for name in encoders})
     write_json(out / "summary.json", summary)
     write_model_card(out)
     return Finished(encoders, *({n: f.cpu() for n, f in part.items()} for part in (bank, test)), summary)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, locked
-from ..protocols.storage import write_json
+from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c15-3fe15a
@@ -44,17 +44,16 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c17-3bc34e
 def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:
-    "Write all rows, in one piece: the usual columns, then all others that any row has."
-    rows, temporary = list(rows), out / ".metrics.csv.unfinished"
+    "Write all rows, in one piece: the usual columns, then all others that any row has; floats with six digits."
+    rows = list(rows)
     others = sorted({name for row in rows for name in row}.difference(columns))
-    with temporary.open("w", newline="") as file:
+    with in_one_piece(out / "metrics.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *others])
         writer.writeheader()
-        writer.writerows({k: round(v, 6) for k, v in row.items()} for row in rows)
-    temporary.replace(out / "metrics.csv")
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c18-6f4360
-columns = ("step", "images_seen", "loss", "learning_rate", "momentum", "seconds", "images_per_second",
+columns = ("step", "images_seen", "loss", "learning_rate", "momentum", "seconds", "images_per_second", "threads",
            "knn1_teacher", "knn1_student", "knn20_teacher", "knn20_student", "gpu_memory_gb")
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c20-2a8d95
@@ -75,7 +74,7 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
     from isd_nb import __version__
 
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or written_in(out)):
             if not resume:
                 raise InputError(f"{out} exists already; add --resume to go on with it, or choose another --out")
             return check_same_recipe(out, recipe)
@@ -84,6 +83,11 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions))
     except OSError as error:
         raise InputError(f"nothing can be written to {out} ({error.strerror}); choose another --out") from error
+
+# %% ../../nbs/machine_room/24_runs.ipynb #lfdab63be8
+def written_in(out: Path) -> set[str]:
+    "What lies in a directory, but for logs of processes that begin and what a killed process left unfinished."
+    return {path.name for path in out.iterdir() if not path.name.startswith(".")} - {"logs"}
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c23-1b4fe8
 def check_same_recipe(out: Path, recipe: Recipe) -> None:

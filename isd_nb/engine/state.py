@@ -7,26 +7,29 @@ __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged
            'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
 
 # %% ../../nbs/machine_room/26_train_step.ipynb #7001423c
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data import ImageSet
 from ..encoders import save_encoder
 from .scale import compile_backbones, keep_freed_memory, merge_outputs
+from .threads import ThreadChoice
 from ..errors import InputError
 from ..evaluation import embed
 from ..kernels.devices import to_device
 from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision
-from ..protocols.storage import load_checkpoint, save_checkpoint
+from ..protocols.storage import load_checkpoint, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
 from ..sources.batches import seeded
 
@@ -46,13 +49,15 @@ class TrainState:
     compiled: bool = False  # whether the backbones are
     step: int = 0  # done
     seconds: float = 0.0  # spent in steps so far, in all parts of the run
+    losses: list[Tensor] = field(default_factory=list)  # of the steps since the last row, scalars
+    threads: ThreadChoice = field(default_factory=lambda: ThreadChoice(choices=(torch.get_num_threads(),)))
 
 # %% ../../nbs/machine_room/26_train_step.ipynb #c15-f6e40a
 def start_processes(device: str, tracker: str | None, out: Path | None) -> Any:  # accelerate.Accelerator
     "Find the device and, where there are several processes, the others."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import InitProcessGroupKwargs
 
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
@@ -63,9 +68,18 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     torch.backends.cudnn.benchmark |= not cpu  # all batches have one size: let it find the fastest convolutions
     if cpu:
         keep_freed_memory()
-    settings = [DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
+    settings = [InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
+
+# %% ../../nbs/machine_room/26_train_step.ipynb #lf98f6145a
+def share_gradients(method: Method, accelerator: Any) -> nn.Module:
+    "The method as it is called: itself, or wrapped so that gradients are averaged over processes; its buffers move in `update`."
+    if accelerator.num_processes == 1:
+        return method
+    known = inspect.signature(DistributedDataParallel).parameters  # the setting has another name in newer versions of PyTorch
+    place = [accelerator.device] if accelerator.device.type == "cuda" else None
+    off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(method, device_ids=place, **{off: False})
 
 # %% ../../nbs/machine_room/26_train_step.ipynb #c16-b0607e
 def compiler(recipe: Recipe, device: torch.device) -> str:
@@ -91,7 +105,7 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
     if backend != "off":
         rows = recipe.batch_size // accelerator.num_processes // recipe.accumulate
         compiled = compile_backbones(method, (rows, images.shape[0], recipe.image_size, recipe.image_size), dtype, backend)
-    return TrainState(recipe, images.to(accelerator.device), accelerator, method, accelerator.prepare_model(method),
+    return TrainState(recipe, images.to(accelerator.device), accelerator, method, share_gradients(method, accelerator),
                    make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
 
 # %% ../../nbs/machine_room/26_train_step.ipynb #c19-72f426
@@ -197,8 +211,8 @@ def save_session(session: TrainState, out: Path) -> None:
     "Write a checkpoint of a running training; only one process does."
     if session.accelerator.is_main_process:
         save_checkpoint(out / "checkpoints", session.step, dict(
-            step=session.step, seconds=session.seconds,
-            method=session.method.state_dict(), optimizer=session.optimizer.state_dict()))
+            step=session.step, seconds=session.seconds, method=session.method.state_dict(),
+            optimizer=session.optimizer.state_dict(), losses=[*session.losses], threads=session.threads.fixed))
 
 
 def restore_session(session: TrainState, out: Path) -> bool:  # whether there was one
@@ -209,10 +223,14 @@ def restore_session(session: TrainState, out: Path) -> bool:  # whether there wa
     session.method.load_state_dict(state["method"], strict=True)
     session.optimizer.load_state_dict(state["optimizer"])
     session.step, session.seconds = state["step"], state["seconds"]
+    session.losses = [loss.to(session.accelerator.device) for loss in state.get("losses", ())]  # not in older ones
+    if session.threads.fixed is None and state.get("threads"):
+        session.threads = ThreadChoice(fixed=state["threads"])
     return True
 
 # %% ../../nbs/machine_room/26_train_step.ipynb #c35-7c48f6
 def save_encoders(path: Path, method: Method, recipe: Recipe, images: ImageSet, **extra: Any) -> None:
     "All encoders of a method in one safetensors file, with what is needed to load and to describe them."
     described = dict(recipe=recipe_to_json(recipe), classes=list(images.classes), **extra)
-    save_encoder(path, method.encoders(), backbone_config(recipe, images.shape[0]), recipe.image_size, described)
+    with writing(path):
+        save_encoder(path, method.encoders(), backbone_config(recipe, images.shape[0]), recipe.image_size, described)

@@ -9,8 +9,8 @@ __all__ = ['is_due', 'measure', 'Progress', 'look', 'RunLogger', 'batches', 'Tra
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +21,15 @@ from ..data import ImageSet
 from .runs import only_one, open_run, read_metrics, write_metrics
 from .scale import uncompile_backbones
 from .state import (
-    TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
-    save_encoders, save_session, shard, train_step)
+    Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
+    micro_batches, save_encoders, save_session, shard, train_step)
+from .threads import ThreadChoice
 from ..errors import InputError, suggest
 from ..method import Method
+from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
 from ..recipe import Recipe, learning_rate, recipe_to_json
-from ..sources.batches import EpochSampler, RankBatches, decoders, leave_signals
+from ..sources.batches import EpochSampler, decoders, read_batches
 
 # %% ../../nbs/machine_room/27_training.ipynb #c37-26da73
 def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a row, an evaluation)
@@ -38,16 +40,16 @@ def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a 
     return evaluation or passed(max(100, steps // 1000)), evaluation
 
 # %% ../../nbs/machine_room/27_training.ipynb #c38-3cc5e4
-def measure(session: TrainState, losses: list[Tensor]) -> dict[str, float]:
-    "A row of `metrics.csv`: how far we are, and the mean of these losses over all processes."
+def measure(session: TrainState) -> dict[str, float]:
+    "A row of `metrics.csv`: how far we are, and the mean of the losses since the last row, over all processes."
     s, recipe = session, session.recipe
-    row = dict(step=s.step, images_seen=s.step * recipe.batch_size, seconds=s.seconds,
+    row = dict(step=s.step, images_seen=s.step * recipe.batch_size, seconds=s.seconds, threads=s.threads.count,
                learning_rate=learning_rate(recipe, min(s.step, s.steps - 1), s.steps))
     if s.method.teacher is not None:
         row["momentum"] = s.method.teacher.momentum
-    if losses:
-        check_losses(losses, s)
-        row["loss"] = float(s.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+    if s.losses:
+        check_losses(s.losses, s)
+        row["loss"] = float(s.accelerator.reduce(torch.stack(s.losses).mean(), "mean"))
     if s.seconds:
         row["images_per_second"] = row["images_seen"] / s.seconds
     if s.accelerator.device.type == "cuda":
@@ -73,14 +75,14 @@ class Progress:
             self.bar.write("  ".join(parts))
 
 
-def look(session: TrainState, out: Path, evaluate: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
-    "Keep the encoders and evaluate them, in the first process; all see whether they are sound."
+def look(session: TrainState, out: Path, *measures: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
+    "Keep the encoders and measure them, in the first process; all see whether they are sound."
     check_encoders(session)
     if not session.accelerator.is_main_process:
         return {}
     place = out / "checkpoints" / f"encoder_{session.step:08}.safetensors"
     save_encoders(place, session.method, session.recipe, session.images)
-    return evaluate(session.method) if evaluate else {}
+    return {name: value for ask in measures if ask for name, value in ask(session.method).items()}
 
 # %% ../../nbs/machine_room/27_training.ipynb #c41-ecf0b0
 class RunLogger:
@@ -90,20 +92,22 @@ class RunLogger:
                  resumed: bool = False) -> None:
         self.session, self.out, self.evaluate, self.watch = session, out, evaluate, watch
         self.rows = [r for r in read_metrics(out) if r["step"] <= session.step] if resumed else []
-        self.progress = Progress(session, show)
+        self.progress, self.monitor = Progress(session, show), Monitor(session.recipe, session.images)
 
-    def row(self, losses: list[Tensor], evaluated: bool) -> None:
-        "Log the mean of these losses; with `evaluated`, evaluate and keep the encoders."
-        s, row = self.session, measure(self.session, losses)
+    def row(self, evaluated: bool) -> None:
+        "Log the losses since the last row; with `evaluated`, evaluate and keep the encoders."
+        s, row = self.session, measure(self.session)
         try:
             with torch.compiler.set_stance("force_eager") if s.compiled else nullcontext():  # other batch sizes
-                row |= look(s, self.out, self.evaluate) if evaluated else {}
+                row |= look(s, self.out, self.monitor, self.evaluate) if evaluated else {}
         finally:  # the losses are kept, whatever the evaluation says
+            s.losses = []
             if s.accelerator.is_main_process:
                 self.rows.append(row)
                 write_metrics(self.out, self.rows)
         if s.accelerator.is_main_process:
             self.progress.tell(row, evaluated)
+            warn_of_collapse(self.rows)
             if evaluated and self.watch:
                 self.watch(self.rows)
         s.accelerator.log(row, step=s.step)
@@ -137,11 +141,7 @@ def batches(session: TrainState, workers: int | None = None) -> Iterator[tuple[T
         yield from ((indices, session.images.get(indices[rows])) for indices in plan)
         return
     device, share = session.accelerator.device, session.recipe.batch_size // session.accelerator.num_processes
-    workers = decoders(workers, share * math.prod(session.images.shape))
-    loader = torch.utils.data.DataLoader(session.images, batch_sampler=RankBatches(plan, rows), num_workers=workers,
-                                         worker_init_fn=leave_signals, pin_memory=device.type == "cuda",
-                                         prefetch_factor=2 if workers else None)
-    yield from ((indices, batch.to(device, non_blocking=True)) for indices, batch in zip(plan, loader))
+    yield from read_batches(session.images, plan, rows, device, decoders(workers, share * math.prod(session.images.shape)))
 
 # %% ../../nbs/machine_room/27_training.ipynb #c44-17a295
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Trained:
     images_seen: int
     seconds: float  # in steps; evaluation and saving left out
     images_per_second: float
+    threads: int = 1  # of the last steps
 
 # %% ../../nbs/machine_room/27_training.ipynb #c45-71678a
 def train(recipe: Recipe, images: ImageSet,
@@ -160,6 +161,7 @@ def train(recipe: Recipe, images: ImageSet,
           device: str = "auto",  # "auto", "cpu" or "cuda"
           save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time
           show: bool = True,  # progress bar and a line for every evaluation
+          threads: int | None = None,  # of every step; None: chosen while training, see `ThreadChoice`
           workers: int | None = None,  # processes that decode files for this one; None: see `decoders`
           tracker: str | None = None,  # "tensorboard" or "wandb", beside metrics.csv
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
@@ -169,23 +171,37 @@ def train(recipe: Recipe, images: ImageSet,
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
     if first := session.accelerator.is_main_process:
         open_run(out, recipe, resume)
-    with only_one(out) if first else nullcontext():
+    with only_one(out) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)
         resumed = resume and restore_session(session, out)
         run_session(session, out, CheckpointTimer(save_every), workers, resumed,
                     lambda: RunLogger(session, out, evaluate, show and first, watch, resumed))
     seen = session.step * recipe.batch_size
-    return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9))
+    return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9), session.threads.count)
+
+# %% ../../nbs/machine_room/27_training.ipynb #lfbc3ae099
+@contextmanager
+def chosen_threads(session: TrainState, asked: int | None) -> Iterator[None]:
+    "So many threads; not asked for, they are chosen while one process trains on a CPU, and elsewhere stay as they are."
+    before = torch.get_num_threads()
+    alone = session.accelerator.num_processes == 1 and session.accelerator.device.type == "cpu"
+    if asked is not None or alone:
+        session.threads = ThreadChoice(asked)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../../nbs/machine_room/27_training.ipynb #c46-9aa9a7
 def run_session(session: TrainState, out: Path, saver: CheckpointTimer, workers: int | None, resumed: bool, make_log: Callable[[], RunLogger]) -> None:
     "From the first row to the last checkpoint."
     log = make_log()
     try:
-        if not resumed:
-            log.row([], evaluated=True)
         with stop_signals() as came:
+            if not resumed:
+                fill_queue(session, workers)
+                log.row(evaluated=True)
             run_steps(session, out, log, came, saver, workers)
         save_session(session, out)
     finally:
@@ -195,35 +211,83 @@ def run_session(session: TrainState, out: Path, saver: CheckpointTimer, workers:
         if session.compiled:
             uncompile_backbones(session.method)
 
+# %% ../../nbs/machine_room/27_training.ipynb #lf3e5487d1
+def fill_queue(session: TrainState, workers: int | None) -> None:
+    "Where the method wants it, let the keys of real images enter its queue before the first step."
+    size, images = session.recipe.batch_size, len(session.images)
+    count = min(-(-session.method.prefill // size), images // size)
+    last = replace(session, step=images // size - count, steps=images // size)  # the last batches of the first epoch
+    for indices, batch in batches(last, workers) if count else ():
+        with torch.autocast(batch.device.type, session.dtype, enabled=session.dtype != torch.float32):
+            for views, _ in micro_batches(last, indices, batch):
+                session.method.fill(views[1])
+        last.step += 1
+
 # %% ../../nbs/machine_room/27_training.ipynb #c47-91d72c
 def run_steps(session: TrainState, out: Path, log: RunLogger, came: list[int], saver: CheckpointTimer, workers: int | None = None) -> None:
     "All steps from the present one to the last."
-    losses, started = [], time.monotonic()
-    for indices, batch in batches(session, workers):
-        losses.append(train_step(session, indices, batch))
+    started = time.monotonic()
+    for indices, batch in reading(session, out, workers):
+        with session.threads.step():
+            session.losses.append(train_step(session, indices, batch))
         log.progress.bar.update()
         row_due, evaluation_due = is_due(session.step, session.steps, session.recipe.evaluations)
         if row_due:
             started = count_seconds(session, started)
-            log.row(losses, evaluation_due)
-            losses, started = [], time.monotonic()
-        stop = agreed(came, session, row_due)
-        if stop or saver.due():
+            with saved_first(session, out):
+                log.row(evaluation_due)
+            started = time.monotonic()
+        stop, save = agreed(session, bool(came), saver.due(), row_due)
+        if stop or save:
             count_seconds(session, started)
-            check_losses(losses or [torch.zeros(())], session)
-            check_weights(session)
-            with saver.saving():
-                save_session(session, out)
+            keep(session, out, saver)
             started = time.monotonic()
         if stop:
             raise Stopped(f"stopped at step {session.step} of {session.steps}, saved in {out}")
 
 # %% ../../nbs/machine_room/27_training.ipynb #c48-b37f4f
-def agreed(came: list[int], session: TrainState, row_due: bool) -> bool:
-    "Whether any process was asked to stop; several processes ask each other at rows and every 20 steps."
-    if session.accelerator.num_processes == 1:
-        return bool(came)
+def agreed(session: TrainState, came: bool, due: bool, row_due: bool) -> tuple[bool, bool]:  # stop; save
+    "Whether any process was asked to stop, and whether the first wants to save; several ask each other at rows and every 20 steps."
+    s = session.accelerator
+    if s.num_processes == 1:
+        return came, due
     if not row_due and session.step % 20:
-        return False
-    flag = torch.tensor(float(bool(came)), device=session.accelerator.device)
-    return bool(session.accelerator.reduce(flag, "sum") > 0)
+        return False, False
+    flags = torch.tensor([came, due and s.is_main_process], dtype=torch.float32, device=s.device)
+    stop, save = (s.reduce(flags, "sum") > 0).tolist()
+    return stop, save
+
+
+def keep(session: TrainState, out: Path, saver: CheckpointTimer) -> None:
+    "Check what will be saved, put the losses of all processes together, and save."
+    if session.losses:
+        check_losses(session.losses, session)
+    check_weights(session)
+    if session.losses and session.accelerator.num_processes > 1:
+        session.losses = [*session.accelerator.reduce(torch.stack(session.losses), "mean")]
+    with saver.saving():
+        save_session(session, out)
+
+# %% ../../nbs/machine_room/27_training.ipynb #lf004097b5
+@contextmanager
+def saved_first(session: TrainState, out: Path) -> Iterator[None]:
+    "Save before an error goes on, but for weights that are ruined."
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception:
+        with suppress(OSError):  # a full disk is what is told already
+            save_session(session, out)
+        raise
+
+
+def reading(session: TrainState, out: Path, workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    "The batches; where one cannot be read, what was learned is saved."
+    source = batches(session, workers)
+    while True:
+        with saved_first(session, out):
+            batch = next(source, None)
+        if batch is None:
+            return
+        yield batch

@@ -44,6 +44,7 @@ def load_guide(path: str | None, which: str) -> FrozenEncoder:
 # %% ../../nbs/2_relatives/08_compress.ipynb #c14-2f48a1
 class TwoQueues(Method):
     "A student and a finished teacher, with a queue for each; slot j of both holds the same image."
+    has_queue = True
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
@@ -79,6 +80,9 @@ class CompRess(TwoQueues):
         "Build from a recipe whose `options` name the guide."
         settings = cls.settings(recipe)
         guide = load_guide(settings["guide"], settings["which"])
+        if (channels := guide.config.channels) != images.shape[0]:
+            raise InputError(f"the guide of compress was trained on images of {channels} channels, these have {images.shape[0]}: "
+                             "choose a guide that was trained on images like them")
         return cls(student, guide, recipe.queue_size, settings["temperature"])
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]

@@ -27,7 +27,7 @@ from ..encoders import Encoder
 from ..evaluation import LinearClassifier, Score, check_labels, embed, score
 from ..methods.building import pick_precision
 from .storage import Stopped, load_checkpoint, save_checkpoint, stop_signals
-from ..sources.batches import EpochSampler, RankBatches, decoders, seeded
+from ..sources.batches import EpochSampler, decoders, read_batches, seeded
 from ..views import ViewRecipe, Views
 
 # %% ../../nbs/machine_room/22_fine_tuning.ipynb #c06-659835
@@ -124,8 +124,7 @@ def labelled_batches(images: ImageSet, plan: EpochSampler, device: torch.device)
     if images.images is not None:
         yield from ((rows, images.get(rows)) for rows in plan)
         return
-    yield from zip(plan, torch.utils.data.DataLoader(images, batch_sampler=RankBatches(plan, slice(None)), num_workers=decoders(),
-                                                     pin_memory=device.type == "cuda"))
+    yield from read_batches(images, plan, slice(None), device, decoders())
 
 # %% ../../nbs/machine_room/22_fine_tuning.ipynb #c22-faecf4
 def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]

@@ -1,0 +1,277 @@
+"""Full disks, Ctrl-C with any kind of workers, runs that begin together, consoles without letters, figures that fail."""
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL, TINY, call
+from isd_nb.cli.options import own_directory
+from isd_nb.cli.train import isd_train as train_command
+from isd_nb.engine.runs import open_run, read_metrics
+from isd_nb.engine.state import save_encoders
+from isd_nb.engine.training import train
+from isd_nb.errors import InputError
+from isd_nb.method import Method
+from isd_nb.methods.building import build_method
+from isd_nb.protocols.storage import Stopped, load_checkpoint, save_checkpoint, write_json
+from isd_nb.recipe import find_recipe
+from isd_nb.sources.digits import digits
+
+QUICK = replace(find_recipe("digits"), steps=12, batch_size=16, queue_size=32, width=4, projector=(8,), predictor=(8,),
+                evaluations=3, precision="float32")
+IMAGES = digits()[0].subset(range(100))
+
+
+@contextmanager
+def full_disk() -> Iterator[Callable[[], None]]:
+    "From the call of what this gives until the end of the block, no file of this process can grow."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", ["checkpoint", "encoder", "summary"])
+def test_a_full_disk_is_one_sentence_and_what_was_there_stays(write: str, tmp_path: Path) -> None:
+    method = build_method(QUICK, IMAGES)
+    kinds: Mapping[str, Callable[[int], object]] = {
+        "checkpoint": lambda step: save_checkpoint(tmp_path, step, {"step": step, "weights": torch.zeros(50_000)}),
+        "encoder": lambda step: save_encoders(tmp_path / "encoder.safetensors", method, QUICK, IMAGES, step=step),
+        "summary": lambda step: write_json(tmp_path / "summary.json", {"step": step})}
+    kinds[write](1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk() as fill, pytest.raises(OSError, match=r"could not be written \(.*File too large.*\); what"):
+        fill()
+        kinds[write](2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_whose_disk_was_full_goes_on(tmp_path: Path) -> None:
+    straight = train(QUICK, IMAGES, tmp_path / "straight", device="cpu", show=False)
+    calls = iter(range(9))
+    with full_disk() as fill, pytest.raises(OSError, match="could not be written"):
+        train(QUICK, IMAGES, tmp_path / "full", device="cpu", show=False, save_every=0,
+              evaluate=lambda method: fill() or {} if next(calls) == 2 else {})  # at step 8; then the next write fails
+    assert load_checkpoint(tmp_path / "full" / "checkpoints")["step"] == 7
+    resumed = train(QUICK, IMAGES, tmp_path / "full", resume=True, device="cpu", show=False)
+    torch.testing.assert_close(resumed.method.state_dict(), straight.method.state_dict(), rtol=0, atol=0)
+    clocks = {"seconds", "images_per_second"}
+    straight_rows, rows = ([{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(tmp_path / name)]
+                           for name in ("straight", "full"))
+    assert rows == straight_rows
+
+
+def test_what_was_learned_is_saved_when_an_evaluation_fails(tmp_path: Path) -> None:
+    def evaluate(method: Method) -> dict[str, float]:
+        assert next(calls) < 2, "a mistake in an evaluation"
+        return {}
+    calls = iter(range(9))
+    with pytest.raises(AssertionError, match="a mistake"):
+        train(QUICK, IMAGES, tmp_path / "run", evaluate, device="cpu", show=False)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 8  # not of the last minute: of the last step
+    resumed = train(QUICK, IMAGES, tmp_path / "run", resume=True, device="cpu", show=False)
+    straight = train(QUICK, IMAGES, tmp_path / "straight", device="cpu", show=False)
+    torch.testing.assert_close(resumed.method.state_dict(), straight.method.state_dict(), rtol=0, atol=0)
+    losses, others = ([row.get("loss") for row in read_metrics(tmp_path / name)] for name in ("run", "straight"))
+    assert losses == others
+
+
+def test_the_loss_of_an_interrupted_row_is_the_mean_of_all_its_steps(tmp_path: Path) -> None:
+    recipe = replace(QUICK, steps=250, evaluations=1)  # a row every 2 or 3 steps
+    def stop_inside_a_row(steps: int) -> Callable:
+        def watch(views: torch.Tensor) -> None:
+            nonlocal steps
+            steps -= 1
+            if steps == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return watch
+    straight = train(recipe, IMAGES, tmp_path / "straight", device="cpu", show=False)
+    stop = stop_inside_a_row(131)
+    forward = type(straight.method).forward
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="step 131 of 250"):
+        patch.setattr(type(straight.method), "forward", lambda self, *views: (stop(views), forward(self, *views))[1])
+        train(recipe, IMAGES, tmp_path / "stopped", device="cpu", show=False)
+    assert len(load_checkpoint(tmp_path / "stopped" / "checkpoints")["losses"]) in (1, 2)
+    train(recipe, IMAGES, tmp_path / "stopped", resume=True, device="cpu", show=False)
+    rows = [[(row["step"], row.get("loss")) for row in read_metrics(tmp_path / name)] for name in ("straight", "stopped")]
+    assert rows[0] == rows[1]
+
+
+def test_a_small_rate_keeps_its_digits(tmp_path: Path) -> None:
+    train(replace(QUICK, learning_rate=3.7e-7, steps=2), IMAGES, tmp_path / "run", device="cpu", show=False)
+    assert read_metrics(tmp_path / "run")[0]["learning_rate"] == 3.7e-7
+
+
+CTRL_C = """
+import multiprocessing, sys
+from dataclasses import replace
+from pathlib import Path
+def main():
+    import torch
+    from isd_nb.data import ImageSet
+    from isd_nb.engine.launch import one_sentence
+    from isd_nb.engine.training import train
+    from isd_nb.recipe import find_recipe
+    recipe = replace(find_recipe("digits"), steps=5000, batch_size=16, queue_size=32, width=4,
+                     projector=(8,), predictor=(8,), evaluations=1, precision="float32")
+    files = tuple(sorted(Path(sys.argv[2]).rglob("*.png")))
+    with one_sentence("isd_train"):
+        train(recipe, ImageSet(None, None, (), files, (3, 16, 16)), sys.argv[3], device="cpu", show=False, workers=2)
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    main()
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_ctrl_c_reaches_training_and_not_its_workers(method: str, small: Path, tmp_path: Path) -> None:
+    "The signal goes to all processes of the group, as from a terminal; the workers go on, training stops and saves."
+    (tmp_path / "script.py").write_text(CTRL_C)
+    process = subprocess.Popen([sys.executable, "script.py", method, small, "run"], cwd=tmp_path, stderr=subprocess.PIPE,
+                               start_new_session=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        end = time.monotonic() + 240
+        while len(read_metrics(tmp_path / "run") if (tmp_path / "run").exists() else ()) < 2:
+            assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and len(errors.strip().splitlines()) == 1, errors
+    assert "isd_train: stopped at step" in errors and "go on with --resume" in errors
+    assert load_checkpoint(tmp_path / "run" / "checkpoints")["step"] > 0
+
+
+def claim(root: Path) -> str:
+    with own_directory(None, QUICK, False, root) as place:
+        (place / "config.json").touch()
+    return place.name
+
+
+def test_runs_that_begin_together_get_directories_of_their_own(tmp_path: Path) -> None:
+    with get_context("fork").Pool(8) as pool:
+        names = pool.map(claim, [tmp_path / "runs"] * 24, chunksize=1)
+    assert sorted(names) == sorted(f"digits-isd-{i}" for i in range(1, 25))
+
+
+def test_bad_input_leaves_no_directory(tmp_path: Path) -> None:
+    for wrong in (("--set", "queue_size=8"), ("--method", "compress")):
+        result = call(train_command, tmp_path, *TINY, *wrong, "--processes", "1")
+        assert result.returncode == 2 and not list(tmp_path.iterdir()), result.stderr
+
+
+def test_a_directory_in_which_a_run_was_killed_at_its_first_write_is_free(tmp_path: Path) -> None:
+    for name in (".lock", ".config.json.7.unfinished"):
+        (tmp_path / name).touch()
+    open_run(tmp_path, QUICK, resume=True)
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_a_console_that_cannot_show_a_letter() -> None:
+    program = "from isd_nb.cli.options import console; console(lambda: print('runs/\u7ed3\u679c'))"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ascii_only)
+    assert (done.returncode, done.stdout.strip()) == (0, r"runs/\u7ed3\u679c"), done.stderr
+
+
+@pytest.mark.usefixtures("small")
+def test_figures_that_fail_do_not_cost_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("a name with surrogates\nand more")
+    monkeypatch.setattr("isd_nb.cli.train.draw_figures", fail)
+    result = call(train_command, tmp_path, *SMALL, *TINY, "--processes", "1", "--no-supervised", "--out", "run")
+    assert result.returncode == 0 and (tmp_path / "run" / "summary.json").is_file()
+    assert "note: the figures could not be drawn (TypeError: a name with surrogates); everything else" in result.stderr
+
+
+MINE = """
+import os
+from isd_nb.isd import ISD
+class Mine(ISD):
+    def forward(self, view_q, view_k):
+        if os.environ.get("RANK") == "1" and "FAIL" in os.environ:
+            raise ZeroDivisionError("a mistake in the second process")
+        return super().forward(view_q, view_k)
+"""
+
+
+@pytest.mark.usefixtures("small")
+def test_a_method_in_this_folder(tmp_path: Path) -> None:
+    (tmp_path / "method_of_this_test.py").write_text(MINE)
+    result = call(train_command, tmp_path, *SMALL, *TINY, "--processes", "1", "--no-supervised", "--no-figures", "--out", "run",
+                  "--method", "method_of_this_test:Mine")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("small")
+def test_why_a_companion_failed_is_said(tmp_path: Path) -> None:
+    (tmp_path / "method_of_this_test.py").write_text(MINE)
+    command = [sys.executable, "-m", "isd_nb.cli", *SMALL, *TINY, "--processes", "2", "--set", "batch_norm_splits=2",
+               "--no-supervised", "--no-figures", "--method", "method_of_this_test:Mine", "--out", "run"]
+    environment = {**os.environ, "FAIL": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 1, done.stderr
+    said = [line for line in done.stderr.splitlines() if "a companion process ended with exit code 1" in line]
+    assert said and "ZeroDivisionError: a mistake in the second process; see run/logs/" in said[-1], done.stderr
+    assert "Traceback" in (tmp_path / "run" / "logs" / "process_1.log").read_text()
+
+
+def test_threads_are_fixed_kept_and_put_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    def stop(method: Method) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+    with pytest.raises(Stopped):
+        train(QUICK, IMAGES, tmp_path / "run", stop, device="cpu", show=False, threads=2)
+    trained = train(QUICK, IMAGES, tmp_path / "run", resume=True, device="cpu", show=False)
+    assert trained.threads == 2 and {row["threads"] for row in read_metrics(tmp_path / "run")} == {2}
+    assert torch.get_num_threads() == before
+    with pytest.raises(InputError, match="threads must be 1 or more"):
+        train(QUICK, IMAGES, tmp_path / "other", device="cpu", show=False, threads=0)
+
+
+def test_building_leaves_all_generators_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    build_method(QUICK, IMAGES)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
+
+
+@pytest.mark.usefixtures("small")
+def test_a_guide_of_other_channels_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    grey = train(replace(QUICK, steps=1, evaluations=1), IMAGES, tmp_path / "grey", device="cpu", show=False)
+    save_encoders(tmp_path / "grey" / "encoder.safetensors", grey.method, QUICK, IMAGES)
+    result = call(train_command, tmp_path, *SMALL, *TINY, "--processes", "1", "--method", "compress", "--out", "run",
+                  "--set", f'options={{"guide": "{tmp_path}/grey"}}')
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "images of 1 channels, these have 3" in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_no_run_of_several_processes_uses_what_is_deprecated() -> None:
+    from isd_nb.engine.state import share_gradients
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        class Two:
+            num_processes, device = 2, torch.device("cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = share_gradients(build_method(QUICK, IMAGES), Two())
+        assert not model.forward_sync_buffers if hasattr(model, "forward_sync_buffers") else not model.broadcast_buffers
+    finally:
+        torch.distributed.destroy_process_group()
