@@ -161,10 +161,8 @@ def test_saved_answers_are_of_the_images_that_are_there(finished: Path, small: P
     for i in range(10):  # other images under the same names
         Image.fromarray(np.full((20, 20, 3), 9 * i, np.uint8)).save(small / "test" / "a" / f"{i:03}.png")
     said, again = ask()
-    assert (
-        "the saved rows are of other images (to test on: 20 images of 2 classes then, as many but others now): computed again"
-        in said
-    )
+    why = "to test on: 20 images of 2 classes then, as many but others now"
+    assert f"the saved rows are of other images ({why}): computed again" in said
     assert all(row["nn"] >= 0 for row in again["rows"]) and again["test_images"] == 20
     small.rename(tmp_path / "moved")
     write_json(

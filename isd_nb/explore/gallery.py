@@ -35,7 +35,6 @@ from ..kernels.scores import as_features
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..views import ViewRecipe
-from ..protocols.fine_tuning import with_channels
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c06-3ed2a9
 CheckpointKey = tuple[str, int]  # an encoder's name and a training step
