@@ -19,11 +19,12 @@ from torchvision import datasets
 
 from isd_nb.data import ImageSet, held_out, open_image, stratified_fraction, subsample_evenly, to_eight_bits
 from isd_nb.errors import InputError
-from isd_nb.sources.folders import class_folders, image_files, read_folder
+from isd_nb.sources.folders import class_folders, image_files
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.evaluation import knn_accuracy, knn_predict
 from isd_nb.kernels.nearest_neighbours import nearest
-from isd_nb.sources.index import index_folder, read_indexed
+from isd_nb.sources.index import index_folder
+from isd_nb.sources.layout import read_folder, read_indexed
 from isd_nb.explore.neighbours import name_of
 from isd_nb.sources.torchvision_sets import read_torchvision, split_options
 

@@ -87,9 +87,11 @@ def run(recipe: Recipe,
     check_settings(recipe)
     sets = read_sets(recipe, root)
     main = int(os.environ.get("RANK", 0)) == 0
+    if main and show:
+        print(sets.found, flush=True)
     with with_threads(threads):
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show,
-                        threads=threads, **how)
+                        threads=threads, found=sets.found and sets.found.to_json(), **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end
@@ -147,5 +149,5 @@ def plan_in_words(recipe: Recipe, root: Path | str) -> str:
     find_method(recipe.method)
     if absent := absent_images(recipe.data, root):
         return f"{absent[1]}\n{dry_run(recipe, absent[0])}"
-    images = read_sets(recipe, root).train
-    return dry_run(recipe, len(images), channels=images.shape[0])
+    sets = read_sets(recipe, root)
+    return f"{sets.found}\n{dry_run(recipe, len(sets.train), channels=sets.train.shape[0])}"

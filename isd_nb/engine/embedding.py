@@ -65,7 +65,7 @@ def key_of(encoder: Any, name: str, sets: Sequence[tuple[str, ImageSet]], size: 
     "A fingerprint of all that the features depend on."
     found = hashlib.sha256(f"{fingerprint(encoder)} {name} {size}".encode())
     for row in described(sets):
-        found.update("\0".join(row).encode())
+        found.update("\0".join(row).encode(errors="surrogateescape"))
     for _, images in sets:
         if images.images is not None:
             found.update(images.images.contiguous().numpy().data)

@@ -17,16 +17,15 @@ from typing import Any
 
 from torch import nn
 
-from ..data import ImageSet
 from ..encoders import load_encoder
 from .runs import read_recipe
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..kernels.devices import pick_device
 from ..methods.building import build_method
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers, protocol_version
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
-from ..sources.door import load_images
+from ..sources.door import Sets, identities, load_sets, same_sets
 
 # %% ../../nbs/machine_room/32_evaluate_run.ipynb #c16-3de7ac
 def encoders_of(run: Path,
@@ -46,13 +45,13 @@ def encoders_of(run: Path,
         raise InputError(f"{run / 'encoder.safetensors'} is no encoder file of isd_nb: its header is damaged ({error})") from error
 
 # %% ../../nbs/machine_room/32_evaluate_run.ipynb #c17-87a633
-def images_for(question: EvalConfig, recipe: Recipe, channels: int, root: Path | str) -> tuple[ImageSet, ImageSet]:
-    "Labelled training and test images that the backbone can look at."
-    spec = question.data or recipe.data
-    train, test = load_images(spec, recipe.image_size, root)
-    if test is None or train.labels is None or test.labels is None:
-        raise InputError(f"{spec} has no labelled training and test images, so nothing can be measured on it")
-    return with_channels(train, channels), with_channels(test, channels)
+def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:
+    "Labelled training and test images, read as isd_train reads them, in the size that is evaluated."
+    spec, own = question.data or recipe.data, question.data in (None, recipe.data)
+    sets = load_sets(spec, recipe.image_size, None, root, white=recipe.white if own else None)
+    if why := sets.unscorable():
+        raise InputError(f"{printable(spec)}: {why[0].lower()}{why[1:]}, and nothing can be measured on it")
+    return sets
 
 # %% ../../nbs/machine_room/32_evaluate_run.ipynb #c29-629e8a
 def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> Path:
@@ -62,11 +61,11 @@ def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> Path:
     return run / "eval" / f"{question.protocol}{place}.json"
 
 # %% ../../nbs/machine_room/32_evaluate_run.ipynb #c32-867ce9
-def to_ask(run: Path, question: EvalConfig, encoder: str, baselines: bool, device: str, root: Path | str,
+def to_ask(named: dict[str, nn.Module], sets: Sets, question: EvalConfig, recipe: Recipe, baselines: bool, device: str,
            show: bool) -> dict[str, EvalTarget]:  # by name
-    "Everyone who is asked, with images that they can look at."
-    recipe, named = read_recipe(run), encoders_of(run, encoder)
-    train, test = images_for(question, recipe, next(iter(named.values())).config.channels, root)
+    "All that is evaluated, with images of the channels that the nets take."
+    channels = next(iter(named.values())).config.channels
+    train, test = (with_channels(images, channels) for images in (sets.bank, sets.test))
     if baselines:
         named["untrained net"] = build_method(recipe, train).student.eval()
         if question.protocol != "finetune" and not question.augment:  # pixels have no backbone to train or to keep fixed
@@ -84,13 +83,21 @@ def answer(ledger: ResultCache, key: Mapping[str, Any], compute: Callable[[Path]
     return row
 
 
-def ledger_of(run: Path, question: EvalConfig, asked: EvalTarget, command: str) -> ResultCache:
-    "The file for the answers of a run."
-    recipe, weights = asked.recipe, hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
+def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:
+    "The file for the answers of a run; they depend on the images themselves, not on where they lie."
+    weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
     shared = {name: value for name, value in asdict(question).items() if name not in ("fractions", "seeds")}
-    return ResultCache(file_of(run, question, recipe), dict(shared, data=question.data or recipe.data, weights=weights),
-                  command=command, recipe=recipe.name, method=recipe.method, images=len(asked.train),
-                  test_images=len(asked.test))
+    about = dict(shared, data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version)
+    return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
+                       images=len(sets.bank), test_images=len(sets.test))
+
+
+def why_again(then: Mapping[str, Any] | None, sets: Sets) -> str:  # "" where there is nothing to say
+    "Why saved rows are not used."
+    if then is not None and "images" not in then:
+        return "the rows saved by an earlier version do not say which images they are of: computed again (the old ones stay in the file)"
+    changed = same_sets(then["images"], sets) if then else ""
+    return f"the saved rows are of other images ({changed}): computed again" if changed else ""
 
 # %% ../../nbs/machine_room/32_evaluate_run.ipynb #c35-456caa
 def evaluate_run(run: Path | str,  # made by isd_train
@@ -106,8 +113,12 @@ def evaluate_run(run: Path | str,  # made by isd_train
                  ) -> dict[str, Any]:  # what the file holds; of its `rows`, those that were asked for
     "Ask a run; rows that are in its file already are not computed again."
     run, question = Path(run), EvalConfig(protocol, data, **settings)
-    everyone = to_ask(run, question, encoder, baselines, device, root, show)
-    ledger = ledger_of(run, question, next(iter(everyone.values())), command)
+    recipe, named = read_recipe(run), encoders_of(run, encoder)
+    sets = images_for(question, recipe, root)
+    everyone = to_ask(named, sets, question, recipe, baselines, device, show)
+    ledger = ledger_of(run, question, recipe, sets, command)
+    if show:
+        print(*filter(None, (str(sets.found), why_again(ledger.replaced, sets))), sep="\n", flush=True)
     rows = [answer(ledger, {"encoder": name, **key}, compute)
             for name, asked in everyone.items() for key, compute in answers(asked, question)]
     return {**ledger.values, "rows": [dict(row) for row in rows], "file": str(ledger.path)}

@@ -15,14 +15,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data import ImageSet
 from ..encoders import FrozenEncoder
 from .evaluate_run import answer, images_for
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers, protocol_version
 from ..recipe import Recipe, views_for
+from ..protocols.fine_tuning import with_channels
+from ..sources.door import Sets, identities
 
 # %% ../../nbs/machine_room/33_evaluate_source.ipynb #n05-414eb6
 Source = str | Path | Callable[[Tensor], Tensor]  # what `load_encoder` reads, or any function from images to features
@@ -53,7 +54,7 @@ def fingerprint(encoder: Callable) -> str:
 # %% ../../nbs/machine_room/33_evaluate_source.ipynb #n06-6adf94
 def evaluate_source(source: Source,
                     protocol: str = "knn",  # one of `protocols`
-                    data: str | None = None,  # as `load_images` reads it
+                    data: str | None = None,  # as `load_sets` reads it
                     size: int | None = None,  # of the images, in pixels; None: as the encoder was trained
                     out: Path | str | None = None,  # a folder for the answers; None: runs/sources/NAME
                     baselines: bool = False,  # raw pixels as well
@@ -71,20 +72,23 @@ def evaluate_source(source: Source,
     if protocol == "finetune" and not isinstance(encoder, FrozenEncoder):
         raise InputError("fine-tuning needs a network that learns, not a function")
     recipe = Recipe(slug(name), data=data, image_size=size, views=views_for(size))
-    train, test = images_for(question, recipe, channels, root)
-    return ask(encoder, name, question, recipe, train, test, Path(out or Path("runs") / "sources" / slug(name)), baselines, device, command, show)
+    sets = images_for(question, recipe, root)
+    if show:
+        print(sets.found, flush=True)
+    return ask(encoder, name, question, recipe, channels, sets, Path(out or Path("runs") / "sources" / slug(name)), baselines, device, command, show)
 
 # %% ../../nbs/machine_room/33_evaluate_source.ipynb #n07-7ee38d
-def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, train: ImageSet, test: ImageSet, out: Path,
+def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, channels: int, sets: Sets, out: Path,
         baselines: bool, device: str, command: str, show: bool) -> dict[str, Any]:
     "The rows of one source."
-    place = pick_device(device)
+    place, (train, test) = pick_device(device), (with_channels(images, channels) for images in (sets.bank, sets.test))
     asked = {name: encoder.to(place) if isinstance(encoder, nn.Module) else encoder}
     if baselines and question.protocol != "finetune" and not question.augment:
         asked["raw pixels"] = nn.Flatten()
     shared = {k: v for k, v in asdict(question).items() if k not in ("fractions", "seeds")}
     ledger = ResultCache(out / "eval" / f"{question.protocol}-{slug(question.data)}.json",
-                         dict(shared, size=recipe.image_size, weights=fingerprint(encoder)), command=command, source=name,
+                         dict(shared, size=recipe.image_size, weights=fingerprint(encoder), images=identities(sets),
+                              protocol_version=protocol_version), command=command, source=name,
                          images=len(train), test_images=len(test))
     rows = [answer(ledger, {"encoder": who, **key}, compute) for who, module in asked.items()
             for key, compute in answers(EvalTarget(module, train, test, recipe, place, show), question)]

@@ -65,7 +65,7 @@ table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", Fa
 def table(summary: Mapping[str, Any]) -> str:
     "The scores of a `summary.json` as text."
     if "knn20_student" not in summary:
-        return "No labels, so no accuracy. The encoder, the neighbours and the map are there all the same."
+        return f"{summary.get('no_accuracy', 'No labels, so no accuracy')}. The encoder, the neighbours and the map are there all the same."
     lines = [f"{'encoder':<22}{'1-NN':>8}{'20-NN':>8}{'linear':>8}{'images seen':>14}"]
     for key, name, learned in table_rows:
         if f"knn20_{key}" in summary:
@@ -82,7 +82,11 @@ def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: 
                 data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
                 test_images=len(sets.test or ()), images_seen=trained.images_seen,
                 images_seen_supervised=upper.images_seen if upper else 0, seconds=round(trained.seconds, 1),
-                images_per_second=round(trained.images_per_second, 1))
+                images_per_second=round(trained.images_per_second, 1)) | no_accuracy(sets)
+
+def no_accuracy(sets: Sets) -> dict[str, str]:  # for the summary; empty where there is an accuracy
+    "Why a run has no accuracy."
+    return {"no_accuracy": why} if (why := sets.unscorable()) else {}
 
 # %% ../../nbs/machine_room/28_finish.ipynb #c34-f70e73
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
     bank, test = (features_of(encoders, images, device) if images else {} for images in (sets.bank, sets.test))
     summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
                    images=len(sets.train), images_seen=trained.images_seen, seconds=round(trained.seconds, 1),
-                   images_per_second=round(trained.images_per_second, 1))
+                   images_per_second=round(trained.images_per_second, 1)) | no_accuracy(sets)
     if torch.cuda.is_available():
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     few = {"linear1percent": 0.01, "linear10percent": 0.1} if len(sets.bank) >= 1000 else {}
@@ -120,7 +124,7 @@ def score_table(summary: Mapping[str, Any]) -> str:
     "Teacher and student side by side."
     names = [n for n in ("student", "teacher") if f"knn20_{n}" in summary]
     if not names:
-        return "No labels, so no accuracy."
+        return f"{summary.get('no_accuracy', 'No labels, so no accuracy')}."
     rows = [("knn1", "1-NN"), ("knn20", "20-NN"), ("linear", "linear"), ("linear_top5", "linear, top 5"),
             ("linear1percent", "linear, 1% of labels"), ("linear10percent", "linear, 10% of labels")]
     lines = [f"{'':<24}" + "".join(f"{n:>10}" for n in names)]

@@ -8,8 +8,10 @@ __all__ = ['read_metrics', 'write_metrics', 'read_recipe', 'open_run', 'only_one
 # %% ../../nbs/machine_room/24_runs.ipynb #3730f268
 import csv
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from ..errors import InputError, locked
 from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json
+from ..sources.identity import other_images
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c15-3fe15a
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty fields are left out
@@ -69,18 +72,22 @@ def read_recipe(run: Path) -> Recipe:
         raise InputError(f"{config} is damaged ({error}); mend it, or begin again with another --out") from error
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c22-2ea6ae
-def open_run(out: Path, recipe: Recipe, resume: bool) -> None:
-    "Make a run directory, or check that an existing one belongs to this recipe."
+def open_run(out: Path, recipe: Recipe, resume: bool,
+             images: Mapping[str, Any] | None = None,  # their `identity`
+             found: Mapping[str, Any] | None = None,  # what was read, for the record
+             ) -> None:
+    "Make a run directory, or check that an existing one belongs to this recipe and these images."
     from isd_nb import __version__
 
     try:
         if out.exists() and (not out.is_dir() or written_in(out)):
             if not resume:
                 raise InputError(f"{out} exists already; add --resume to go on with it, or choose another --out")
-            return check_same_recipe(out, recipe)
+            return go_on(out, recipe, images)
         out.mkdir(parents=True, exist_ok=True)
+        about = {name: value for name, value in (("images", images), ("found", found)) if value is not None}
         versions = dict(isd_nb=__version__, torch=torch.__version__)
-        write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions))
+        write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions, **about))
     except OSError as error:
         raise InputError(f"nothing can be written to {out} ({error.strerror}); choose another --out") from error
 
@@ -90,9 +97,25 @@ def written_in(out: Path) -> set[str]:
     return {path.name for path in out.iterdir() if not path.name.startswith(".")} - {"logs"}
 
 # %% ../../nbs/machine_room/24_runs.ipynb #c23-1b4fe8
-def check_same_recipe(out: Path, recipe: Recipe) -> None:
-    "Raise unless the run was begun with this recipe."
-    old, new = recipe_to_json(read_recipe(out)), recipe_to_json(recipe)
+def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
+    "Raise unless the run was begun with this recipe and these images; images that lie elsewhere now are noted."
+    begun = read_recipe(out)
+    config = json.loads((out / "config.json").read_text())
+    then = config.get("images")
+    if images and then and (changed := other_images(then, images)):
+        raise InputError(f"{out} was begun with other images: {changed}; resume it with those of then, or begin again with another --out")
+    moved = begun.data != recipe.data and images is not None and then is not None  # the same, but elsewhere
+    check_same_recipe(out, replace(begun, data=recipe.data) if moved else begun, recipe)
+    if images and then is None:
+        warnings.warn(f"{out} was begun by an earlier version, which did not note its images: whether they are the same is not known",
+                      stacklevel=2)
+    if moved:
+        write_json(out / "config.json", config | dict(recipe=recipe_to_json(recipe)))
+
+
+def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
+    "Raise unless these recipes are the same."
+    old, new = recipe_to_json(begun), recipe_to_json(recipe)
     if changed := [k for k in new if old[k] != new[k]]:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")

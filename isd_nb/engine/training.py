@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
 from ..recipe import Recipe, learning_rate, recipe_to_json
 from ..sources.batches import EpochSampler, decoders, read_batches
+from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/27_training.ipynb #c37-26da73
 def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a row, an evaluation)
@@ -165,12 +167,13 @@ def train(recipe: Recipe, images: ImageSet,
           workers: int | None = None,  # processes that decode files for this one; None: see `decoders`
           tracker: str | None = None,  # "tensorboard" or "wandb", beside metrics.csv
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
+          found: Mapping[str, Any] | None = None,  # what was read, for the run's config.json
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal asks for it."
     check_tracker(tracker)
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
     if first := session.accelerator.is_main_process:
-        open_run(out, recipe, resume)
+        open_run(out, recipe, resume, identity(images), found)
     with only_one(out) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)

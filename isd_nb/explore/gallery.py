@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .umap_map import layout
-from ..data import ImageSet, subsample_evenly
+from ..data import ImageSet
 from ..errors import InputError, kept_if_allowed
-from ..sources.door import load_images
+from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours
@@ -118,10 +118,11 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     return {step: kept[step] for step in steps if step in chosen}
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c17-3cb773
-def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None) -> ImageSet:
+def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None, show: bool = False) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    train, test = load_images(data or recipe.data, recipe.image_size, root)
-    images = subsample_evenly(test or train, limit)
+    images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=recipe.white if data in (None, recipe.data) else None)
+    if show:
+        print(found)
     return images if channels is None else with_channels(images, channels)
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c19-f5a43c
@@ -192,7 +193,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     run = Path(run)
     recipe, files = read_recipe(run), run_files(run, moments)
     last = encoder_at(files[max(files)], "student")  # every run has a student
-    images = run_images(recipe, data, root, limit, last.config.channels)
+    images = run_images(recipe, data, root, limit, last.config.channels, show)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
                     views=recipe.key_views or recipe.views, folder=run / "explorer")

@@ -12,27 +12,26 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import ImageSet, subsample_evenly
+from ..data import ImageSet
 from ..engine.evaluate_source import Source, as_encoder
 from ..errors import InputError
 from ..evaluation import embed
 from .gallery import Gallery, gallery_of
 from ..kernels.devices import pick_device
 from ..protocols.fine_tuning import with_channels
-from ..sources.door import load_images
+from ..sources.door import load_shown
 
 # %% ../../nbs/machine_room/39_gallery_of_sources.ipynb #n05-b3ff47
 def features_and_images(source: Source, data: str, size: int | None, limit: int, root: Path | str, device: str) -> tuple[str, Tensor, ImageSet]:
     "The name of a source, its features (N, F), and the images as it got them: held-out ones where there are any."
     encoder, size, channels, name = as_encoder(source, size)
-    train, test = load_images(data, size, root)
-    images = subsample_evenly(test or train, limit)
+    images, _ = load_shown(data, size, limit, root)
     images = with_channels(images, channels) if isinstance(source, str | Path) else images
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 
 # %% ../../nbs/machine_room/39_gallery_of_sources.ipynb #n06-0d0531
 def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_encoder` reads, or functions
-                       data: str,  # as `load_images` reads it
+                       data: str,  # as `load_sets` reads it
                        size: int | None = None,  # of the images, in pixels; None: as each encoder was trained
                        limit: int = 5_000,  # images at most
                        root: Path | str = "data",

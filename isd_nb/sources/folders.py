@@ -7,7 +7,6 @@ __all__ = ['suffixes', 'service_folders', 'service_files', 'ending_of', 'Listing
            'image_files', 'class_folders', 'Survey', 'header_of', 'survey', 'read_files', 'same_channels']
 
 # %% ../../nbs/machine_room/09_folders.ipynb #10c9a50e
-import json
 import os
 import warnings
 from collections import Counter
@@ -28,10 +27,11 @@ from ..data import (
 from ..errors import InputError, printable
 
 # %% ../../nbs/machine_room/09_folders.ipynb #c26-5b16d1
-suffixes = frozenset(  # of the formats in `isd_nb.data.raster_formats`
-    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .fit .fits .gif .icb .icns .ico .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg "
-    ".jpf .jpg .jpx .mpo .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst "
-    ".webp .xbm .xpm".split())
+suffixes = frozenset((  # of the formats in `isd_nb.data.raster_formats`
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".gif",
+    ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+    ".mpo", ".msp", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb",
+    ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm"))
 service_folders = frozenset((  # of operating systems and storage boxes, in lower case
     "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@tmp", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "__macosx",
     "__pycache__", "lost+found", "recycled", "recycler", "system volume information"))
@@ -138,7 +138,7 @@ class Survey:
     def levels(self, white: float | None = None) -> Levels | None:  # white: as the user says; None: from the values
         "What is black and white in the deeper files of the set; `None` where there are none."
         if white is not None:
-            return {kind: (0, white) for kind in ("whole", "real")}
+            return dict.fromkeys(("whole", "real"), (0, white))
         return {kind: levels_between(kind, *between) for kind, between in self.values.items()} or None
 
 
@@ -204,7 +204,8 @@ def in_threads(read: Any, count: int, title: str, block: int = 64) -> list[Any]:
     "Call a function with the numbers below `count`, in threads, behind a bar."
     blocks = [range(start, min(count, start + block)) for start in range(0, count, block)]
     done: list[Any] = []
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings(), tqdm(total=count, desc=title, leave=False) as bar:
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings(), tqdm(
+            total=count, desc=printable(title), leave=False, disable=count < 1000) as bar:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; a file it cannot read is reported by whoever reads it
         for results in pool.map(lambda rows: [read(i) for i in rows], blocks):
             done += results

@@ -33,11 +33,12 @@ from ..errors import InputError, suggest
 from ..kernels.devices import cores, machine, pick_device
 from ..methods.building import build_method, check_method, find_method, methods, read_sets, with_method
 from ..methods.choosing import change_setting
+from ..protocols.answers import protocol_version
 from ..protocols.scorer import sample_evaluator, score_encoders
 from ..protocols.storage import Stopped, stop_signals, write_json
 from ..recipe import Recipe, check_recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.batches import seeded
-from ..sources.door import Sets
+from ..sources.door import Sets, identities, same_sets
 from .tables import best_of
 
 # %% ../../nbs/machine_room/37_compare.ipynb #c07-887528
@@ -163,7 +164,7 @@ def work(task: Task) -> None:
         result = dict(seed=recipe.seed, scores=scores)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
-    write_json(out / "result.json", result)
+    write_json(out / "result.json", result | dict(protocol_version=protocol_version))
 
 # %% ../../nbs/machine_room/37_compare.ipynb #c25-2897d9
 def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
@@ -325,7 +326,8 @@ def compare(base: Recipe,
     "Do the runs that are missing, and write `comparison.json` after each."
     from isd_nb import __version__
 
-    images = number_of_images(base, root)
+    sets = comparable_sets(base, root, out)
+    images = len(sets.train)
     budget = budget or total_steps(base, images) * base.batch_size
     tuned = read_settings(settings)
     tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, device=device, root=str(root),
@@ -335,15 +337,19 @@ def compare(base: Recipe,
     about = dict(recipe=recipe_to_json(base), data=base.data, budget_images=budget, seeds=list(seeds), machine=machine(),
                  version=__version__, command=command, jobs=jobs, settings_file=str(settings or ""),
                  trials={m: n for m, (_, n) in tuned.items()}, failures={})
-    return do_missing(tasks, out, about, jobs, tell)
+    tell(str(sets.found))
+    return do_missing(tasks, out, about | dict(images=identities(sets)), jobs, tell)
 
 # %% ../../nbs/machine_room/37_compare.ipynb #c43-77be36
-def number_of_images(base: Recipe, root: Path | str) -> int:
-    "How many there are to train on; an `InputError` where accuracy cannot be measured."
-    sets = read_sets(base, root)
-    if sets.bank.labels is None or sets.test is None or sets.test.labels is None:
-        raise InputError(f"{base.data} has no labelled test images, so methods cannot be compared on it")
-    return len(sets.train)
+def comparable_sets(base: Recipe, root: Path | str, out: Path) -> Sets:
+    "The images; an `InputError` where accuracy cannot be measured, or where results of other images lie in `out`."
+    sets, file = read_sets(base, root), out / "comparison.json"
+    if why := sets.unscorable():
+        raise InputError(f"{base.data}: {why[0].lower()}{why[1:]}, and methods cannot be compared on it")
+    then = json.loads(file.read_text()).get("images") if file.is_file() else None
+    if changed := same_sets(then, sets):
+        raise InputError(f"{out} holds results of other images ({changed}); choose another --out, or remove it")
+    return sets
 
 # %% ../../nbs/machine_room/37_compare.ipynb #c44-7a981f
 def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: int, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..engine.launch import one_sentence
 from ..protocols.answers import ResultCache
 from ..data import ImageSet
 from ..errors import InputError
-from ..sources.door import load_images
+from ..sources.door import load_sets
 from ..evaluation import seed_interval
 from ..method import Method
 from ..engine.training import Trained, train
@@ -70,10 +70,12 @@ class Study:
 
     def images(self) -> tuple[ImageSet, ImageSet]:  # (train, test)
         "The labelled images of the recipe."
-        train_set, test_set = load_images(self.recipe.data, self.recipe.image_size, self.root)
-        if test_set is None or test_set.labels is None or train_set.labels is None:
-            raise InputError(f"{self.recipe.data} has no labelled test images, so claims cannot be tested on it")
-        return train_set, test_set
+        sets = load_sets(self.recipe.data, self.recipe.image_size, None, self.root, white=self.recipe.white)
+        if why := sets.unscorable():
+            raise InputError(f"{self.recipe.data}: {why[0].lower()}{why[1:]}, and claims cannot be tested on it")
+        if self.show:
+            print(sets.found)
+        return sets.bank, sets.test
 
 # %% ../../nbs/machine_room/38_evidence.ipynb #c17-3d39d6
 def ledger_of(study: Study, **question: Any) -> ResultCache:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import seed_interval
+from ..protocols.answers import protocol_version
 
 # %% ../../nbs/machine_room/36_tables.ipynb #c09-b88616
 def best_of(scores: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
@@ -103,6 +104,9 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
              "forward+backward; seconds and images/s: of training alone, without evaluation."]
     for name in sorted({r["method"] for r in runs if r["guide"]}):
         lines.append(f"{label(name)} learns from the ISD run of the same seed: its compute includes that run, its images seen do not.")
+    every = [*runs, *comparison["baselines"]]
+    if old := sum(r.get("protocol_version", 1) < protocol_version for r in every):
+        lines.append(f"{old} of {len(every)} rows were scored by the protocols of an earlier version (linear layers without an epsilon).")
     return lines + [f"{name} failed: {error}" for name, error in comparison["failures"].items()]
 
 # %% ../../nbs/machine_room/36_tables.ipynb #c27-c586e7
