@@ -25,17 +25,15 @@ class ISD(WithQueue):
     def __init__(self, student: nn.Module,  # images (B, C, H, W) -> (B, D); the teacher starts as its copy
                  predictor: nn.Module | None = None,  # (B, D) -> (B, D), the student's alone; None: queries as they are
                  queue_size: int = 4096,  # K, the number of anchors
-                 student_temperature: float = 0.1,
-                 teacher_temperature: float = 0.02,
+                 student_temperature: float = 0.1, teacher_temperature: float = 0.02,  # tau_s and tau_t
                  momentum: float | tuple[float, float] = 0.99,  # of the teacher; a pair: from, to, along a cosine
                  symmetric: bool = False,  # each view is the query once: twice the compute for the same images
-                 **how: Any) -> None:  # splits and prefill, see `WithQueue`
+                 **how: Any) -> None:  # `splits` and `prefill`, see `WithQueue`
         super().__init__(student, predictor, queue_size, momentum, symmetric, **how)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
-        "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
         own = cls.settings(recipe)
         own["splits"] = recipe.batch_norm_splits if own.pop("shuffle_keys") else 0
