@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .umap_map import layout
-from ..data import ImageSet, subsample_evenly
+from ..data import ImageSet
 from ..errors import InputError, kept_if_allowed
-from ..sources.door import load_images
+from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours
@@ -120,8 +120,7 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
 # %% ../../nbs/machine_room/42_gallery.ipynb #c17-3cb773
 def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    train, test = load_images(data or recipe.data, recipe.image_size, root)
-    images = subsample_evenly(test or train, limit)
+    images, _ = load_shown(data or recipe.data, recipe.image_size, limit, root, white=getattr(recipe, "white", None))
     return images if channels is None else with_channels(images, channels)
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c19-f5a43c

@@ -126,7 +126,7 @@ def plot_growth(maps: Mapping[int, np.ndarray],  # (N, 2) by training step
 
     fig, axes = plt.subplots(1, len(maps), figsize=(2.4 * len(maps), 2.6), squeeze=False)
     for ax, (step, places) in zip(axes[0], sorted(maps.items())):
-        draw_map(ax, places, images, names=False, size=float(np.clip(5000 / len(places), 5, 14)))
+        draw_map(ax, places, images, names=False, size=float(np.clip(8000 / len(places), 6, 20)))
         ax.set_title(f"step {step:,}", fontsize=9)
     fig.tight_layout(pad=0.5)
     return fig
