@@ -33,11 +33,9 @@ def umap_class() -> type:
 
 
 def check_map(places: np.ndarray, images: ImageSet) -> None:
-    "Raise unless there is a place for every image, and a name for every class."
+    "Raise unless there is a place for every image."
     if np.shape(places) != (len(images), 2):
         raise InputError(f"a map of {len(images)} images needs places of shape ({len(images)}, 2), not {np.shape(places)}")
-    if images.labels is not None and len(images) and (most := int(np.max(np.asarray(images.labels)))) >= len(images.classes):
-        raise InputError(f"labels go up to {most}, but there are names for {len(images.classes)} classes: name all {most + 1}")
 
 # %% ../../nbs/machine_room/41_umap.ipynb #c06-53bdec
 def layout(features: Tensor | ArrayLike,  # (N, F)
