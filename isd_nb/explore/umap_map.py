@@ -97,6 +97,7 @@ def plot_map(places: np.ndarray,  # (N, 2)
     "The map as a figure: a colour and a marker per class, its name at its middle."
     import matplotlib.pyplot as plt
 
+    check_map(places, images)  # before there is a figure
     fig, ax = plt.subplots(figsize=(6, 5.2))
     draw_map(ax, places, images, size=float(np.clip(20_000 / len(places), 6, 42)))
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", title=plain_text(title))
