@@ -127,8 +127,8 @@ def plot_soft_label(images: ImageSet,  # N images
         show_image(ax, picture, title, "black")
     for ax, i in zip(axes[0, 2:], answer.rows.tolist()):
         show_image(ax, images[i], name_of(images, i), frame_colour(images, query, images, i))
-    draw_labels(axes[1], answer.shares.tolist(), top=max(float(answer.shares[0]) * 1.5, 1e-3))
-    fig.subplots_adjust(0.02, 0.05, 0.99, 0.98, 0.15, 0.3)
+    draw_labels(axes[1], answer.shares.tolist(), top=max(float(answer.shares[0]) * 1.3, 1e-3))
+    fig.subplots_adjust(0.02, 0.05, 0.99, 0.98, 0.15, 0.12)
     return fig
 
 # %% ../../nbs/machine_room/40_neighbours.ipynb #c23-05864a
@@ -141,11 +141,11 @@ def draw_labels(axes: Sequence, shares: Sequence[float], top: float) -> None:
         ax.set(xlim=(-0.6, 1.6), ylim=(0, top), xticks=[], yticks=[])
         for x, value, colour in ((0, soft, "#0072B2"), (1, hard, "#B34700")):
             if value is not None:
-                height = min(value, 0.75 * top)
+                height = min(value, 0.85 * top)
                 ax.bar(x, height, color=colour, width=0.8)
                 ax.text(x, height, f"{value:.0%}", fontsize=8, ha="center", va="bottom", color=colour)
                 if height < value:  # too tall for this scale: a gap says that it is cut
-                    ax.bar(x, 0.04 * top, bottom=0.6 * top, color="white", width=0.9)
+                    ax.bar(x, 0.04 * top, bottom=0.7 * top, color="white", width=0.9)
         for side in ("top", "left", "right"):
             ax.spines[side].set_visible(False)
 

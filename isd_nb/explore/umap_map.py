@@ -33,11 +33,9 @@ def umap_class() -> type:
 
 
 def check_map(places: np.ndarray, images: ImageSet) -> None:
-    "Raise unless there is a place for every image, and a name for every class."
+    "Raise unless there is a place for every image."
     if np.shape(places) != (len(images), 2):
         raise InputError(f"a map of {len(images)} images needs places of shape ({len(images)}, 2), not {np.shape(places)}")
-    if images.labels is not None and len(images) and (most := int(np.max(np.asarray(images.labels)))) >= len(images.classes):
-        raise InputError(f"labels go up to {most}, but there are names for {len(images.classes)} classes: name all {most + 1}")
 
 # %% ../../nbs/machine_room/41_umap.ipynb #c06-53bdec
 def layout(features: Tensor | ArrayLike,  # (N, F)
@@ -99,6 +97,7 @@ def plot_map(places: np.ndarray,  # (N, 2)
     "The map as a figure: a colour and a marker per class, its name at its middle."
     import matplotlib.pyplot as plt
 
+    check_map(places, images)  # before there is a figure
     fig, ax = plt.subplots(figsize=(6, 5.2))
     draw_map(ax, places, images, size=float(np.clip(20_000 / len(places), 6, 42)))
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", title=plain_text(title))
@@ -126,7 +125,7 @@ def plot_growth(maps: Mapping[int, np.ndarray],  # (N, 2) by training step
 
     fig, axes = plt.subplots(1, len(maps), figsize=(2.4 * len(maps), 2.6), squeeze=False)
     for ax, (step, places) in zip(axes[0], sorted(maps.items())):
-        draw_map(ax, places, images, names=False, size=float(np.clip(5000 / len(places), 5, 14)))
+        draw_map(ax, places, images, names=False, size=float(np.clip(8000 / len(places), 6, 20)))
         ax.set_title(f"step {step:,}", fontsize=9)
     fig.tight_layout(pad=0.5)
     return fig
