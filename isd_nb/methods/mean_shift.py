@@ -34,6 +34,7 @@ def mean_shift_loss(queries: Tensor,  # (B, D) unit vectors of the student
 class MeanShift(WithQueue):
     "Mean shift for self-supervised learning (Abbasi Koohpayegani et al., ICCV 2021)."
     options: Mapping[str, Any] = {"neighbours": 5}
+    needs_predictor = True
 
     def __init__(self, student: nn.Module, predictor: nn.Module | None = None, queue_size: int = 4096,
                  momentum: float | tuple[float, float] = 0.99, neighbours: int = 5) -> None:
