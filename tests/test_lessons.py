@@ -33,7 +33,7 @@ SECTIONS = {  # in this order; each is a pattern for its heading
 }
 ANYWHERE = {"data", "errors", "sources", "explore", "kernels"}  # what every lesson may import
 EARLY = {"evaluation": {"knn_accuracy", "linear_accuracy"}}  # built in lesson 8, used before
-BELOW = {"method": 6, "protocols": 7}  # the two verbs of a method, the measures of collapse: for lessons from this one on
+BELOW = {"method": 6, "protocols": 7}  # the two verbs of a method; the measures of collapse
 MAX_WORDS, MAX_CELLS, MEDIAN_LINES, MAX_LINES = 900, 25, 4, 25
 
 
