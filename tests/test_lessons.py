@@ -28,7 +28,7 @@ SECTIONS = {  # in this order; each is a pattern for its heading
 }
 ANYWHERE = {"data", "errors", "sources", "explore", "kernels"}  # what every lesson may import
 EARLY = {"evaluation": {"knn_accuracy", "linear_accuracy"}}  # built in lesson 8, used before
-BELOW = {"method": 6, "embedding": 8}  # modules of the spine with pages of their own, for lessons from these on
+BELOW = {"method": 6, "protocols": 7, "embedding": 8}  # pages of their own, for lessons from these on
 MAX_WORDS, MAX_CELLS, MEDIAN_LINES, MAX_LINES = 900, 25, 4, 25
 
 

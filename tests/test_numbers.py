@@ -68,3 +68,11 @@ def test_the_figure_shows_isd_above_raw_pixels() -> None:
 def test_links_of_readme_lead_somewhere() -> None:
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", TEXT) if not t.startswith("http")]
     assert targets and not [t for t in targets if not (ROOT / t).exists()]
+
+
+def test_the_start_is_short_and_ends_above_raw_pixels() -> None:
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
+    assert sum(len("".join(c["source"]).split()) for c in cells if c["cell_type"] == "markdown") < 600
+    shown = "".join("".join(o.get("text", "")) for c in cells if c["cell_type"] == "code" for o in c["outputs"])
+    found = re.search(r"ISD ([\d.]+), raw pixels ([\d.]+), untrained network ([\d.]+)", shown)
+    assert found and float(found[1]) > max(float(found[2]), float(found[3]))

@@ -30,10 +30,11 @@ def mean_shift_loss(queries: Tensor,  # (B, D) unit vectors of the student
     targets = torch.cat([keys[:, None], anchors[rows].to(keys.dtype)], dim=1)  # (B, n, D)
     return 2 - 2 * (queries[:, None] * targets).sum(dim=2).mean()
 
-# %% ../../nbs/2_relatives/13_mean_shift.ipynb #c06-5094e6
+# %% ../../nbs/2_relatives/13_mean_shift.ipynb #c06-0308cc
 class MeanShift(WithQueue):
     "Mean shift for self-supervised learning (Abbasi Koohpayegani et al., ICCV 2021)."
     options: Mapping[str, Any] = {"neighbours": 5}
+    needs_predictor = True
 
     def __init__(self, student: nn.Module, predictor: nn.Module | None = None, queue_size: int = 4096,
                  momentum: float | tuple[float, float] = 0.99, neighbours: int = 5) -> None:
