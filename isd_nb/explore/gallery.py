@@ -118,9 +118,11 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     return {step: kept[step] for step in steps if step in chosen}
 
 # %% ../../nbs/machine_room/42_gallery.ipynb #c17-3cb773
-def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None, show: bool = False) -> ImageSet:
+def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None,
+               show: bool = False) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=recipe.white if data in (None, recipe.data) else None)
+    white = recipe.white if data in (None, recipe.data) else None
+    images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white)
     if show:
         print(found)
     return images if channels is None else with_channels(images, channels)
