@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab book dist bench browser clean
+.PHONY: help train test tests lab book dist bench endure browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -16,6 +16,7 @@ help:
 	@echo "make lab     open the book in JupyterLab"
 	@echo "make book    build the book's website in _site/"
 	@echo "make bench   measure speed against other code"
+	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
 
 .venv/ready: settings.ini setup.py constraints.txt
@@ -59,6 +60,10 @@ dist: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+# Results in results/endure.json; fewer with: make endure ENDURE='--kills 10 --full 5 --ctrl-c 5'
+endure: .venv/ready
+	$(BIN)/python tests/endure.py $(ENDURE)
 
 clean:
 	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache

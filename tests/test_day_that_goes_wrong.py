@@ -1,4 +1,4 @@
-"""Full disks, Ctrl-C with any kind of workers, runs that begin together, consoles without letters, figures that fail."""
+"""Full disks, Ctrl-C with any kind of workers, runs that begin together, consoles without letters, lost figures."""
 import os
 import resource
 import signal
@@ -105,8 +105,8 @@ def test_the_loss_of_an_interrupted_row_is_the_mean_of_all_its_steps(tmp_path: P
         train(recipe, IMAGES, tmp_path / "stopped", device="cpu", show=False)
     assert len(load_checkpoint(tmp_path / "stopped" / "checkpoints")["losses"]) in (1, 2)
     train(recipe, IMAGES, tmp_path / "stopped", resume=True, device="cpu", show=False)
-    rows = [[(row["step"], row.get("loss")) for row in read_metrics(tmp_path / name)] for name in ("straight", "stopped")]
-    assert rows[0] == rows[1]
+    a, b = ([(r["step"], r.get("loss")) for r in read_metrics(tmp_path / name)] for name in ("straight", "stopped"))
+    assert a == b
 
 
 def test_a_small_rate_keeps_its_digits(tmp_path: Path) -> None:
@@ -139,8 +139,9 @@ if __name__ == "__main__":
 def test_ctrl_c_reaches_training_and_not_its_workers(method: str, small: Path, tmp_path: Path) -> None:
     "The signal goes to all processes of the group, as from a terminal; the workers go on, training stops and saves."
     (tmp_path / "script.py").write_text(CTRL_C)
-    process = subprocess.Popen([sys.executable, "script.py", method, small, "run"], cwd=tmp_path, stderr=subprocess.PIPE,
-                               start_new_session=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command, one_thread = [sys.executable, "script.py", method, small, "run"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=one_thread, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     try:
         end = time.monotonic() + 240
         while len(read_metrics(tmp_path / "run") if (tmp_path / "run").exists() else ()) < 2:
@@ -212,8 +213,8 @@ class Mine(ISD):
 @pytest.mark.usefixtures("small")
 def test_a_method_in_this_folder(tmp_path: Path) -> None:
     (tmp_path / "method_of_this_test.py").write_text(MINE)
-    result = call(train_command, tmp_path, *SMALL, *TINY, "--processes", "1", "--no-supervised", "--no-figures", "--out", "run",
-                  "--method", "method_of_this_test:Mine")
+    result = call(train_command, tmp_path, *SMALL, *TINY, "--processes", "1", "--no-supervised", "--no-figures",
+                  "--out", "run", "--method", "method_of_this_test:Mine")
     assert result.returncode == 0, result.stderr
 
 

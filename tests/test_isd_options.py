@@ -1,0 +1,83 @@
+"""Keys shuffled among the parts of a batch, a queue that begins with keys of real images: off, nothing changes."""
+from dataclasses import replace
+
+import torch
+
+from isd_nb.engine.state import prepare_training
+from isd_nb.engine.training import fill_queue, train
+from isd_nb.isd import ISD
+from isd_nb.methods.building import build_method, with_method
+from isd_nb.methods.moco_v2 import MoCoV2
+from isd_nb.recipe import Recipe, find_recipe, recipes
+from isd_nb.sources.digits import digits
+
+IMAGES = digits()[0].subset(range(100))
+TOY = Recipe("toy", steps=6, batch_size=16, queue_size=40, width=4, projector=(10, 6), predictor=(8,), evaluations=1,
+             precision="float32")
+VIEWS = tuple(torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+
+
+def built(splits: int = 1, **options: bool) -> ISD:
+    return build_method(replace(TOY, batch_norm_splits=splits, options=options), IMAGES)
+
+
+def test_off_they_change_nothing() -> None:
+    plain, off = built(2), built(2, shuffle_keys=False, prefill=False, symmetric=False)
+    torch.testing.assert_close(plain.state_dict(), off.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(plain(*VIEWS).loss, off(*VIEWS).loss, rtol=0, atol=0)
+    assert (plain.splits, plain.prefill) == (0, 0)
+
+
+def test_shuffled_keys_come_back_in_the_order_of_their_queries() -> None:
+    "Where batch norm treats the batch as one part, shuffling is seen nowhere; in parts, the keys have other company."
+    whole = built(1), built(1, shuffle_keys=True)
+    torch.testing.assert_close(whole[0](*VIEWS).keys, whole[1](*VIEWS).keys)
+    parts = built(4), built(4, shuffle_keys=True)
+    plain, shuffled = (method(*VIEWS) for method in parts)
+    assert (plain.keys - shuffled.keys).abs().max() > 1e-3
+    queries = [method.compare(*VIEWS, {})[0] for method in parts]
+    torch.testing.assert_close(*queries)  # they stay where they are
+    order = torch.cat([torch.arange(start, 16, 4) for start in range(4)])  # by hand: every fourth image in a part
+    by_hand = parts[0].compare(VIEWS[0], VIEWS[1][order], {})[1][order.argsort()]
+    torch.testing.assert_close(shuffled.keys, by_hand)
+
+
+def test_moco_shuffles_as_isd_does_and_is_none() -> None:
+    recipe = replace(TOY, predictor=(), batch_norm_splits=4)
+    moco = build_method(with_method(recipe, "moco_v2"), IMAGES)
+    isd = build_method(replace(recipe, options={"shuffle_keys": True}), IMAGES)
+    assert isinstance(moco, MoCoV2) and not isinstance(moco, ISD)
+    for ours, theirs in zip(moco.compare(*VIEWS, {}), isd.compare(*VIEWS, {}), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_queue_begins_with_keys_of_the_images_that_come_last() -> None:
+    recipe = replace(TOY, options={"prefill": True})
+    session = prepare_training(recipe, IMAGES, "cpu")
+    before = {name: value.clone() for name, value in session.method.state_dict().items()}
+    fill_queue(session, None)
+    after, filled = session.method.state_dict(), session.method.queue
+    assert [name for name in after if not torch.equal(before[name], after[name])] == ["queue.anchors", "queue.count"]
+    assert int(filled.count) == 48 and session.step == 0  # 3 batches are the first that fill 40 places
+    torch.testing.assert_close(filled.anchors.norm(dim=1), torch.ones(40))
+    straight = prepare_training(recipe, IMAGES, "cpu")
+    fill_queue(straight, None)
+    torch.testing.assert_close(straight.method.queue.anchors, filled.anchors, rtol=0, atol=0)
+    spread = (filled.anchors @ filled.anchors.T).mean()
+    random = before["queue.anchors"] @ before["queue.anchors"].T
+    assert spread > random.mean() + 0.1  # keys of an untrained net lie close together, random directions do not
+
+
+def test_a_filled_queue_trains_and_resumes(tmp_path) -> None:
+    recipe = replace(TOY, options={"prefill": True, "shuffle_keys": True}, batch_norm_splits=2)
+    trained = train(recipe, IMAGES, tmp_path / "run", device="cpu", show=False)
+    assert int(trained.method.queue.count) == 48 + 6 * 16
+    again = train(recipe, IMAGES, tmp_path / "run", resume=True, device="cpu", show=False)  # it is not filled again
+    torch.testing.assert_close(again.method.state_dict(), trained.method.state_dict(), rtol=0, atol=0)
+
+
+def test_the_authors_recipes_shuffle() -> None:
+    theirs = {name: r for name, r in recipes.items() if name.endswith("_authors")}
+    shuffled = {name for name, r in theirs.items() if r.options.get("shuffle_keys")}
+    assert shuffled == {name for name, r in theirs.items() if r.method == "isd"}
+    assert not find_recipe("digits").options and len(theirs) == 9
