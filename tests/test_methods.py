@@ -95,7 +95,7 @@ def test_exact_resume(recipe: Recipe, images: ImageSet, tmp_path: Path) -> None:
 
     def interrupt(method: Method) -> dict[str, float]:
         calls.append(1)
-        if len(calls) == 5:  # after four of six steps, of which three are saved
+        if len(calls) == 5:  # after four of six steps; what interrupts a run saves it
             raise Interrupted
         return {}
 
@@ -103,7 +103,7 @@ def test_exact_resume(recipe: Recipe, images: ImageSet, tmp_path: Path) -> None:
     straight = train(recipe, images, tmp_path / "straight", device="cpu", show=False)
     with pytest.raises(Interrupted):
         train(recipe, images, tmp_path / "run", interrupt, device="cpu", save_every=0, show=False)
-    assert newest(tmp_path / "run")["step"] == 3
+    assert newest(tmp_path / "run")["step"] == 4
     resumed = train(recipe, images, tmp_path / "run", resume=True, device="cpu", show=False)
     torch.testing.assert_close(resumed.method.state_dict(), straight.method.state_dict(), rtol=0, atol=0)
 

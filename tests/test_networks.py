@@ -1,0 +1,117 @@
+"""Networks and weights of others, from the command line to the explorer, on a small folder."""
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+import isd_nb
+from isd_nb.cli.embed import app
+from isd_nb.cli.evaluate import command as isd_eval
+from isd_nb.cli.explore import command as isd_explore
+from isd_nb.cli.train import command as isd_train
+from isd_nb.engine.training import train
+from isd_nb.errors import InputError
+from isd_nb.methods.building import build_method
+from isd_nb.methods.networks import with_network
+from isd_nb.protocols.storage import Stopped
+from isd_nb.recipe import Recipe
+from isd_nb.sources.door import load_images
+
+ROOT = Path(__file__).parent.parent
+VIT = "timm:vit_tiny_patch16_224,patch_size=8,depth=2,embed_dim=32,num_heads=2"
+CONVNET = "timm:resnet10t,channels=[8,8,16,16]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Forty photographs of two kinds, 40 x 48 pixels."
+    place, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for kind in ("dark", "light"):
+            (place / split / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 128, (40, 48, 3)) + (kind == "light") * 100
+                Image.fromarray(pixels.astype(np.uint8)).save(place / split / kind / f"{i}.png")
+    return place
+
+
+def short(backbone: str, **changes: object) -> Recipe:
+    "Six steps of ISD at 32 pixels."
+    recipe = Recipe("short", steps=6, batch_size=8, queue_size=16, evaluations=1, projector=(16, 8), predictor=())
+    return replace(with_network(replace(recipe, image_size=32), backbone, 40), warmup_steps=2, **changes)
+
+
+@pytest.mark.parametrize("backbone", [VIT, "timm:mobilenetv3_small_050", "torchvision:shufflenet_v2_x0_5"])
+def test_it_trains_and_resumes_bit_for_bit(backbone: str, folder: Path, tmp_path: Path) -> None:
+    images, recipe = load_images(f"folder:{folder}", 32)[0], short(backbone)
+    whole = train(recipe, images, tmp_path / "whole", show=False, device="cpu").method
+
+    def stop(rows: list) -> None:
+        if rows[-1]["step"]:
+            os.kill(os.getpid(), 2)
+    with pytest.raises(Stopped):
+        train(replace(recipe, evaluations=2), images, tmp_path / "parts", show=False, device="cpu", watch=stop, save_every=0)
+    again = train(replace(recipe, evaluations=2), images, tmp_path / "parts", show=False, device="cpu", resume=True).method
+    for (name, value), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_from_the_command_line_to_the_explorer(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, settings = f"folder:{folder}", ["queue_size=16", "projector=[16,8]", "predictor=[]", "evaluations=1"]
+    how = dict(data=data, steps=2, batch_size=8, supervised=False, figures=False, processes=1, device="cpu", change=settings)
+    isd_train(backbone=VIT, out=tmp_path / "first", **how)
+    assert "is trained on images of about 40 pixels, at 32 x 32; adamw" in capsys.readouterr().out
+    isd_train(init=str(tmp_path / "first"), out=tmp_path / "second", **how)
+    first, second = (isd_nb.load_encoder(tmp_path / name) for name in ("first", "second"))
+    assert first.config == second.config
+    assert "untrained" in capsys.readouterr().out
+    isd_eval(tmp_path / "first", encoder="teacher", device="cpu")
+    isd_eval(None, encoder=str(tmp_path / "second"), data=data, device="cpu")
+    assert "20-NN" in capsys.readouterr().out
+    isd_explore(None, encoder=[str(tmp_path / "second"), "timm:mobilenetv3_small_050,pretrained=false"], data=data, size=32,
+                html=tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    said = CliRunner().invoke(app(), [str(tmp_path / "second"), "--data", data, "--out", str(tmp_path / "f.npy"), "--device", "cpu"])
+    assert said.exit_code == 0 and np.load(tmp_path / "f.npy").shape == (40, 32)
+
+
+def test_student_and_teacher_start_from_given_weights(folder: Path, tmp_path: Path) -> None:
+    images = load_images(f"folder:{folder}", 32)[0]
+    given = build_method(short("timm:mobilenetv3_small_050", seed=3), images).student
+    torch.save(given.backbone.net.state_dict(), tmp_path / "weights.pth")
+    recipe = short("timm:mobilenetv3_small_050", init=str(tmp_path / "weights.pth"))
+    method = build_method(replace(recipe, stem="large"), images)
+    for encoder in (method.student, method.teacher.module):
+        assert_close(dict(encoder.backbone.state_dict()), dict(given.backbone.state_dict()))
+    with pytest.raises(InputError, match="does not match"):
+        build_method(replace(short(CONVNET), init=str(tmp_path / "weights.pth"), stem="large"), images)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: isd_eval(None, device="cpu"), "name what to evaluate"),
+    (lambda: isd_explore(None), "name what to explore"),
+    (lambda: isd_explore(None, encoder=["timm:resnet18"]), "--data SPEC --html FILE"),
+    (lambda: isd_train(backbone="timm:resnet_18", device="cpu"), "did you mean resnet18"),
+    (lambda: isd_train(init="nowhere.pth", device="cpu"), "nowhere.pth")])
+def test_wrong_calls_get_one_sentence(call: object, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call()
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1
+
+
+def test_the_plain_loop_runs() -> None:
+    path = ROOT / "examples" / "plain_loop.py"
+    assert len(path.read_text().splitlines()) <= 45
+    done = subprocess.run([sys.executable, path, "3"], capture_output=True, text=True, check=True, timeout=300)
+    assert "20-NN" in done.stdout
