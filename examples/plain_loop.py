@@ -20,7 +20,7 @@ def main(steps: int = 300, batch: int = 128, dim: int = 64) -> None:
     teacher, queue = EMATeacher(student, momentum=0.95), AnchorQueue(1024, dim)
     optimizer = torch.optim.SGD(student.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
+    for _ in range(steps):
         images = train.get(torch.randint(len(train), (batch,), generator=generator))
         queries = F.normalize(student(views(images, generator)), dim=1)  # (B, D)
         with torch.no_grad():
@@ -33,7 +33,8 @@ def main(steps: int = 300, batch: int = 128, dim: int = 64) -> None:
         queue.enqueue(keys)  # after the comparison: a query's own key is never among its anchors
     with torch.no_grad():
         found = [backbone.eval()(s.images.float() / 255) for s in (train, test)]
-    print(f"step {step + 1}: loss {loss.item():.3f}, 20-NN {knn_accuracy(found[0], train.labels, found[1], test.labels):.3f}")
+    accuracy = knn_accuracy(found[0], train.labels, found[1], test.labels)
+    print(f"step {steps}: loss {loss.item():.3f}, 20-NN {accuracy:.3f}")
 
 
 if __name__ == "__main__":

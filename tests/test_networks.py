@@ -54,12 +54,14 @@ def test_it_trains_and_resumes_bit_for_bit(backbone: str, folder: Path, tmp_path
     images, recipe = load_images(f"folder:{folder}", 32)[0], short(backbone)
     whole = train(recipe, images, tmp_path / "whole", show=False, device="cpu").method
 
+    two = replace(recipe, evaluations=2)
+
     def stop(rows: list) -> None:
         if rows[-1]["step"]:
             os.kill(os.getpid(), 2)
     with pytest.raises(Stopped):
-        train(replace(recipe, evaluations=2), images, tmp_path / "parts", show=False, device="cpu", watch=stop, save_every=0)
-    again = train(replace(recipe, evaluations=2), images, tmp_path / "parts", show=False, device="cpu", resume=True).method
+        train(two, images, tmp_path / "parts", show=False, device="cpu", watch=stop, save_every=0)
+    again = train(two, images, tmp_path / "parts", show=False, device="cpu", resume=True).method
     for (name, value), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 
@@ -68,7 +70,8 @@ def test_from_the_command_line_to_the_explorer(folder: Path, tmp_path: Path, mon
                                                capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     data, settings = f"folder:{folder}", ["queue_size=16", "projector=[16,8]", "predictor=[]", "evaluations=1"]
-    how = dict(data=data, steps=2, batch_size=8, supervised=False, figures=False, processes=1, device="cpu", change=settings)
+    how = dict(data=data, steps=2, batch_size=8, supervised=False, figures=False, processes=1, device="cpu",
+               change=settings)
     isd_train(backbone=VIT, out=tmp_path / "first", **how)
     assert "is trained on images of about 40 pixels, at 32 x 32; adamw" in capsys.readouterr().out
     isd_train(init=str(tmp_path / "first"), out=tmp_path / "second", **how)
@@ -78,10 +81,12 @@ def test_from_the_command_line_to_the_explorer(folder: Path, tmp_path: Path, mon
     isd_eval(tmp_path / "first", encoder="teacher", device="cpu")
     isd_eval(None, encoder=str(tmp_path / "second"), data=data, device="cpu")
     assert "20-NN" in capsys.readouterr().out
-    isd_explore(None, encoder=[str(tmp_path / "second"), "timm:mobilenetv3_small_050,pretrained=false"], data=data, size=32,
+    sources = [str(tmp_path / "second"), "timm:mobilenetv3_small_050,pretrained=false"]
+    isd_explore(None, encoder=sources, data=data, size=32,
                 html=tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 10_000
-    said = CliRunner().invoke(app(), [str(tmp_path / "second"), "--data", data, "--out", str(tmp_path / "f.npy"), "--device", "cpu"])
+    options = ["--data", data, "--out", str(tmp_path / "f.npy"), "--device", "cpu"]
+    said = CliRunner().invoke(app(), [str(tmp_path / "second"), *options])
     assert said.exit_code == 0 and np.load(tmp_path / "f.npy").shape == (40, 32)
 
 

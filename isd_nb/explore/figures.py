@@ -9,11 +9,10 @@ __all__ = ['plot_rows', 'LiveCurves', 'train_or_go_on', 'main_axes', 'draw', 'pl
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import ImageSet, subsample_evenly
@@ -24,6 +23,9 @@ from ..evaluation import embed
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe
 from ..sources.door import Sets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/machine_room/60_figures.ipynb #c24-c2c84f
 def plot_rows(rows: Sequence[Mapping[str, float]]) -> "Figure":
