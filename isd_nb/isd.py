@@ -36,7 +36,7 @@ class ISD(WithQueue):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
         own = cls.settings(recipe)
-        own["splits"] = recipe.batch_norm_splits if own.pop("shuffle_keys") else 0
+        own["splits"] = recipe.batch_norm_splits if own.pop("shuffle_keys", False) else 0
         return cls(student, predictor, recipe.queue_size, recipe.student_temperature, recipe.teacher_temperature,
                    recipe.momentum, **own)
 

@@ -51,6 +51,16 @@ def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method]
         return flat(score_encoders(method.encoders(), some, probe, linear=False))
     return evaluate
 
+# %% ../../nbs/machine_room/35_scorer.ipynb #c33-934016
+def where() -> torch.device:
+    "The device to evaluate on."
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    "Where its first weight lies; a module without any is on the CPU."
+    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
+
 # %% ../../nbs/machine_room/35_scorer.ipynb #c30-34050a
 class Together(nn.Module):
     "Several encoders that look at the same images; of an `Encoder` its backbone."
@@ -89,13 +99,3 @@ def score_encoders(encoders: Mapping[str, nn.Module],  # by name
 def flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     "By PROTOCOL_ENCODER, as a `summary.json` holds them."
     return {f"{protocol}_{name}": value for name, found in scores.items() for protocol, value in found.items()}
-
-# %% ../../nbs/machine_room/35_scorer.ipynb #c33-934016
-def where() -> torch.device:
-    "The device to evaluate on."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    "Where its first weight lies; a module without any is on the CPU."
-    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))

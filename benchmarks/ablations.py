@@ -1,0 +1,186 @@
+"""What the parts of ISD are worth: the chosen recipe on digits with one thing changed at a time, three seeds each.
+
+    python benchmarks/ablations.py --images 187000
+    python benchmarks/ablations.py --summary
+
+The recipe is that of results/search/digits/final.json. A seed changes the split of the digits (`digits(seed=200 +
+SEED)`, not seen by the search nor by the table), where they are placed, the initial weights and the order of the
+images, and is the same for all variants, so that differences are paired. Networks and classifiers see the 1,037
+originals that are neither in the test set nor held out; accuracy is that of the 500 test digits and, beside it, of
+the validation split. At the end the measures of health.py are taken of the validation split: effective rank,
+spread, alignment, uniformity, entropy of the soft labels. Nothing is chosen by these runs. Each run is a file
+OUT/NAME-SEED.json and is not repeated.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiment import (
+    RESULTS,
+    about,
+    check_names,
+    chosen_encoder,
+    describe,
+    entry_recipe,
+    found,
+    hold_out,
+    keep,
+    scores_of,
+    trained,
+)
+from health import health
+from isd_nb.engine.launch import one_sentence
+from isd_nb.errors import InputError
+from isd_nb.sources.digits import digits
+from isd_nb.recipe import Recipe
+from search import base_of
+
+FINAL = RESULTS / "search" / "digits" / "final.json"
+Variant = tuple[str, dict[str, Any]]  # the method, and the settings that differ from the recipe
+VARIANTS: dict[str, Variant] = {
+    "recipe": ("isd", {}),
+    # the label, with everything else equal
+    "one_hot": ("variants:OneHot", {}),
+    "one_hot-temperature_0.2": ("variants:OneHot", {"student_temperature": 0.2}),
+    "half_one_hot": ("variants:Mixture", {"options.weight": 0.5}),
+    "tenth_one_hot": ("variants:Mixture", {"options.weight": 0.1}),
+    # the heads
+    "predictor_128": ("isd", {"predictor": [128]}),
+    "predictor_512": ("isd", {"predictor": [512]}),
+    "no_projector": ("isd", {"projector": []}),
+    # the queue
+    **{f"queue_{k}": ("isd", {"queue_size": k}) for k in (256, 1024, 2048, 4096)},
+    "prefilled": ("variants:Prefilled", {}),
+    # the temperatures
+    **{f"student_temperature_{t}": ("isd", {"student_temperature": t}) for t in (0.05, 0.07, 0.1, 0.15, 0.2)},
+    **{f"teacher_temperature_{t}": ("isd", {"teacher_temperature": t}) for t in (0.01, 0.02, 0.04, 0.06)},
+    # the teacher
+    **{f"momentum_{m}": ("isd", {"momentum": [m, m]}) for m in (0.9, 0.99, 0.996)},
+    **{f"momentum_{m}_to_1": ("isd", {"momentum": [m, 1.0]}) for m in (0.8, 0.9, 0.98)},
+    # batch norm
+    "parts_1": ("isd", {"batch_norm_splits": 1}),
+    "parts_4": ("isd", {"batch_norm_splits": 4}),
+    "parts_4-shuffled_keys": ("variants:Shuffled", {"batch_norm_splits": 4}),
+    # both directions: at the same images, and at the same passes through encoders
+    "symmetric": ("isd", {"options.symmetric": True}),
+    "symmetric-half_the_images": ("isd", {"options.symmetric": True}),
+    # the views
+    "crops_larger": ("isd", {"views.crop_scale": [0.7, 1.2]}),
+    "crops_smaller": ("isd", {"views.crop_scale": [0.25, 1.3]}),
+    "rotation_0": ("isd", {"views.rotation": 0}),
+    "rotation_30": ("isd", {"views.rotation": 30}),
+    "calm_keys": ("isd", {"key_views": {"crop_scale": [0.9, 1.1], "flip": 0, "jitter": 0, "grey": 0, "blur": 0}}),
+}
+HALF = ("symmetric-half_the_images",)
+
+
+def final_settings() -> dict[str, Any]:
+    "The settings of ISD that the recipe takes over."
+    if not FINAL.is_file():
+        raise InputError(f"there is no {FINAL}: it says which settings of ISD were chosen in the end")
+    return json.loads(FINAL.read_text())["isd"]["settings"]
+
+
+def variant_recipe(variant: Variant, images: int, seed: int, evaluations: int = 1) -> Recipe:
+    "The chosen recipe with the changes of a variant."
+    method, changes = variant
+    settings = {k: v for k, v in final_settings().items() if not k.startswith("options.")} | changes
+    return entry_recipe(method, base_of("digits"), images, settings, seed, evaluations)
+
+
+def same_as_recipe(variant: Variant, images: int) -> bool:
+    "Whether a variant changes nothing, because the recipe has these settings."
+    return describe(variant_recipe(variant, images, 0)) == describe(variant_recipe(VARIANTS["recipe"], images, 0))
+
+
+def run(name: str, seed: int, images: int) -> dict[str, Any]:
+    "One training, its scores and its measures."
+    train_set, test = digits(seed=200 + seed)
+    train_set, validation = hold_out(train_set, "digits")
+    recipe = variant_recipe(VARIANTS[name], images // 2 if name in HALF else images, seed)
+    method, _, cost = trained(recipe, train_set)
+    measures = health(recipe, train_set, validation)(method)
+    return dict(
+        scores=scores_of(method, train_set, test),
+        validation=scores_of(method, train_set, validation),
+        measures={k: round(v, 5) for k, v in measures.items()},
+        recipe_json=describe(recipe),
+        **cost,
+    )
+
+
+def read(out: Path) -> dict[str, dict[int, Mapping[str, Any]]]:  # by variant and seed
+    "All runs that are there."
+    runs: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for path in sorted(out.glob("*.json")):
+        done = json.loads(path.read_text())
+        runs.setdefault(done["variant"], {})[done["seed"]] = done
+    return runs
+
+
+def summary(out: Path) -> str:
+    "Means over seeds and the paired difference from the recipe."
+    runs = read(out)
+    lines = [f"{'':<28}seeds  20-NN  linear  difference (20-NN, sd)  rank  align  unif   label entropy"]
+    for name in [n for n in VARIANTS if n in runs]:
+        seeds, best = runs[name], {s: r["scores"][chosen_encoder(r["scores"])] for s, r in runs[name].items()}
+        base = {s: r["scores"][chosen_encoder(r["scores"])] for s, r in runs.get("recipe", {}).items()}
+        gaps = [best[s]["knn20"] - base[s]["knn20"] for s in best if s in base]
+        which = chosen_encoder(next(iter(seeds.values()))["scores"])
+        measure = {
+            k: np.mean([r["measures"].get(k, np.nan) for r in seeds.values()])
+            for k in (f"rankme_{which}", f"alignment_{which}", f"uniformity_{which}", "label_entropy")
+        }
+        lines.append(
+            f"{name:<28}{len(seeds):>4}   {np.mean([b['knn20'] for b in best.values()]):.3f}  "
+            f"{np.mean([b['linear'] for b in best.values()]):.3f}   {np.mean(gaps) if gaps else np.nan:+.3f} "
+            f"({np.std(gaps, ddof=1) if len(gaps) > 1 else np.nan:.3f})         "
+            + "  ".join(f"{v:.2f}" for v in measure.values())
+        )
+    return "\n".join(lines)
+
+
+def one(out: Path, name: str, seed: int, images: int) -> None:
+    "One run, unless it is there."
+    path, (method, changes) = out / f"{name}-{seed}.json", VARIANTS[name]
+    asked = dict(
+        variant=name, seed=seed, budget=images, data=f"digits(seed={200 + seed})", changes=changes, method=method
+    )
+    if found(path, asked) is None:
+        started = time.monotonic()
+        keep(path, done := asked | run(name, seed, images) | about("ablations"))
+        best = done["scores"][chosen_encoder(done["scores"])]
+        said = f"20-NN {best['knn20']:.3f} linear {best['linear']:.3f} ({time.monotonic() - started:.0f} s)"
+        print(f"{name:<28} seed {seed}: {said}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=187_000, help="seen in every run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS / "ablations" / "digits")
+    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    check_names(given.variants, list(VARIANTS), "variant")
+    if given.summary:
+        print(summary(given.out))
+        return
+    for seed in given.seeds:  # all variants of a seed first: what is cut short is still a whole comparison
+        for name in given.variants:
+            if name == "recipe" or name in HALF or not same_as_recipe(VARIANTS[name], given.images):
+                one(given.out, name, seed, given.images)
+
+
+if __name__ == "__main__":
+    with one_sentence("ablations.py", again="the same command goes on"):
+        main()

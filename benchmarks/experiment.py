@@ -1,0 +1,191 @@
+"""What the experiments share: splits by original, one training, its scores, one JSON file."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from isd_nb import __version__
+from isd_nb.studies.compare import recipe_for
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError
+from isd_nb.embedding import embed
+from isd_nb.evaluation import few_label_accuracy, knn_accuracy, linear_accuracy
+from isd_nb.method import Method
+from isd_nb.kernels.devices import machine
+from isd_nb.engine.runs import read_metrics
+from isd_nb.engine.training import train
+from isd_nb.protocols.storage import write_json
+from isd_nb.recipe import Recipe, recipe_to_json
+
+RESULTS = Path(__file__).parent.parent / "results"
+COPIES = {"digits": 4}  # how many images of each original a data set has, one after another; others have one
+HELD_OUT = {"digits": 260}  # originals in the validation split; others: a tenth of the images
+BANK = 15_000  # training images that features are compared with, spaced evenly where there are more
+
+# Entries of the search and of the tables: a name, the method, and the settings that make the entry what it is.
+ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "isd": ("isd", {"predictor": []}),
+    "isd_by_hand": ("isd", {}),
+    "isd_predictor": ("isd", {}),
+}
+
+
+def method_of(entry: str) -> tuple[str, dict[str, Any]]:
+    "The method of an entry, and the settings that belong to the entry; a method's own name is an entry, too."
+    return ENTRIES.get(entry, (entry, {}))
+
+
+def stratified(labels: np.ndarray, number: int, seed: int) -> np.ndarray:  # bool, as long as `labels`
+    "Mark `number` items, the same share of every class."
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    order = rng.permutation(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        chosen[own[: len(own) * number // len(labels)]] = True
+    rest = order[~chosen[order]]
+    chosen[rest[: number - chosen.sum()]] = True  # what rounding left over
+    return chosen
+
+
+def hold_out(
+    images: ImageSet,  # with labels; the copies of an original stand side by side
+    data: str,  # as a recipe names it
+    seed: int = 0,
+) -> tuple[ImageSet, ImageSet]:  # to train on, to choose by
+    "Split by original: all copies of an original are on the same side, and each class has the same share on both."
+    if images.labels is None:
+        raise InputError(f"{data} has no labels, so no settings can be chosen on it")
+    copies = COPIES.get(data, 1)
+    labels = images.labels[::copies].numpy()
+    held = np.repeat(stratified(labels, HELD_OUT.get(data, len(labels) // 10), seed), copies)
+    return images.subset(torch.from_numpy(np.flatnonzero(~held))), images.subset(torch.from_numpy(np.flatnonzero(held)))
+
+
+def evenly(images: ImageSet, number: int) -> ImageSet:
+    "At most so many images, spaced evenly."
+    if len(images) <= number:
+        return images
+    return images.subset(torch.linspace(0, len(images) - 1, number).long())
+
+
+def entry_recipe(
+    entry: str, base: Recipe, images: int, settings: Mapping[str, Any], seed: int, evaluations: int = 1
+) -> Recipe:
+    "The recipe of an entry with these settings, for so many images."
+    from dataclasses import replace
+
+    method, fixed = method_of(entry)
+    return replace(recipe_for(method, replace(base, seed=seed), images, {**fixed, **settings}), evaluations=evaluations)
+
+
+def scores_of(
+    method: Method, train_set: ImageSet, test_set: ImageSet, few: int | None = None
+) -> dict[str, dict[str, float]]:
+    "1-NN, 20-NN and linear accuracy of every encoder; with a seed `few` also with 1% and 10% of the labels."
+    found, bank = {}, evenly(train_set, BANK)
+    for name, encoder in method.encoders().items():
+        data = embed(encoder, bank), bank.labels, embed(encoder, test_set), test_set.labels
+        scores = dict(
+            knn1=knn_accuracy(*data, k=1),
+            knn20=knn_accuracy(*data, k=min(20, len(bank))),
+            linear=linear_accuracy(*data),
+        )
+        if few is not None:
+            scores |= {f"labels_{n}": few_label_accuracy(*data, share, few).top1 for n, share in ((1, 0.01), (10, 0.1))}
+        found[name] = {k: round(v, 5) for k, v in scores.items()}
+    return found
+
+
+def chosen_encoder(scores: Mapping[str, Any]) -> str:
+    "The encoder that is evaluated: the teacher where there is one."
+    return "teacher" if "teacher" in scores else "student"
+
+
+class Watch:
+    "Called at every evaluation: what `measure` returns, and the processor time of training without that of measuring."
+
+    def __init__(self, measure: Callable[[Method], Mapping[str, float]] | None = None) -> None:
+        self.measure, self.outside, self.started = measure, 0.0, time.process_time()
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        begun = time.process_time()
+        row = dict(processor_seconds=round(begun - self.started - self.outside, 2))
+        row |= self.measure(method) if self.measure else {}
+        self.outside += time.process_time() - begun
+        return row
+
+
+def trained(
+    recipe: Recipe,
+    images: ImageSet,
+    measure: Callable[[Method], Mapping[str, float]] | None = None,
+) -> tuple[Method, list[dict[str, float]], dict[str, float]]:  # the method, rows of evaluations, cost
+    "Train once in a temporary folder."
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Watch(measure)
+        done = train(recipe, images, Path(folder) / "run", watch, device="cpu", show=False)
+        rows = [r for r in read_metrics(Path(folder) / "run") if "processor_seconds" in r]
+    keep = [{k: round(v, 5) for k, v in r.items() if k not in ("learning_rate", "images_per_second")} for r in rows]
+    return (
+        done.method,
+        keep,
+        dict(
+            images_seen=done.images_seen,
+            processor_seconds=rows[-1]["processor_seconds"],
+            seconds=round(done.seconds, 1),
+        ),
+    )
+
+
+def about(script: str) -> dict[str, Any]:
+    "What somebody needs to repeat a number."
+    python = ".".join(map(str, sys.version_info[:3]))
+    return dict(
+        command=" ".join([f"python benchmarks/{script}.py", *sys.argv[1:]]),
+        machine=machine(),
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 1),
+        versions=dict(isd_nb=__version__, torch=torch.__version__, python=python),
+    )
+
+
+def keep(path: Path, values: Mapping[str, Any]) -> None:
+    "Write one result."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+
+
+def found(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    "A result that is there; an `InputError` where it answers another question."
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text())
+    plain = json.loads(json.dumps(asked))
+    if other := [k for k, v in plain.items() if values.get(k) != v]:
+        raise InputError(
+            f"{path} was made with another {other[0]} ({json.dumps(values.get(other[0]))}, now "
+            f"{json.dumps(plain[other[0]])}); remove it or choose another --out"
+        )
+    return values
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    "A recipe as JSON holds it, without what only names the run."
+    return {k: v for k, v in recipe_to_json(recipe).items() if k not in ("name", "evaluations")}
+
+
+def check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    "Raise for the first name that is not known."
+    from isd_nb.errors import suggest
+
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown {what} {name!r}: {suggest(name, known)}")

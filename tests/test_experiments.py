@@ -1,0 +1,87 @@
+"""The measures of benchmarks/health.py by hand, and the rules of a method for those of benchmarks/variants.py."""
+
+import importlib
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from isd_nb.engine.contract import check_contract
+from isd_nb.data import ImageSet
+from isd_nb.recipe import find_recipe
+from isd_nb.engine.state import prepare_training
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+TOY = replace(
+    find_recipe("digits"),
+    steps=4,
+    batch_size=8,
+    queue_size=16,
+    width=2,
+    projector=(6, 5),
+    predictor=(4,),
+    batch_norm_splits=2,
+    precision="float32",
+)
+ISD_VARIANTS = ["Prefilled", "Shuffled", "OneHot", "Mixture", "NoNormInHeads", "NoNorm", "BothLearn"]
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    pixels = torch.randint(256, (40, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return ImageSet(pixels, torch.arange(40) % 4)
+
+
+@pytest.fixture
+def health(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("health")
+
+
+def test_measures_by_hand(health: ModuleType) -> None:
+    same = torch.ones(6, 4) * torch.arange(1, 7)[:, None]
+    assert_close(health.rank_me(same), 1.0)
+    assert_close(health.rank_me(torch.eye(4)), 4.0)
+    values = torch.diag(torch.tensor([3.0, 1.0]))  # shares 3/4 and 1/4
+    assert_close(health.rank_me(values), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert_close(health.spread(same), 0.0)
+    assert_close(health.uniformity(same), 0.0)
+    opposite = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
+    assert_close(health.uniformity(opposite), -8.0)  # one pair, squared distance 4
+    assert_close(health.alignment(opposite, opposite.flip(0)), 4.0)
+    assert_close(health.alignment(opposite, 3 * opposite), 0.0)
+    spread = health.spread(torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)))
+    assert abs(spread - 1) < 0.01, "directions that are spread evenly have a spread of 1"
+
+
+@pytest.mark.parametrize("name", [*ISD_VARIANTS, "PlainSimSiam", "OpenSimSiam", "PlainBYOL"])
+def test_variants_keep_the_rules_of_a_method(health: ModuleType, images: ImageSet, name: str) -> None:
+    check_contract(replace(TOY, method=f"variants:{name}"), images)
+
+
+def test_parts_that_are_changed(health: ModuleType, images: ImageSet) -> None:
+    build = {n: prepare_training(replace(TOY, method=f"variants:{n}"), images, "cpu").method for n in ISD_VARIANTS}
+    isd = prepare_training(TOY, images, "cpu").method
+    assert build["Prefilled"].queue.count == 16 and isd.queue.count == 0
+    assert_close(build["Prefilled"].queue.anchors.norm(dim=1), torch.ones(16))
+    for name in ("NoNorm", "NoNormInHeads"):
+        kinds = [type(m).__name__ for m in build[name].modules()]
+        assert "ScaleOnly" in kinds and ("SplitBatchNorm" in kinds) == (name == "NoNormInHeads")
+        assert {n for n, _ in build[name].named_parameters()} == {n for n, _ in isd.named_parameters()}
+    views = [torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    losses = {n: float(m(*views).loss.detach()) for n, m in {**build, "isd": isd}.items()}
+    assert losses["Mixture"] == pytest.approx((losses["OneHot"] + losses["isd"]) / 2, rel=1e-4)
+
+
+def test_health_says_the_same_twice_and_changes_nothing(health: ModuleType, images: ImageSet) -> None:
+    session = prepare_training(TOY, images, "cpu")
+    before = {k: v.clone() for k, v in session.method.state_dict().items()}
+    measure = health.health(TOY, images, images)
+    found = measure(session.method)
+    assert found == measure(session.method) and session.method.training
+    assert all(torch.equal(before[k], v) for k, v in session.method.state_dict().items())
+    assert 0 <= found["label_entropy"] <= math.log(16) + 1e-6 and found["rankme_student"] <= 16
