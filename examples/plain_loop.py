@@ -33,8 +33,8 @@ def main(steps: int = 300, batch: int = 128, dim: int = 64) -> None:
         queue.enqueue(keys)  # after the comparison: a query's own key is never among its anchors
     with torch.no_grad():
         found = [backbone.eval()(s.images.float() / 255) for s in (train, test)]
-    accuracy = knn_accuracy(found[0], train.labels, found[1], test.labels)
-    print(f"step {steps}: loss {loss.item():.3f}, 20-NN {accuracy:.3f}")
+    score = knn_accuracy(found[0], train.labels, found[1], test.labels)
+    print(f"step {steps}: loss {loss.item():.3f}, 20-NN {score:.3f}")
 
 
 if __name__ == "__main__":

@@ -412,3 +412,11 @@ def test_another_network_is_named_before_the_file(tmp_path: Path) -> None:
         assert_close(encoder(images), net((images - encoder.mean) / encoder.std))
     with pytest.raises(InputError, match="does not match"):
         read_checkpoint(tmp_path / "weights.pth", network="timm:resnet18")
+
+
+def test_the_encoder_that_is_shipped() -> None:
+    from isd_nb import embed, knn_accuracy
+    from isd_nb.sources.digits import digits
+
+    encoder, (train, test) = load_encoder("shipped:digits"), digits(size=16, copies=1)
+    assert knn_accuracy(embed(encoder, train), train.labels, embed(encoder, test), test.labels) > 0.95

@@ -48,18 +48,19 @@ def train_supervised(recipe: Recipe,
 
 # %% ../../nbs/machine_room/45_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
-    "Scores of pixels (below 4 GB of them), untrained net, student, teacher and supervised net, on all images."
+    "Scores of pixels (below 4 GB of them), untrained net, given weights, student, teacher and supervised net, on all images."
     small = 4 * len(train_set) * math.prod(train_set.shape) < 2 ** 32  # as float32
     named = {"pixels": torch.nn.Flatten()} if small else {}
-    named |= {"untrained": build_method(recipe, train_set).student, **trained.method.encoders()}
+    named["untrained"] = build_method(replace(recipe, init=""), train_set).student
+    named |= ({"given": build_method(recipe, train_set).student} if recipe.init else {}) | trained.method.encoders()
     if upper is not None:
         named["supervised"] = upper.method.student
     scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device)
     return {name: value for name, value in flat(scores).items() if "_top5" not in name}
 
 # %% ../../nbs/machine_room/45_finish.ipynb #c21-1c9009
-table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("student", "student", True),
-              ("teacher", "teacher", True), ("supervised", "trained with labels", None))
+table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("given", "given weights", False),
+              ("student", "student", True), ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -20,11 +20,11 @@ from ..recipe import Recipe, find_recipe
 from ..sources.door import Sets
 
 # %% ../../nbs/machine_room/52_in_python.ipynb #n05-a2a6b6
-def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe) -> tuple[Recipe, Sets]:
+def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe, root: Path | str) -> tuple[Recipe, Sets]:
     "What is trained on, looked up and tested."
     if images is None or isinstance(images, str):
         recipe = recipe if images is None else replace(recipe, data=images)
-        return recipe, read_sets(recipe)
+        return recipe, read_sets(recipe, root)
     if not isinstance(images, ImageSet):
         raise InputError(f"images must be an ImageSet or a text such as folder:PATH, not {type(images).__name__}; "
                          "isd_nb.sources.datasets.from_dataset makes one of a PyTorch data set")
@@ -42,11 +42,12 @@ def train(recipe: Recipe | str,  # or a recipe's name
           test: ImageSet | None = None,  # labelled; None: a fifth of every class is held out
           resume: bool = False,  # go on with `out`
           device: str = "auto",
+          root: Path | str = "data",  # where torchvision's sets and the index of folders lie
           show: bool = False,  # a progress bar and lines
           **how: Any,  # of `isd_nb.engine.training.train`: workers, tracker, save_every, watch
           ) -> Finished:  # encoders, features, and what summary.json holds
     "Train by a recipe, save, evaluate; what `out` holds afterwards loads, evaluates and explores like any run."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    recipe, sets = sets_of(images, test, recipe)
+    recipe, sets = sets_of(images, test, recipe, root)
     trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
     return finish(recipe, sets, trained, out)

@@ -10,6 +10,7 @@ __all__ = ['parse_network', 'read_option', 'Network', 'build_network', 'network_
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,7 +27,7 @@ from ..recipe import Recipe
 # %% ../../nbs/machine_room/31_networks.ipynb #n05-a33ab7
 def parse_network(text: str) -> tuple[str, str, dict[str, Any]]:  # prefix, name, options
     "`timm:vit_tiny_patch16_224,img_size=32` -> `timm`, `vit_tiny_patch16_224`, `{'img_size': 32}`; values are JSON, else texts."
-    place, *settings = text.split(",")
+    place, *settings = re.split(r",(?![^\[]*\])", text)  # a comma inside [1, 2] separates nothing
     prefix, colon, name = place.partition(":")
     pairs = [setting.partition("=") for setting in settings]
     if not (colon and prefix and name) or not all(key.isidentifier() and equals for key, equals, _ in pairs):
