@@ -25,7 +25,7 @@ from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import find_recipe
 recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4,
                  projector=(8,), predictor=(8,),
-                 evaluations=1, precision="float32", batch_norm_splits={splits})
+                 evaluations=1, precision="float32", learning_rate=0.03, batch_norm_splits={splits})
 images = digits()[0].subset(range(100))
 try:
     trained = train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu",
