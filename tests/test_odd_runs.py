@@ -1,5 +1,4 @@
 """Out of the ordinary: labels on one side only, two commands on one file, plans of any recipe, images of any size."""
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import torch
 
 from conftest import SMALL, TINY, call
 from isd_nb.cli.train import isd_train as train_command
-from isd_nb.engine.launch import one_sentence
 from isd_nb.methods.building import read_sets
 from isd_nb.engine.evaluate_run import evaluate_run
 from isd_nb.studies.compare import read_settings
@@ -208,40 +206,6 @@ def test_a_folder_at_home(small: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(raw.parent))
     sets = read_sets(replace(recipe, data=f"folder:~/{raw.name}"), tmp_path)
     assert set(sets.test.labels.tolist()) == {0, 1, 2, 3}
-
-
-@pytest.fixture
-def tune(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    "Calls benchmarks/tune.py in an empty folder, for one step a trial."
-    place = Path(__file__).parent.parent / "benchmarks" / "tune.py"
-    spec = importlib.util.spec_from_file_location("tune", place)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
-    def run_it() -> None:
-        with one_sentence("tune.py"):
-            script.main()
-        raise SystemExit(0)
-    return lambda *arguments: call(run_it, tmp_path, "--methods", "isd", "--out", "tuning.json", *arguments)
-
-
-def test_trials_of_another_question_are_not_taken_for_done(tune, tmp_path: Path) -> None:
-    ask = ("--trials", "1", "--images", "256")
-    assert tune(*ask).returncode == 0
-    place = tmp_path / "tuning.json"
-    (entry,) = json.loads(place.read_text()).values()
-    assert entry["question"] == dict(recipe="digits", data="digits", images=256, seed=0) and len(entry["trials"]) == 1
-    assert read_settings(place) == {"isd": ({}, 1)}, "isd_compare --settings reads it"
-    before = place.read_bytes()
-    assert tune(*ask).stdout == "" and place.read_bytes() == before, "a finished trial was made again"
-    for other, words in ((("--seed", "1"), "seed 0"), (("--images", "512"), "images 256"),
-                         (("--recipe", "cifar10_small", "--data", "digits"), "recipe digits")):
-        result = tune(*ask, *other)
-        assert result.returncode == 2 and f"were made with {words}; choose another --out" in result.stderr
-        assert len(result.stderr.splitlines()) == 1 and place.read_bytes() == before
-    del entry["question"]  # as it was written before
-    write_json(place, {"isd": entry})
-    assert "what it does not say" in tune(*ask).stderr
 
 
 def test_the_trials_in_the_repository_are_still_read() -> None:
