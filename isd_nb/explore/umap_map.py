@@ -6,8 +6,11 @@
 __all__ = ['palette', 'markers', 'layout', 'draw_map', 'plot_map', 'layouts', 'plot_growth']
 
 # %% ../../nbs/machine_room/58_umap.ipynb #c03-4f87a3
+import sys
+import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 from ..data import ImageSet
 from ..errors import InputError
 from .neighbours import plain_text
+from ..kernels.nearest_neighbours import nearest
 from ..kernels.scores import as_features
 
 if TYPE_CHECKING:
@@ -24,18 +28,41 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/machine_room/58_umap.ipynb #n05-583687
 def umap_class() -> type:
-    "UMAP; an `InputError` says how to install it."
+    "UMAP, whose compiled functions are kept for the next process; an `InputError` says how to install it."
     try:
-        from umap import UMAP
+        import umap
     except ImportError as error:
         raise InputError(f"the map needs umap-learn ({error}): pip install 'isd_nb[explore]'") from error
-    return UMAP
+    keep_compiled("umap", "pynndescent")
+    return umap.UMAP
+
+
+def keep_compiled(*packages: str) -> None:
+    "Numba keeps what it compiles for these packages beside their files, or in the user's cache where it may not write."
+    from numba.core.caching import NullCache
+    from numba.core.dispatcher import Dispatcher
+
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    for function in (f for module in modules for f in list(vars(module).values()) if isinstance(f, Dispatcher)):
+        if isinstance(function._cache, NullCache):
+            with suppress(RuntimeError):  # there is no place for a cache: it is compiled in each process
+                function.enable_caching()
 
 
 def check_map(places: np.ndarray, images: ImageSet) -> None:
     "Raise unless there is a place for every image."
     if np.shape(places) != (len(images), 2):
         raise InputError(f"a map of {len(images)} images needs places of shape ({len(images)}, 2), not {np.shape(places)}")
+
+# %% ../../nbs/machine_room/58_umap.ipynb #n06-exact1
+def exact_neighbours(features: Tensor,  # (N, F)
+                     count: int,  # of each image, itself included
+                     ) -> dict[str, Any]:  # arguments of UMAP
+    "The exact nearest neighbours where UMAP would search for approximate ones, from 4,096 images on; else nothing."
+    if len(features) < 4096:
+        return {}
+    similarities, rows = nearest(features, features, count)
+    return dict(precomputed_knn=(rows.cpu().numpy(), (1 - similarities).clamp_min(0).cpu().numpy()))
 
 # %% ../../nbs/machine_room/58_umap.ipynb #c06-53bdec
 def layout(features: Tensor | ArrayLike,  # (N, F)
@@ -49,15 +76,14 @@ def layout(features: Tensor | ArrayLike,  # (N, F)
         raise InputError(f"a map needs at least 4 images, not {len(features)}")
     if not torch.isfinite(features.sum(dtype=torch.float64)):
         raise InputError("a map needs finite features, but these hold NaN or infinite values: the encoder has diverged")
-    import warnings
-
     UMAP = umap_class()
+    count = min(neighbours, len(features) - 1)
     init = start if start is not None else "spectral" if len(features) > 30 else "random"
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fixed seed turns off its threads, and it says so every time
-        mapper = UMAP(n_neighbors=min(neighbours, len(features) - 1), metric="cosine", random_state=seed, init=init,
-                      n_epochs=None if start is None else 200)
+        mapper = UMAP(n_neighbors=count, metric="cosine", random_state=seed, init=init,
+                      n_epochs=None if start is None else 200, **exact_neighbours(features, count))
         places = mapper.fit_transform(features.cpu().numpy()).astype(np.float32)
     torch.set_num_threads(threads)  # UMAP's compiler sets the number for all of OpenMP, PyTorch's part included
     return places if start is None else turn_to_fit(places, start)
