@@ -112,7 +112,7 @@ def build_method(recipe: Recipe,
     with torch.random.fork_rng(devices=[]):  # what is built is built on the CPU
         torch.default_generator.manual_seed(recipe.seed)  # and not CUDA's generators, as `torch.manual_seed` would
         backbone = build_backbone(backbone_config(recipe, images.shape[0]))
-        projector = mlp(backbone.features, *recipe.projector) if recipe.projector else None
+        projector = mlp(backbone.num_features, *recipe.projector) if recipe.projector else None
         student = Encoder(backbone, mean, deviation, projector)
         check_network(backbone, recipe, images.shape[0])
         if recipe.init:
