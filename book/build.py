@@ -44,6 +44,12 @@ def with_small_anchor(link: str) -> str:
     return link if "://" in page else f"{page}#{anchor.lower()}"
 
 
+def is_shown(cell: dict[str, Any]) -> bool:
+    "Whether a cell of code is of use on a page: not if it names the module, installs the package, or is empty."
+    source = "".join(cell["source"])
+    return bool(source.strip()) and "#| default_exp" not in source and "install" not in cell["metadata"].get("tags", [])
+
+
 def is_folded(source: str) -> bool:
     "Whether a cell is imports alone, or a long one that draws."
     lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
@@ -98,7 +104,7 @@ def page_of(notebook: dict[str, Any], path: Path, names: dict[str, Name]) -> dic
             source = source.replace("](../book/explorer/digits.html)", "](/explorer.md)")  # the file, and its page
             source = re.sub(r"(?<=\]\()[^)\s]*#[^)\s]+", lambda m: with_small_anchor(m.group()), source)
             cells.append(cell | {"source": link_names(source, names)})
-        elif "#| default_exp" not in source and source.strip():
+        elif is_shown(cell):
             source = re.sub(r"^\s*#\|.*\n?", "", source, flags=re.M)
             metadata = {"tags": [*cell["metadata"].get("tags", []), *(["hide-input"] if is_folded(source) else [])]}
             if has_picture(cell):
