@@ -8,13 +8,14 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab book dist bench endure browser clean
+.PHONY: help train test tests lab book book-test dist bench endure browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
 	@echo "make browser install chromium for the tests of the explorer (Debian, as root)"
 	@echo "make lab     open the book in JupyterLab"
 	@echo "make book    build the book's website in _site/"
+	@echo "make book-test  build it, a warning being an error, and test every page of it"
 	@echo "make bench   measure speed against other code"
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
@@ -49,6 +50,10 @@ lab: .venv/ready
 
 book: .venv/ready
 	$(BIN)/python book/build.py
+
+book-test: .venv/ready
+	$(BIN)/python book/build.py --strict
+	SITE=_site OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_site.py tests/test_reference.py
 
 # The source distribution and the wheel, checked; nothing is uploaded.
 dist: .venv/ready

@@ -95,7 +95,7 @@ class PlainStep:
     def __init__(self, config: BackboneConfig, dims: tuple[int, int], anchors: int, device: str) -> None:
         def encoder() -> nn.Module:
             backbone = build_backbone(config)
-            return nn.Sequential(backbone, mlp(backbone.features, *dims)).to(device)
+            return nn.Sequential(backbone, mlp(backbone.num_features, *dims)).to(device)
         self.student, self.teacher = encoder(), encoder()
         self.predictor = mlp(dims[1], dims[0], dims[1]).to(device)
         self.teacher.load_state_dict(self.student.state_dict())

@@ -1,12 +1,11 @@
 """Builds the book's website from the executed notebooks, without a network and without running anything.
 
-    python book/build.py [--out _site]
+    python book/build.py [--out _site] [--only nbs/index,nbs/1_isd/4_soft_labels] [--strict]
 
 Notebooks are copied beside the hand-written pages of `book/pages`; on the way lines with directives go, imports and
 long plotting cells are folded, and names in backquotes become links to the reference, which is made from the source.
 """
 import argparse
-import ast
 import configparser
 import importlib.util
 import json
@@ -14,11 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from reference import Name, front_names, package_modules, public_names, write_reference
 
 ROOT = Path(__file__).parent.parent
 PARTS = (  # folder of nbs/, title, what it is for
@@ -30,90 +29,6 @@ PARTS = (  # folder of nbs/, title, what it is for
     ("machine_room", "Machine room", "How it is done: sources, kernels, engine, protocols, explorer, commands."))
 
 
-@dataclass(frozen=True)
-class Name:
-    "A public name of the package."
-    module: str  # without the package's name, e.g. "engine.runs"
-    name: str
-    source: str  # its header as it stands in the source, with the comments beside the arguments
-    doc: str
-
-    @property
-    def label(self) -> str:
-        "The target of links to it."
-        kind = "class" if self.source.lstrip().startswith(("class", "@dataclass")) else "function"  # `Score`, `score`
-        return f"api-{kind}-{self.module}-{self.name}".replace(".", "-").replace("_", "-").lower()
-
-
-def public_names(path: Path) -> list[str]:
-    "What a module's `__all__` lists."
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return [e.value for e in node.value.elts]
-    return []
-
-
-def header_of(node: ast.AST, lines: list[str]) -> str:
-    "The lines of a definition up to its docstring or first statement."
-    body = node.body[1:] if ast.get_docstring(node) else node.body
-    first = node.body[0].lineno - 1
-    start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-    head = lines[start:first]
-    if isinstance(node, ast.ClassDef):
-        fields = [n for n in body if isinstance(n, ast.AnnAssign)]
-        methods = [n for n in body if isinstance(n, ast.FunctionDef) and (n.name == "__init__" or n.name[0] != "_")]
-        head += [lines[i] for n in fields for i in range(n.lineno - 1, n.end_lineno)]
-        for method in methods:
-            head += ["", *header_of(method, lines).splitlines()]
-    return "\n".join(head)
-
-
-def names_of(path: Path, module: str) -> Iterator[Name]:
-    "The public functions and classes that a module defines."
-    text = path.read_text()
-    wanted, lines = public_names(path), text.splitlines()
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted:
-            yield Name(module, node.name, header_of(node, lines), ast.get_docstring(node) or "")
-
-
-def package_modules() -> dict[str, Path]:
-    "Every module that a notebook exports, by name."
-    package = ROOT / "isd_nb"
-    found = {".".join(p.relative_to(package).with_suffix("").parts): p for p in sorted(package.rglob("*.py"))}
-    return {name: path for name, path in found.items() if notebook_of(path)}
-
-
-def notebook_of(path: Path) -> str:
-    "The notebook that a module comes from, relative to the root, without its ending; empty where none does."
-    found = re.search(r"File to edit: (?:\.\./)*(nbs/\S+)\.ipynb", path.read_text())
-    return found.group(1) if found else ""
-
-
-def write_reference(out: Path, titles: dict[str, str]) -> dict[str, Name]:  # names that one module alone defines
-    "A page for every module, and one that lists them."
-    seen: dict[str, list[Name]] = {}
-    rows = []
-    for module, path in package_modules().items():
-        names = list(names_of(path, module))
-        if not names:
-            continue
-        about, notebook = ast.get_docstring(ast.parse(path.read_text())) or "", notebook_of(path)
-        origin = f"Defined and tested in [{titles[notebook]}](/{notebook}.ipynb)."
-        page = [f"# `isd_nb.{module}`", "", about, "", origin, ""]
-        for name in names:
-            seen.setdefault(name.name, []).append(name)
-            page += [f"({name.label})=", f"## `{name.name}`", "", name.doc, "", "```python", name.source, "```", ""]
-        (out / f"{module}.md").write_text("\n".join(page))
-        rows.append((module, about))
-    lines = ["# Reference", "", "Every public name, by module. Comments beside arguments give shapes and units.", ""]
-    lines += ["| module | |", "|---|---|", *(f"| [`{m}`]({m}.md) | {about} |" for m, about in rows), ""]
-    lines += ["```{toctree}", ":hidden:", "", *(m for m, _ in rows), "```", ""]
-    (out / "index.md").write_text("\n".join(lines))
-    spellings = Counter(name.lower() for name in seen)  # targets do not know capitals
-    return {name: found[0] for name, found in seen.items() if len(found) == 1 and spellings[name.lower()] == 1}
-
-
 def link_names(text: str, names: dict[str, Name]) -> str:
     "Names in backquotes as links, outside code blocks, formulas and links."
     def link(match: re.Match) -> str:
@@ -123,6 +38,18 @@ def link_names(text: str, names: dict[str, Name]) -> str:
     return "".join(p if i % 2 else re.sub(r"(?<![\[`\w])`(\w+)`(?![\]`])", link, p) for i, p in enumerate(parts))
 
 
+def with_small_anchor(link: str) -> str:
+    "Headings have anchors without capitals on the site, and with them in Jupyter."
+    page, _, anchor = link.partition("#")
+    return link if "://" in page else f"{page}#{anchor.lower()}"
+
+
+def is_shown(cell: dict[str, Any]) -> bool:
+    "Whether a cell of code is of use on a page: not if it names the module, installs the package, or is empty."
+    source = "".join(cell["source"])
+    return bool(source.strip()) and "#| default_exp" not in source and "install" not in cell["metadata"].get("tags", [])
+
+
 def is_folded(source: str) -> bool:
     "Whether a cell is imports alone, or a long one that draws."
     lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
@@ -130,17 +57,59 @@ def is_folded(source: str) -> bool:
     return bool(lines) and (imports or (len(lines) > 6 and ("plt." in source or "fig, " in source)))
 
 
+def sentences(markdown: str) -> list[str]:
+    "The sentences of the prose of a markdown cell: no headings, tables, formulas or folded parts."
+    text = re.sub(r"```.*?```|<details>.*?</details>|\$\$.*?\$\$", "", markdown, flags=re.S)
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "|", ">"))]
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(lines))  # links as their text
+    plain = re.sub(r"[`*$\\{}]", "", plain)
+    return [s for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9\"'(])", plain.strip()) if s]
+
+
+def alternative_text(cells: list[dict[str, Any]], number: int) -> str:
+    """What a reader who does not see the picture of a cell is told.
+
+    The line `#| fig-alt: ...` of the cell, or else the titles in its code, which state the findings of figures; where
+    it has none, the sentence after the picture, or the last one before it.
+    """
+    source = "".join(cells[number]["source"])
+    if given := re.search(r"^#\| *fig-alt: *(.+)$", source, re.M):
+        return given.group(1).strip()
+    titles = re.findall(r"""(?:suptitle\(|set_title\(|title=|title\()\s*(f?)(["'])(.+?)\2""", source)
+    found = [text for formatted, _, text in titles if not (formatted and "{" in text) and " " in text]
+    if found:
+        return "Figure: " + "; ".join(dict.fromkeys(found))
+    before, after = (prose_at(cells, number + step) for step in (-1, 1))
+    told = ([] if after.startswith("#") else sentences(after)[:1]) + sentences(before)[-1:]
+    return next((f"Figure: {text}" for text in told if not text.endswith((":", "?"))), "")
+
+
+def prose_at(cells: list[dict[str, Any]], number: int) -> str:
+    "The text of a cell, if there is one and it is prose."
+    inside = 0 <= number < len(cells) and cells[number]["cell_type"] == "markdown"
+    return "".join(cells[number]["source"]).lstrip() if inside else ""
+
+
+def has_picture(cell: dict[str, Any]) -> bool:
+    "Whether a cell left a picture behind."
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
 def page_of(notebook: dict[str, Any], path: Path, names: dict[str, Name]) -> dict[str, Any]:
     "A notebook as a reader of the website wants it."
     cells = []
-    for cell in notebook["cells"]:
+    for number, cell in enumerate(notebook["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
+            source = source.replace("](../book/explorer/digits.html)", "](/explorer.md)")  # the file, and its page
+            source = re.sub(r"(?<=\]\()[^)\s]*#[^)\s]+", lambda m: with_small_anchor(m.group()), source)
             cells.append(cell | {"source": link_names(source, names)})
-        elif "#| default_exp" not in source and source.strip():
+        elif is_shown(cell):
             source = re.sub(r"^\s*#\|.*\n?", "", source, flags=re.M)
-            tags = [*cell["metadata"].get("tags", []), *(["hide-input"] if is_folded(source) else [])]
-            cells.append(cell | {"source": source, "metadata": {"tags": tags}})
+            metadata = {"tags": [*cell["metadata"].get("tags", []), *(["hide-input"] if is_folded(source) else [])]}
+            if has_picture(cell):
+                metadata["mystnb"] = {"image": {"alt": alternative_text(notebook["cells"], number)}}
+            cells.append(cell | {"source": source, "metadata": metadata})
     badge = {"cell_type": "markdown", "id": "download", "metadata": {},
              "source": f"{{download}}`Download this notebook </downloads/{path.as_posix()}>`"}
     return notebook | {"cells": [*cells[:1], badge, *cells[1:]]}
@@ -154,20 +123,26 @@ def title_of(notebook: dict[str, Any]) -> tuple[str, str]:
     return title.group(1) if title else "", about.group(1).replace("\n> ", " ") if about else ""
 
 
-def lay_out(source: Path) -> None:
-    "Write everything that Sphinx reads."
+def read_notebooks(only: Collection[str] = ()) -> dict[Path, dict[str, Any]]:
+    "The notebooks of the book by their path; those named in `only`, such as `nbs/index`, where it names any."
+    paths = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    chosen = [p for p in paths if not only or p.relative_to(ROOT).with_suffix("").as_posix() in only]
+    return {p.relative_to(ROOT): json.loads(p.read_text()) for p in chosen}
+
+
+def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[str, Path]) -> None:
+    "Write everything that Sphinx reads; `modules` are those of the reference."
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book" / "pages", source)
     for name in ("conf.py", "_static"):
         origin = ROOT / "book" / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, source / name)
     copy_mathjax(source / "_static" / "mathjax")
+    shutil.copytree(ROOT / "book" / "explorer", source / "_extra" / "explorer")
     shutil.copytree(ROOT / "results" / "figures", source / "results" / "figures")
-    paths = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    notebooks = {p.relative_to(ROOT): json.loads(p.read_text()) for p in paths}
     titles = {path.with_suffix("").as_posix(): title_of(notebook)[0] for path, notebook in notebooks.items()}
     (source / "api").mkdir()
-    names = write_reference(source / "api", titles)
+    names = write_reference(source / "api", titles, modules)
     for path, notebook in notebooks.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_text(json.dumps(page_of(notebook, path, names)))
@@ -178,9 +153,9 @@ def lay_out(source: Path) -> None:
 
 
 def number_of(path: Path) -> str:
-    "The number that a notebook's name begins with, for the sidebar."
+    "The number that a notebook's name begins with, for the sidebar; a lesson has it in its title."
     found = re.match(r"0*(\d+)_", path.name)
-    return f"{found.group(1)} " if found else ""
+    return f"{found.group(1)} " if found and path.parts[1] != "1_isd" else ""
 
 
 def write_part(source: Path, folder: str, title: str, about: str, notebooks: dict[Path, dict[str, Any]]) -> None:
@@ -205,32 +180,54 @@ def copy_mathjax(out: Path) -> None:
     shutil.copytree(package / "output" / "chtml" / "fonts", out / "output" / "chtml" / "fonts")
 
 
-def write_llms(out: Path) -> None:
-    "`llms.txt`: what is where, for readers that are programs."
+def write_llms(out: Path, notebooks: dict[Path, dict[str, Any]]) -> None:
+    "`llms.txt`: what is where on the site, for readers that are programs."
     settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    lines = ["# isd_nb", "", f"> {settings['DEFAULT']['description']}", ""]
-    for folder, title, _ in PARTS:
-        lines += [f"## {title}", ""]
-        for path in sorted((ROOT / "nbs" / folder).glob("*.ipynb")):
-            name, sentence = title_of(json.loads(path.read_text()))
-            lines.append(f"- [{name}](nbs/{folder}/{path.stem}.html): {sentence}")
-        lines.append("")
-    (out / "llms.txt").write_text("\n".join(lines))
+    lines = ["# isd_nb", "", f"> {settings['DEFAULT']['description']}", "", "## Pages", ""]
+    for path in sorted((ROOT / "book" / "pages").glob("*.md")):
+        title, _, text = path.read_text().removeprefix("# ").partition("\n")
+        prose = re.sub(r"^ {4}.*$|^:::.*$", "", text, flags=re.M)  # without commands and cards
+        lines.append(f"- [{title}]({path.stem}.html): {sentences(prose)[0]}")
+    for folder, title, _ in (("", "Start and notation", ""), *PARTS):
+        lines += ["", f"## {title}", ""]
+        for path, notebook in notebooks.items():
+            if path.parent == Path("nbs", folder):
+                name, sentence = title_of(notebook)
+                lines.append(f"- [{name}]({path.with_suffix('.html').as_posix()}): {sentence}".removesuffix(": "))
+    lines += ["", "## Reference", "", "- [Every public name](api/index.html): by module, with shapes and units."]
+    modules = [module for module, path in package_modules().items() if public_names(path)]
+    lines += [f"- [isd_nb.{module}](api/{module}.html)" for module in modules]
+    (out / "llms.txt").write_text("\n".join(lines) + "\n")
+
+
+def build(out: Path,  # the folder of the website; it is replaced
+          work: Path = ROOT / "_build",  # where Sphinx's sources and its memory lie
+          only: Collection[str] = (),  # notebooks such as "nbs/index", for a small site; empty: all
+          strict: bool = False,  # whether a warning, such as that of a broken link, is an error
+          ) -> None:
+    "Lay out the pages, let Sphinx make the site of them, and write `llms.txt`."
+    notebooks, source, html = read_notebooks(only), work / "book", work / "html"
+    front = set(front_names().values())
+    lay_out(source, notebooks, {m: p for m, p in package_modules().items() if not only or m in front})
+    shutil.rmtree(html, ignore_errors=True)
+    loudness = ["-q", "-W", "--keep-going"] if strict else ["-Q" if only else "-q"]  # a part links to what is left out
+    command = [sys.executable, "-m", "sphinx", *loudness, "-b", "html", "-d", work / "doctrees", source, html]
+    subprocess.run([str(part) for part in command], check=True)
+    write_llms(html, notebooks)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(html, out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "_site")
-    out = parser.parse_args().out.resolve()
-    source = ROOT / "_build" / "book"
-    lay_out(source)
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", ROOT / "_build" / "doctrees", source, out]
-    subprocess.run([str(part) for part in command], check=True)
-    write_llms(out)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
-    print(f"The book is in {out} ({size:.0f} MB): open {out / 'index.html'}")
+    parser.add_argument("--only", default="", help="notebooks to build, separated by commas; all by default")
+    parser.add_argument("--strict", action="store_true", help="fail on a warning")
+    args = parser.parse_args()
+    build(args.out.resolve(), only=[name for name in args.only.split(",") if name], strict=args.strict)
+    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file()) / 1e6
+    print(f"The book is in {args.out} ({size:.0f} MB): open {args.out / 'index.html'}")
 
 
 if __name__ == "__main__":

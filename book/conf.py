@@ -20,12 +20,17 @@ mathjax3_config = {"tex": {"inlineMath": [["\\(", "\\)"]]}, "loader": {"load": [
 
 html_theme = "pydata_sphinx_theme"
 html_title = "isd_nb"
+html_favicon = "_static/icon.svg"
+html_extra_path = ["_extra"]  # the explorer, as it is
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system has it
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in (  # pages without others below them
+    "explorer", "install", "train_on_your_folder", "use_the_loss", "explore_any_network", "nbs/index", "nbs/notation")}
 html_theme_options = {
     "navigation_depth": 2, "show_prev_next": True, "show_toc_level": 2,
-    "header_links_before_dropdown": 7, "navbar_align": "left",
+    "header_links_before_dropdown": 8, "navbar_align": "left",
     "navbar_end": ["theme-switcher"], "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"], "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",

@@ -274,7 +274,10 @@ def decode_image(path: Path | str,  # the file
     return resize_center_crop(open_image(path, levels).convert("L" if channels == 1 else "RGB"), size)
 
 # %% ../nbs/machine_room/13_images.ipynb #c37-1a3d72
-def held_out_rows(labels: Tensor | np.ndarray, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:  # (train, test)
+def held_out_rows(labels: Tensor | np.ndarray,  # (N,)
+                  share: float = 0.2,  # of the images, to test on
+                  seed: int = 0,
+                  ) -> tuple[np.ndarray, np.ndarray]:  # rows to train on, rows to test on
     "Which images to train on and which to test on, both sorted: the same share of every class in both; no class is tested whole."
     labels, test = np.asarray(labels), stratified_fraction(labels, share, seed).numpy()
     _, first, taken = np.unique(labels[test], return_index=True, return_counts=True)  # at least one of every class

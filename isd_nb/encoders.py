@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.backbones import (BackboneConfig, ResidualBlock, SmallResNet, SplitBatchNorm, TinyNet, backbones,
-                                      build_backbone, check_images, closest, split_batch_norm)
+                                      build_backbone, check_images, closest, num_features_of, split_batch_norm)
 
 _all_ = ["BackboneConfig", "backbones", "build_backbone", "TinyNet", "ResidualBlock", "SmallResNet", "SplitBatchNorm",
          "split_batch_norm"]
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
     "Images in [0, 1] -> normalised -> backbone -> projector."
 
     def __init__(self,
-                 backbone: nn.Module,  # (B, C, H, W) -> (B, F), with an attribute `features`
+                 backbone: nn.Module,  # (B, C, H, W) -> (B, F), with an attribute `num_features`
                  mean: Tensor | Sequence[float],  # of every channel, C values
                  std: Tensor | Sequence[float],  # of every channel, C values
                  projector: nn.Module | None = None,  # (B, F) -> (B, D); None leaves the features as they are
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(-1, 1, 1))
         linear = [m for m in self.projector.modules() if isinstance(m, nn.Linear)]
-        self.out_dim = linear[-1].out_features if linear else backbone.features
+        self.out_dim = linear[-1].out_features if linear else num_features_of(backbone)
 
     def forward_features(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
         "What the backbone computes: the vectors that are evaluated, in the encoder's precision."

@@ -84,8 +84,8 @@ def linear_probe(train_features: Tensor | ArrayLike,  # (N, F)
     return score(classifier(test_features.to(train_features.device)), test_labels.to(train_features.device))
 
 
-def linear_accuracy(train_features: Tensor | ArrayLike, train_labels: Tensor | ArrayLike,
-                    test_features: Tensor | ArrayLike, test_labels: Tensor | ArrayLike,
+def linear_accuracy(train_features: Tensor | ArrayLike, train_labels: Tensor | ArrayLike,  # (N, F), (N,)
+                    test_features: Tensor | ArrayLike, test_labels: Tensor | ArrayLike,  # (M, F), (M,)
                     **settings: Any,  # of `fit_linear`
                     ) -> float:  # in [0, 1]
     "Top-1 of `linear_probe`."

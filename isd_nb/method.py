@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
 # %% ../nbs/machine_room/15_method.ipynb #cde816d2a
 def functional_forward(module: nn.Module,
-                       *inputs,  # what the module is called with
+                       *inputs: Any,  # what the module is called with
                        ) -> tuple:  # (output, buffers): the buffers by name, as a plain call would have left them
     "Call a module without changing it: gradients flow as ever, but its buffers move in a copy, which is returned."
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}

@@ -17,7 +17,7 @@ _all_ = ["gather_keys"]
 class Ring(nn.Module):
     "K slots that are written in turn; slots and counter are buffers, so they are saved and resumed with the model."
 
-    def __init__(self, anchors: Tensor):  # (K, D), what lies in the slots at first
+    def __init__(self, anchors: Tensor) -> None:  # (K, D), what lies in the slots at first
         super().__init__()
         self.register_buffer("anchors", anchors)
         self.register_buffer("count", torch.zeros((), dtype=torch.long))  # rows ever written
@@ -43,7 +43,7 @@ class AnchorQueue(Ring):
 
     def __init__(self, size: int,  # K, how many anchors there are
                  dim: int,  # D, how long each of them is
-                 generator: torch.Generator | None = None):  # draws the first anchors
+                 generator: torch.Generator | None = None) -> None:  # draws the first anchors
         check_size(size, dim)
         super().__init__(l2_normalize(torch.randn(size, dim, generator=generator)))  # (K, D)
 

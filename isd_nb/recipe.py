@@ -267,6 +267,7 @@ gpu = (
          batch_size=1024, learning_rate=scaled_learning_rate(0.05, 1024)))
 
 # %% ../nbs/machine_room/27_recipes.ipynb #c44-f0ff3b
+# the presets by name, as `--recipe` reads them
 recipes = {r.name: r for r in (
     Recipe("digits", predictor=(), batch_size=128, learning_rate=0.06, steps=7800),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),

@@ -8,6 +8,7 @@ __all__ = ['EMATeacher', 'cosine_momentum']
 # %% ../nbs/1_isd/5_teacher.ipynb #cb271e3e4
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,14 @@ class EMATeacher(nn.Module):
     r"A copy of the student that follows it: $\theta_t \leftarrow m\,\theta_t + (1-m)\,\theta_s$ (MoCo, BYOL, ISD)."
 
     def __init__(self, student: nn.Module,  # is copied, and not kept
-                 momentum: float = 0.99):  # m, what the teacher keeps of itself at each update
+                 momentum: float = 0.99) -> None:  # m, what the teacher keeps of itself at each update
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.momentum = check_momentum(momentum)  # in [0, 1]; a schedule may set it before each update
         self.train()
 
     @torch.no_grad()
-    def forward(self, *inputs, **named):
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         "The output of the copy, without a gradient."
         return self.module(*inputs, **named)
 

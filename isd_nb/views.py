@@ -47,9 +47,11 @@ class ViewRecipe:
 # %% ../nbs/1_isd/1_views.ipynb #c09-511c00
 _LIMITS = dict(flip=1, rotation=180, jitter=1, brightness=10, contrast=10, saturation=10, hue=0.5, grey=1, blur=1,
                noise=10)
-STRONG, WEAK = ViewRecipe(), ViewRecipe(jitter=0, grey=0, blur=0)
+STRONG, WEAK = ViewRecipe(), ViewRecipe(jitter=0, grey=0, blur=0)  # of the authors
+# for digits: no flip, a small rotation, a crop that may be wider than the image
 GENTLE = ViewRecipe(crop_scale=(0.5, 1.3), flip=0, rotation=10, jitter=1, brightness=0.2, contrast=0.2, saturation=0,
                     hue=0, grey=0, blur=0)
+# the image as it is
 PLAIN = ViewRecipe(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, brightness=0, contrast=0, saturation=0,
                    hue=0, grey=0, blur=0)
 

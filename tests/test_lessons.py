@@ -46,8 +46,8 @@ def prose_of(path: Path) -> str:
 
 
 def code_of(path: Path) -> list[str]:
-    "The code cells but the one that names the module, without directives and blank lines."
-    texts = [source(c) for c in cells_of(path, "code")]
+    "The code cells but those that install the package and name the module, without directives and blank lines."
+    texts = [source(c) for c in cells_of(path, "code") if "install" not in c["metadata"].get("tags", [])]
     lines = [[line for line in text.splitlines() if line.strip() and not line.startswith("#|")] for text in texts]
     return ["\n".join(kept) for kept in lines if kept]
 

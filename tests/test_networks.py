@@ -4,11 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from isd_nb.cli.embed import app
 from isd_nb.cli.evaluate import command as isd_eval
 from isd_nb.cli.explore import command as isd_explore
 from isd_nb.cli.train import command as isd_train
+from isd_nb.encoders import BackboneConfig, build_backbone
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.methods.building import build_method
@@ -47,6 +50,30 @@ def short(backbone: str, **changes: object) -> Recipe:
     "Six steps of ISD at 32 pixels."
     recipe = Recipe("short", steps=6, batch_size=8, queue_size=16, evaluations=1, projector=(16, 8), predictor=())
     return replace(with_network(replace(recipe, image_size=32), backbone, 40), warmup_steps=2, **changes)
+
+
+class OfOneSize(nn.Module):
+    "Takes images of 8 x 8 pixels alone, and states under some name that it computes 5 features."
+
+    def __init__(self, stated: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 64, 5)
+        setattr(self, stated, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, 3, 8, 8) -> (B, 5)
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.parametrize("stated", ["num_features", "features", "nothing"])  # `features` is what earlier versions read
+def test_a_network_of_ones_own_states_how_wide_it_is(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ModuleType("mine")
+    mine.net = lambda channels: OfOneSize(stated)
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    if stated == "nothing":
+        with pytest.raises(InputError, match="mine:net cannot take images of 64 x 64 pixels"):
+            build_backbone(BackboneConfig("mine:net"))
+    else:
+        assert build_backbone(BackboneConfig("mine:net", stem="large")).num_features == 5
 
 
 @pytest.mark.parametrize("backbone", [VIT, "timm:mobilenetv3_small_050", "torchvision:shufflenet_v2_x0_5"])

@@ -38,6 +38,23 @@ def test_notebooks_are_clean(fresh: Path) -> None:
     assert not different, f"run nbdev_clean; it changes {different}"
 
 
+INSTALL = """\
+# Where isd_nb is missing, this installs it from the clone that the notebook lies in (other ways: book/pages/install.md)
+from importlib.util import find_spec
+
+if find_spec("isd_nb") is None:
+    get_ipython().run_line_magic("pip", 'install --quiet "{root}[explore]"')"""
+
+
+def test_the_first_cell_installs_the_package_where_it_is_missing() -> None:
+    for path in NOTEBOOKS:
+        first = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+        root = "/".join([".."] * len(path.relative_to(ROOT).parts[:-1]))
+        assert (path.parent / root).resolve() == ROOT
+        assert "".join(first["source"]) == INSTALL.format(root=root), path.name
+        assert first["metadata"]["tags"] == ["install"] and not first["outputs"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_chapter_can_be_read(path: Path) -> None:
     cells = json.loads(path.read_text())["cells"]

@@ -59,6 +59,7 @@ def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_
     return {name: value for name, value in flat(scores).items() if "_top5" not in name}
 
 # %% ../../nbs/machine_room/45_finish.ipynb #c21-1c9009
+# key in a summary, name in the table, images seen: the run's (True), none (False), those of training with labels (None)
 table_rows = (("pixels", "raw pixels", False), ("untrained", "untrained net", False), ("given", "given weights", False),
               ("student", "student", True), ("teacher", "teacher", True), ("supervised", "trained with labels", None))
 

@@ -115,7 +115,10 @@ def shard(session: TrainState) -> slice:
     return slice(session.accelerator.process_index * share, (session.accelerator.process_index + 1) * share)
 
 # %% ../../nbs/machine_room/40_train_step.ipynb #c20-a76d9b
-def micro_batches(session: TrainState, indices: Tensor, batch: Tensor) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
+def micro_batches(session: TrainState,
+                  indices: Tensor,  # (B,), of the images
+                  batch: Tensor,  # uint8 (B, C, H, W), the images
+                  ) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
     "Views and labels or indices, if the method needs them, of each part of this process's rows."
     recipe, labels = session.recipe, session.images.labels
     first, size = shard(session).start, len(batch) // recipe.accumulate

@@ -202,7 +202,7 @@ def answer(gallery: Gallery, question: Mapping[str, Any], own: Tensor | None = N
                 by_class=found.by_class.tolist(), entropy=found.entropy, step=moment[1]), []
 
 
-def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:
+def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:  # rows (M,) -> an image file
     "Thumbnails of these images (`image`), or of another view of each (`other`), in one row."
     pixels = other_views(gallery, rows) if kind == "other" else gallery.images.get(rows).cpu()
     return encode(tile(pixels, thumbnail_size(gallery.images), len(rows)), is_large(gallery.images))
@@ -289,6 +289,7 @@ def with_features(gallery: Gallery,
     return header, arrays
 
 # %% ../../nbs/machine_room/61_explorer.ipynb #c39-6eadd4
+# what the file may load: nothing from anywhere, only what lies in it
 policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 

@@ -23,6 +23,7 @@ from ..kernels.scores import as_features, as_tensor
 from ..loss import soft_labels
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/machine_room/57_neighbours.ipynb #c06-2ded61
@@ -80,7 +81,7 @@ def plain_text(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 # %% ../../nbs/machine_room/57_neighbours.ipynb #c18-758c0b
-def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
+def show_image(ax: "Axes", image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
     "Draw one image without axes, with a title below and a frame in `color`."
     grey = image.shape[0] == 1
     ax.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)

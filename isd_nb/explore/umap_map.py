@@ -24,6 +24,7 @@ from ..kernels.nearest_neighbours import nearest
 from ..kernels.scores import as_features
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/machine_room/58_umap.ipynb #n05-583687
@@ -97,10 +98,10 @@ def turn_to_fit(places: np.ndarray, target: np.ndarray) -> np.ndarray:  # (N, 2)
 
 # %% ../../nbs/machine_room/58_umap.ipynb #c10-a7852a
 palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D1F")  # Okabe and Ito (2008)
-markers = "os^DvPX"
+markers = "os^DvPX"  # shapes of points, so that more classes than colours can be told apart
 
 
-def draw_map(ax, places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:
+def draw_map(ax: "Axes", places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:
     "Draw places (N, 2) on axes: a colour and a marker per class; with `names`, the class at its middle."
     check_map(places, images)
     ax.set(xticks=[], yticks=[])

@@ -17,7 +17,7 @@ from .bfloat16_attention import bfloat16_attention
 from .blocks import blockwise_attention
 
 # %% ../../nbs/machine_room/06_streaming_attention.ipynb #ca6d55df7
-def at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:  # of any shape
     "The tensor in single precision at least."
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -30,7 +30,7 @@ def similarities(vectors: Tensor,  # (B, D)
         return at_least_float32(vectors) @ others.to(at_least_float32(vectors).dtype).T
 
 # %% ../../nbs/machine_room/06_streaming_attention.ipynb #c16b2185f
-def check_vectors(vectors: Tensor, anchors: Tensor, temperature: float, name: str) -> None:
+def check_vectors(vectors: Tensor, anchors: Tensor, temperature: float, name: str) -> None:  # (B, D), (K, D)
     "Refuse shapes and temperatures that have no meaning; `name` is what the sentence calls the vectors."
     if vectors.ndim != 2 or anchors.ndim != 2 or vectors.shape[1] != anchors.shape[1] or not len(anchors):
         raise InputError(f"{name} must be (B, D) and anchors (K, D) with the same D and at least one anchor, "
@@ -39,7 +39,7 @@ def check_vectors(vectors: Tensor, anchors: Tensor, temperature: float, name: st
         raise InputError(f"the temperature of the {name} must be positive and finite, not {temperature}")
 
 
-def check_pairs(queries: Tensor, keys: Tensor) -> None:
+def check_pairs(queries: Tensor, keys: Tensor) -> None:  # (B, D) each
     "Refuse a batch in which queries and keys are not pairs."
     if queries.shape != keys.shape or not len(queries):
         raise InputError(f"queries and keys must be pairs, both (B, D) with B of at least 1, "

@@ -62,7 +62,7 @@ class TinyNet(nn.Module):
         layers = [nn.Sequential(*conv_bn(i, o, s), nn.ReLU(inplace=True))
                   for i, o, s in zip([channels, *widths], widths, strides, strict=False)]
         self.layers = nn.Sequential(*layers)
-        self.features = widths[-1]
+        self.num_features = widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
         return self.layers(images).mean((2, 3))
@@ -92,7 +92,7 @@ class SmallResNet(nn.Module):
         for number, (inputs, outputs) in enumerate(zip([width, *widths], widths, strict=False)):
             first = ResidualBlock(inputs, outputs, 2 if number else 1)
             self.stages.append(nn.Sequential(first, *(ResidualBlock(outputs, outputs, 1) for _ in range(blocks - 1))))
-        self.features = widths[-1]
+        self.num_features = widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
         return self.stages(self.stem(images)).mean((2, 3))
@@ -116,7 +116,7 @@ def torchvision_resnet(config: BackboneConfig) -> nn.Module:
     from torchvision import models  # a second to import, so only for those who want it
 
     net = getattr(models, config.name)(weights=None)
-    net.features, net.fc = net.fc.in_features, nn.Identity()
+    net.num_features, net.fc = net.fc.in_features, nn.Identity()
     if config.stem == "small" or config.channels != 3:
         size, stride = (3, 1) if config.stem == "small" else (7, 2)
         net.conv1 = nn.Conv2d(config.channels, 64, size, stride, size // 2, bias=False)
@@ -129,7 +129,7 @@ def torchvision_resnet(config: BackboneConfig) -> nn.Module:
 backbones = {"tiny": tiny, "small_resnet": small_resnet, "resnet18": torchvision_resnet, "resnet50": torchvision_resnet}
 
 # %% ../../nbs/machine_room/11_backbones.ipynb #cd59b8fca
-def build_backbone(config: BackboneConfig) -> nn.Module:  # (B, C, H, W) -> (B, F); `.features` is F
+def build_backbone(config: BackboneConfig) -> nn.Module:  # (B, C, H, W) -> (B, F); `.num_features` is F
     "The net that `config` describes, with random weights; a name with a colon is built by `elsewhere`."
     if ":" in config.name:
         module, _, function = elsewhere.partition(":")
@@ -138,6 +138,15 @@ def build_backbone(config: BackboneConfig) -> nn.Module:  # (B, C, H, W) -> (B, 
 
 
 elsewhere = "isd_nb.methods.networks:build_network"  # imported when it is used: most runs need no other library
+
+# %% ../../nbs/machine_room/11_backbones.ipynb #c9d3a4b18
+def num_features_of(backbone: nn.Module) -> int:  # F
+    "How many features a backbone computes per image, as it states itself."
+    for name in ("num_features", "features"):  # the second is its name in earlier versions
+        if isinstance(width := getattr(backbone, name, None), int):
+            return width
+    raise InputError(f"a backbone states how many features it computes in an attribute `num_features`; "
+                     f"{type(backbone).__name__} has none")
 
 # %% ../../nbs/machine_room/11_backbones.ipynb #cb190dbfa
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..errors import InputError, suggest
 
 # %% ../../nbs/machine_room/02_devices.ipynb #c10-fb5c19
-def to_device(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:
-    "Numbers on a device; to a GPU through pinned memory, so that nobody waits for them."
+def to_device(rows: Sequence[int] | Tensor, device: torch.device | str) -> Tensor:  # int64 (M,)
+    "Numbers on a device; to a GPU through pinned memory, so that the CPU does not wait for the copy."
     rows = torch.as_tensor(rows)
     pinned = torch.device(device).type == "cuda" and not rows.is_cuda
     return (rows.pin_memory() if pinned else rows).to(device, non_blocking=pinned)

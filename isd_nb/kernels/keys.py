@@ -26,7 +26,7 @@ def check_size(size: int, dim: int) -> None:
         raise InputError(f"a queue needs a size and a dim of at least 1, not size {size} and dim {dim}")
 
 
-def check_keys(keys: Tensor, dim: int) -> None:
+def check_keys(keys: Tensor, dim: int) -> None:  # keys (B, dim)
     "Refuse what is not a batch of keys."
     if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
         raise InputError(f"keys must be floating-point numbers of shape (any, {dim}), "

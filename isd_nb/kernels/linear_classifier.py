@@ -33,6 +33,7 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def standardise(self, features: Tensor) -> Tensor:  # (B, F) -> (B, F)
+        "Features of length 1, each with the mean 0 and the deviation 1 that it had in training."
         return (F.normalize(features.float(), dim=1) - self.mean) / self.std
 
     def forward(self, features: Tensor) -> Tensor:  # (B, F) -> logits (B, classes)

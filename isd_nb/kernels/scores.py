@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/08_scores.ipynb #c06-76ab35
-def as_tensor(values: Tensor | ArrayLike, what: str) -> Tensor:  # `what` names them in the error
+def as_tensor(values: Tensor | ArrayLike, what: str) -> Tensor:  # of any shape; `what` names them in the error
     "A tensor as it is; an array or a list as a tensor."
     if isinstance(values, Tensor):
         return values

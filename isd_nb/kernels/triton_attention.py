@@ -155,7 +155,7 @@ def cuda_milliseconds(reader: Reader, scaled: Tensor, anchors: Tensor, rounds: i
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c29-fb4393
 def pick(readers: Mapping[str, Reader],  # the first is the one to fall back on
-         scaled: Tensor, anchors: Tensor,  # of the sizes in question
+         scaled: Tensor, anchors: Tensor,  # (B, D) and (K, D), of the sizes in question
          clock: Callable[[Reader, Tensor, Tensor], float] = cuda_milliseconds,
          ) -> str:  # the name of the fastest that is right
     "Try every reader; those that fail or disagree with double precision are left out with a warning."

@@ -67,7 +67,7 @@ def crop_boxes(u: Tensor,  # numbers from [0, 1): ten for the area, ten for the 
     return *torch.where(found, offset, (room / 2).floor()), height, width
 
 # %% ../../nbs/machine_room/10_view_transforms.ipynb #ca2261a47
-def between(u: Tensor, low: float, high: float) -> Tensor:
+def between(u: Tensor, low: float, high: float) -> Tensor:  # of any shape
     "Numbers from [0, 1) moved to [low, high)."
     return u * (high - low) + low
 

@@ -29,6 +29,7 @@ from .sync_batch_norm import sync_batch_norm
 from ..sources.door import Sets, load_sets
 
 # %% ../../nbs/machine_room/29_building.ipynb #c06-b4f4aa
+# every method by its name in a recipe: module and class, imported when they are used
 methods = {"isd": "isd_nb.isd:ISD"} | {name: f"isd_nb.methods.{place}" for name, place in dict(
     moco_v2="moco_v2:MoCoV2", byol="byol:BYOL", byol_asym="byol:BYOLAsym", simsiam="simsiam:SimSiam",
     simclr="simclr:SimCLR", swav="swav:SwAV", co2="co2:CO2", compress="compress:CompRess", pirl="pirl:PIRL",
@@ -104,7 +105,7 @@ def check_option(value: Any, usual: Any, name: str) -> None:
 # %% ../../nbs/machine_room/29_building.ipynb #c15-3fd709
 def build_method(recipe: Recipe,
                  images: ImageSet,  # what it will be trained on
-                 statistics: tuple[Tensor, Tensor] | None = None,  # mean and deviation, if known: no image is read then
+                 statistics: tuple[Tensor, Tensor] | None = None,  # mean and deviation, (C, 1, 1) each, if known: no image is read then
                  ) -> Method:
     "Student, heads and method of a recipe, with the normalisation of these images; the same weights for the same seed."
     mean, deviation = statistics or image_statistics(images)
@@ -112,7 +113,7 @@ def build_method(recipe: Recipe,
     with torch.random.fork_rng(devices=[]):  # what is built is built on the CPU
         torch.default_generator.manual_seed(recipe.seed)  # and not CUDA's generators, as `torch.manual_seed` would
         backbone = build_backbone(backbone_config(recipe, images.shape[0]))
-        projector = mlp(backbone.features, *recipe.projector) if recipe.projector else None
+        projector = mlp(backbone.num_features, *recipe.projector) if recipe.projector else None
         student = Encoder(backbone, mean, deviation, projector)
         check_network(backbone, recipe, images.shape[0])
         if recipe.init:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.backbones import num_features_of
 from ..encoders import Encoder, FrozenEncoder, load_encoder
 from ..method import Method, Output, similarities
 from ..loss import at_least_float32, soft_labels
@@ -55,7 +56,7 @@ class TwoQueues(Method):
         super().__init__()
         self.student, self.guide = student, guide
         self.queue = AnchorQueue(queue_size, student.out_dim)
-        self.guide_queue = AnchorQueue(queue_size, guide.backbone.features)
+        self.guide_queue = AnchorQueue(queue_size, num_features_of(guide.backbone))
 
     @torch.no_grad()
     def update(self, output: Output) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, build_backbone
 from ..errors import InputError
+from ..kernels.backbones import num_features_of
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/31_networks.ipynb #n05-a33ab7
@@ -46,9 +47,9 @@ def read_option(text: str) -> Any:
 class Network(nn.Module):
     "A network of another library, and how wide its features are."
 
-    def __init__(self, net: nn.Module, features: int) -> None:
+    def __init__(self, net: nn.Module, num_features: int) -> None:
         super().__init__()
-        self.net, self.features = net, features
+        self.net, self.num_features = net, num_features
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
         return self.net(images)
@@ -102,7 +103,7 @@ def from_torchvision(name: str, options: Mapping[str, Any], channels: int) -> Ne
 
 # %% ../../nbs/machine_room/31_networks.ipynb #n11-099b3a
 def from_function(module: str, function: str, options: Mapping[str, Any], channels: int) -> Network:
-    "What a function of the user's makes of the number of channels; its width is its `features`, or is measured."
+    "What a function of the user's makes of the number of channels; its width is measured, or is what it states."
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         raise InputError(f"a network of your own is package.module:function, not {module}:{function}")
     try:
@@ -112,13 +113,17 @@ def from_function(module: str, function: str, options: Mapping[str, Any], channe
     net = build(channels, **options)
     if not isinstance(net, nn.Module):
         raise InputError(f"{module}:{function} must return a torch.nn.Module, not {type(net).__name__}")
-    width = getattr(net, "features", None)
-    return Network(net, width if isinstance(width, int) else measured_width(net, channels, f"{module}:{function}"))
+    return Network(net, width_of(net, channels, f"{module}:{function}"))
 
 
-def measured_width(net: nn.Module, channels: int, name: str, size: int = 64) -> int:
-    "How wide the vectors are that a network makes of two grey images."
-    return look_once(net, (2, channels, size, size), name).shape[1]
+def width_of(net: nn.Module, channels: int, name: str, size: int = 64) -> int:
+    "How wide the vectors are that a network makes of two grey images; its own statement where it takes no such images."
+    try:
+        return look_once(net, (2, channels, size, size), name).shape[1]
+    except InputError:
+        if any(isinstance(getattr(net, key, None), int) for key in ("num_features", "features")):
+            return num_features_of(net)
+        raise
 
 # %% ../../nbs/machine_room/31_networks.ipynb #n12-db25e8
 def look_once(net: nn.Module, shape: tuple[int, ...], name: str) -> Tensor:  # (B, F)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.backbones import num_features_of
 from ..kernels.devices import to_device
 from ..encoders import Encoder
 from ..method import Method, Output, similarities
@@ -128,7 +129,7 @@ class PIRL(WithPuzzles):
                  bank_momentum: float = 0.5) -> None:
         super().__init__()
         self.student, self.temperature, self.weight = student, temperature, weight
-        self.piece_head = PieceHead(student.backbone.features, grid ** 2, student.out_dim)
+        self.piece_head = PieceHead(num_features_of(student.backbone), grid ** 2, student.out_dim)
         self.bank = MemoryBank(images, student.out_dim, bank_momentum)
 
     def forward(self, view: Tensor, pieces: Tensor, indices: Tensor) -> Output:  # (B, C, H, W), (B, P, C, s, s), (B,)

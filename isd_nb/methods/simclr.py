@@ -35,7 +35,7 @@ class GatherWithGradient(torch.autograd.Function):
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 # %% ../../nbs/2_relatives/03_simclr.ipynb #c08-f7e30d
-def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (all rows, where this process's own begin)
+def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (b, D) -> all rows (B, D), where this process's own begin
     "The rows of all processes, differentiable; where there is one process, the rows as they are."
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows, 0

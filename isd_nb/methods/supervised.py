@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.backbones import num_features_of
 from ..encoders import Encoder
 from ..method import Method, Output
 from ..loss import at_least_float32
@@ -28,7 +29,7 @@ class Supervised(Method):
             raise InputError(f"supervised training needs images of at least 2 classes, not {classes}")
         self.student = student
         self.student.projector = nn.Identity()
-        self.classifier = nn.Linear(student.backbone.features, classes)
+        self.classifier = nn.Linear(num_features_of(student.backbone), classes)
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Supervised":

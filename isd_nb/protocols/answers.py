@@ -100,7 +100,7 @@ def old_rows(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(protocol_version=1, version=saved.get("version"), question=saved["question"], rows=saved["rows"])
 
 # %% ../../nbs/machine_room/37_answers.ipynb #c12-880fb1
-protocols = ("knn", "linear", "few-labels", "finetune", "transfer")
+protocols = ("knn", "linear", "few-labels", "finetune", "transfer")  # the names of `--protocol`
 
 
 def check_numbers(question: "EvalConfig") -> None:
@@ -208,7 +208,7 @@ def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str,
                 yield dict(fraction=f, seed=s), partial(compute, asked, question, f, s)
 
 # %% ../../nbs/machine_room/37_answers.ipynb #c37-13b53a
-titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}
+titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}  # heads of the columns
 
 # %% ../../nbs/machine_room/37_answers.ipynb #c38-62c231
 def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str], main: str) -> str:

@@ -54,7 +54,8 @@ class Tuning:
                              f"{self.batch_size}, {self.backbone_rate} and {self.head_rate}")
 
 # %% ../../nbs/machine_room/36_fine_tuning.ipynb #c07-1ae3c6
-LINEAR = Tuning()
+LINEAR = Tuning()  # the backbone stays as it is, a linear layer learns
+# backbone and linear layer learn, the backbone more slowly
 FINETUNE = Tuning(backbone_rate=0.02, head_rate=0.1, schedule="cosine", epochs=20, min_steps=1000, weight_decay=0.0)
 
 # %% ../../nbs/machine_room/36_fine_tuning.ipynb #c08-ccad11

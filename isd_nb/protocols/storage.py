@@ -121,6 +121,7 @@ class CheckpointTimer:
         self.every, self.last, self.took = every, time.monotonic(), 0.0
 
     def due(self) -> bool:
+        "Whether it is time to save; saving takes at most a twentieth of the time."
         return time.monotonic() - self.last > (max(self.every, 20 * self.took) if self.every else -1)
 
     @contextmanager

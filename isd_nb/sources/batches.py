@@ -36,6 +36,7 @@ class EpochSampler:
         self.images, self.batch_size, self.seed, self.start, self.stop = images, batch_size, seed, start, stop
 
     def order(self, epoch: int) -> Tensor:  # (N,)
+        "The images of an epoch in the order of its draw, the same for the same seed."
         return torch.randperm(self.images, generator=seeded(self.seed, 0, epoch))
 
     def __iter__(self) -> Iterator[Tensor]:  # (B,) for every step from `start` to `stop`

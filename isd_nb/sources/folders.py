@@ -35,7 +35,7 @@ suffixes = frozenset((  # of the formats in `isd_nb.data.raster_formats`
 service_folders = frozenset((  # of operating systems and storage boxes, in lower case
     "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@tmp", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "__macosx",
     "__pycache__", "lost+found", "recycled", "recycler", "system volume information"))
-service_files = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+service_files = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))  # files of operating systems, never images
 
 
 def ending_of(name: str) -> str:  # in lower case, with its dot; of a packed file both: ".nii.gz"

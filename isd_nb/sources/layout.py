@@ -26,11 +26,11 @@ from .folders import (
 from .index import FolderIndex, annotated_folder, index_folder, table_name
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly06-le28
-train_names = ("train", "training", "trainset", "train_set", "training_set", "trn")
+train_names = ("train", "training", "trainset", "train_set", "training_set", "trn")  # what a folder of training images may be called
 test_names = ("labelled_val", "test", "testing", "testset", "test_set", "val", "valid", "validation", "valset", "val_set",
               "validation_set", "dev", "eval", "evaluation")  # the first that has labels is the test set
 wrappers = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data")  # folders that are no class
-no_class = frozenset((*wrappers, *train_names, *test_names))
+no_class = frozenset((*wrappers, *train_names, *test_names))  # folders whose names are no classes
 
 
 def plain(name: str) -> str:

@@ -41,7 +41,7 @@ def validation_split(images: ImageSet,  # with labels; the copies of an original
     return images.subset(~held), images.subset(held)
 
 
-def labels_of_originals(labels: Tensor, copies: int) -> np.ndarray:
+def labels_of_originals(labels: Tensor, copies: int) -> np.ndarray:  # (N * copies,) -> (N,)
     "One label per original; raises where neighbours cannot be copies of one."
     if copies < 1 or len(labels) % copies:
         raise InputError(f"{len(labels)} images are no {copies} copies of each original")

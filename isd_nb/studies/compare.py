@@ -42,6 +42,7 @@ from ..sources.door import Sets, identities, same_sets
 from .tables import best_of
 
 # %% ../../nbs/machine_room/54_compare.ipynb #c07-887528
+# settings of the recipe that are the same for all methods
 shared = ("method", "data", "image_size", "seed", "epochs", "steps", "evaluations", "backbone", "width", "widths", "blocks", "stem")
 
 
@@ -150,6 +151,7 @@ class Task:
 
     @property
     def name(self) -> str:
+        "The name of the run directory."
         return Path(self.out).name
 
 # %% ../../nbs/machine_room/54_compare.ipynb #c24-0be4ff

@@ -37,7 +37,7 @@ def labelled_rows(labels: Tensor,  # (N,)
     return torch.cat(rows).sort().values
 
 # %% ../../nbs/3_claims/03_few_labels.ipynb #c08-053a0c
-names = ("raw pixels", "with labels only", "ISD, linear layer", "ISD, whole net")
+names = ("raw pixels", "with labels only", "ISD, linear layer", "ISD, whole net")  # what is compared
 
 
 def linear_top1(encoder: nn.Module, part: ImageSet, held: ImageSet, seed: int) -> float:
@@ -54,7 +54,7 @@ def whole_top1(encoder: Encoder, part: ImageSet, held: ImageSet, tuning: Tuning,
 def answers(images: ImageSet, held: ImageSet,
             untrained: Encoder,
             trained: Encoder,  # without labels
-            rows: Tensor,  # of the labelled images
+            rows: Tensor,  # (M,), of the labelled images
             tuning: Tuning,
             scratch_rate: float = 0.03,  # learning rate of the backbone that begins with random weights
             ) -> dict[str, float]:  # top-1 for each of `names`

@@ -66,7 +66,7 @@ def pulls(query: Tensor,  # (B, D) unit vectors, the student's
     return -torch.cat([own, logits], 1).softmax(1)[:, 1:]
 
 # %% ../../nbs/3_claims/02_soft_and_binary.ipynb #c28-4b9df9
-temperatures = (0.005, 0.02, 0.04, 0.1, 0.3, 1.0)
+temperatures = (0.005, 0.02, 0.04, 0.1, 0.3, 1.0)  # the teacher's, from nearly one-hot labels to nearly equal ones
 
 # %% ../../nbs/3_claims/02_soft_and_binary.ipynb #c29-8ff4fc
 def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) -> Callable[[Method], dict[str, float]]:

@@ -48,8 +48,8 @@ def compute(run: Mapping[str, Any], comparison: Mapping[str, Any]) -> float:
     return run["flops_per_image"] * run["images_seen"] + sum(compute(g, comparison) for g in guides)
 
 # %% ../../nbs/machine_room/53_tables.ipynb #c20-2dbe6e
-protocols = {"knn1": "1-NN", "knn20": "20-NN", "linear": "linear", "labels_1": "1% labels", "labels_10": "10% labels"}
-baselines = {"pixels": "raw pixels", "untrained": "untrained net"}
+protocols = {"knn1": "1-NN", "knn20": "20-NN", "linear": "linear", "labels_1": "1% labels", "labels_10": "10% labels"}  # measurements, and heads of their columns
+baselines = {"pixels": "raw pixels", "untrained": "untrained net"}  # rows that no method has trained
 costs = {"compute": 9, "passes": 11, "seconds": 9, "images/s": 10, "MB": 7}  # and their widths
 
 

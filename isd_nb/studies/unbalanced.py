@@ -29,7 +29,7 @@ def all_and_rare(predicted: Tensor,  # (M,)
     return right.mean().item(), right[rare].mean().item()
 
 
-def scores(encoder: Encoder, bank: ImageSet, held: ImageSet, large: Tensor) -> dict[str, float]:
+def scores(encoder: Encoder, bank: ImageSet, held: ImageSet, large: Tensor) -> dict[str, float]:  # large (L,), of classes
     "20-NN and the linear layer, on all and on rare classes."
     data = embed(encoder, bank), bank.labels, embed(encoder, held), held.labels
     probe = linear_probe(*data, min_steps=1000)
@@ -38,7 +38,7 @@ def scores(encoder: Encoder, bank: ImageSet, held: ImageSet, large: Tensor) -> d
     return {f"{name}_{part}": value for name, pair in pairs.items() for part, value in zip(("all", "rare"), pair)}
 
 # %% ../../nbs/3_claims/04_unbalanced.ipynb #c10-46d72e
-compared = ("isd", "moco_v2")
+compared = ("isd", "moco_v2")  # soft labels, and one positive per query
 
 
 def one_run(study: Study, method: str, seed: int, bank: ImageSet, held: ImageSet, tail: Mapping[str, int]) -> dict:

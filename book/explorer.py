@@ -1,0 +1,31 @@
+"""Writes `book/explorer/digits.html`: the explorer of the encoders that are shipped, on the held-out digits.
+
+    python book/explorer.py
+
+The file is committed, because its layouts take a while; `tests/test_site.py` compares it with the package.
+"""
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from isd_nb.encoders import load_encoder
+from isd_nb.evaluation import embed
+from isd_nb.explore.explorer import Explorer
+from isd_nb.explore.gallery import Gallery, gallery_of
+from isd_nb.sources.digits import digits
+from isd_nb.views import GENTLE
+
+FILE = Path(__file__).parent / "explorer" / "digits.html"
+
+
+def shipped_gallery(**settings: object) -> Gallery:
+    "The 500 held-out digits with the features of the shipped teacher and student."
+    images = digits(size=16, copies=1)[1]
+    encoders = {which: load_encoder("shipped:digits", which) for which in ("teacher", "student")}
+    features = {(which, 7812): F.normalize(embed(encoder, images), dim=1) for which, encoder in encoders.items()}
+    return gallery_of(images, features, title="ISD on digits", views=GENTLE, show=False, **settings)
+
+
+if __name__ == "__main__":
+    FILE.parent.mkdir(exist_ok=True)
+    print(f"{Explorer(shipped_gallery()).html(FILE)}: {FILE.stat().st_size / 1e6:.1f} MB")
