@@ -4,7 +4,7 @@ author = "The isd_nb authors"
 copyright = "2026 onwards, the isd_nb authors"
 
 extensions = ["myst_nb", "sphinx_design"]
-exclude_patterns = ["downloads"]
+exclude_patterns = ["downloads", "extra"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 nb_execution_mode = "off"
@@ -21,6 +21,7 @@ mathjax3_config = {"tex": {"inlineMath": [["\\(", "\\)"]]}, "loader": {"load": [
 html_theme = "pydata_sphinx_theme"
 html_title = "isd_nb"
 html_static_path = ["_static"]
+html_extra_path = ["extra"]  # the slides and the archive of handouts
 html_css_files = ["book.css"]
 html_show_sourcelink = False
 html_theme_options = {
