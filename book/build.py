@@ -27,6 +27,8 @@ from quiz import quiz_page  # noqa: E402
 from slides import build_page  # noqa: E402
 
 COURSE = ("README", "plans", "quiz", "project")  # pages of course/
+HERE = ('\n<p>On this site: <a href="lecture.html">the slides</a>, <a href="handouts.zip">notebooks without solutions'
+        '</a>.</p>\n')
 PARTS = (  # folder of nbs/, title, what it is for
     ("1_isd", "The course", "Nine lessons that build ISD from a random crop to an explorer, fifteen minutes each."),
     ("2_relatives", "Relatives", "The family of ISD: every system of the poster, each in a short notebook."),
@@ -192,10 +194,8 @@ def write_course(source: Path) -> None:
     for name in COURSE:
         text = (ROOT / "course" / f"{name}.md").read_text()
         (out / f"{name}.md").write_text(quiz_page(text) if name == "quiz" else text)
-    with (out / "README.md").open("a") as page:
-        page.write('\n## Here\n\n<p><a href="lecture.html">The slides</a> · '
-                   '<a href="handouts.zip">notebooks without solutions</a></p>\n')
-        page.write("\n```{toctree}\n:hidden:\n\n" + "\n".join(COURSE[1:]) + "\n```\n")
+    text = (out / "README.md").read_text().replace("\n## The day before", HERE + "\n## The day before", 1)
+    (out / "README.md").write_text(text + "\n```{toctree}\n:hidden:\n\n" + "\n".join(COURSE[1:]) + "\n```\n")
     (extra / "lecture.html").write_text(build_page((ROOT / "course" / "lecture.md").read_text()))
     packed = source.parent / "handouts"
     shutil.rmtree(packed, ignore_errors=True)
