@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab book book-test dist bench endure browser clean
+.PHONY: help train test tests lab book book-test slides handouts dist bench endure browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -16,6 +16,8 @@ help:
 	@echo "make lab     open the book in JupyterLab"
 	@echo "make book    build the book's website in _site/"
 	@echo "make book-test  build it, a warning being an error, and test every page of it"
+	@echo "make slides  build the lecture's slides in _slides/, one file that needs no network"
+	@echo "make handouts  make notebooks without solutions in course/handouts/"
 	@echo "make bench   measure speed against other code"
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
@@ -35,7 +37,7 @@ test: .venv/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
 tests:
-	$(BIN)/ruff check isd_nb tests benchmarks book examples
+	$(BIN)/ruff check isd_nb tests benchmarks book course examples
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	$(BIN)/python -m pytest -q tests/test_browser.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore tests/test_browser.py tests
@@ -55,6 +57,12 @@ book-test: .venv/ready
 	$(BIN)/python book/build.py --strict
 	SITE=_site OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_site.py tests/test_reference.py
 
+slides: .venv/ready
+	$(BIN)/python course/slides.py
+
+handouts: .venv/ready
+	$(BIN)/python course/handouts.py
+
 # The source distribution and the wheel, checked; nothing is uploaded.
 dist: .venv/ready
 	rm -rf dist
@@ -71,4 +79,4 @@ endure: .venv/ready
 	$(BIN)/python tests/endure.py $(ENDURE)
 
 clean:
-	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache

@@ -20,6 +20,14 @@ from typing import Any
 from reference import Name, front_names, package_modules, public_names, write_reference
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "course"))
+from handouts import write_handouts  # noqa: E402
+from quiz import quiz_page  # noqa: E402
+from slides import build_page  # noqa: E402
+
+COURSE = ("README", "plans", "quiz", "project")  # pages of course/
+HERE = ('\n<p>On this site: <a href="lecture.html">the slides</a>, <a href="handouts.zip">notebooks without solutions'
+        '</a>.</p>\n')
 PARTS = (  # folder of nbs/, title, what it is for
     ("1_isd", "The course", "Nine lessons that build ISD from a random crop to an explorer, fifteen minutes each."),
     ("2_relatives", "Relatives", "The family of ISD: every system of the poster, each in a short notebook."),
@@ -148,8 +156,27 @@ def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[s
         (source / path).write_text(json.dumps(page_of(notebook, path, names)))
         (source / "downloads" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, source / "downloads" / path)
+    write_course(source)
     for folder, title, about in PARTS:
         write_part(source, folder, title, about, {p: n for p, n in notebooks.items() if p.parts[1] == folder})
+
+
+def write_course(source: Path) -> None:
+    "The pages for lecturers, the slides, and the notebooks without solutions as one archive."
+    out, extra = source / "course", source / "extra" / "course"
+    for folder in (out, extra):
+        folder.mkdir(parents=True)
+    for name in COURSE:
+        text = (ROOT / "course" / f"{name}.md").read_text()
+        (out / f"{name}.md").write_text(quiz_page(text) if name == "quiz" else text)
+    text = (out / "README.md").read_text().replace("\n## The day before", HERE + "\n## The day before", 1)
+    (out / "README.md").write_text(text + "\n```{toctree}\n:hidden:\n\n" + "\n".join(COURSE[1:]) + "\n```\n")
+    (extra / "lecture.html").write_text(build_page((ROOT / "course" / "lecture.md").read_text()))
+    packed = source.parent / "handouts"
+    shutil.rmtree(packed, ignore_errors=True)
+    write_handouts(packed / "course" / "handouts")
+    shutil.copytree(ROOT / "results" / "collapse", packed / "results" / "collapse")  # lesson 7 reads them
+    shutil.make_archive(str(extra / "handouts"), "zip", packed)
 
 
 def number_of(path: Path) -> str:
@@ -195,6 +222,7 @@ def write_llms(out: Path, notebooks: dict[Path, dict[str, Any]]) -> None:
             if path.parent == Path("nbs", folder):
                 name, sentence = title_of(notebook)
                 lines.append(f"- [{name}]({path.with_suffix('.html').as_posix()}): {sentence}".removesuffix(": "))
+    lines += ["", "## For lecturers", "", *(f"- [{name}](course/{name}.html)" for name in COURSE)]
     lines += ["", "## Reference", "", "- [Every public name](api/index.html): by module, with shapes and units."]
     modules = [module for module, path in package_modules().items() if public_names(path)]
     lines += [f"- [isd_nb.{module}](api/{module}.html)" for module in modules]

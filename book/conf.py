@@ -4,7 +4,7 @@ author = "The isd_nb authors"
 copyright = "2026 onwards, the isd_nb authors"
 
 extensions = ["myst_nb", "sphinx_design"]
-exclude_patterns = ["downloads"]
+exclude_patterns = ["downloads", "extra"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 nb_execution_mode = "off"
@@ -24,6 +24,7 @@ html_favicon = "_static/icon.svg"
 html_extra_path = ["_extra"]  # the explorer, as it is
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system has it
 html_static_path = ["_static"]
+html_extra_path = ["extra"]  # the slides and the archive of handouts
 html_css_files = ["book.css"]
 html_show_sourcelink = False
 html_sidebars = {page: [] for page in (  # pages without others below them

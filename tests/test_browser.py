@@ -1,4 +1,5 @@
-"""The explorer under a real mouse: in JupyterLab, where the kernel answers, and as one HTML file, where the page does.
+"""The explorer under a real mouse: in JupyterLab, where the kernel answers, and as one HTML file, where the page does;
+the start page's live run, an exercise, and the slides.
 
 One Chromium and one JupyterLab serve all tests but the last. Every expected number is computed here, in float64 and
 from the features, not by the code under test. Images, names and places are made up, so that each point stands alone on
@@ -8,6 +9,7 @@ the map. `tests/switch_off.py` switches each feature of the page off, one at a t
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +23,13 @@ from PIL import Image
 
 from isd_nb.data import ImageSet
 
+sys.path.append(str(Path(__file__).parent.parent / "course"))
 pytest.importorskip("playwright", reason="playwright is not installed: pip install 'isd_nb[dev]'")
 pytest.importorskip("anywidget", reason="anywidget is not installed: pip install 'isd_nb[explore]'")
 import browser
+import slides
+from handouts import write_handouts
+from test_exercises import read_page
 
 from isd_nb.explore.explorer import Explorer, other_views
 from isd_nb.explore.gallery import Gallery, digest, gallery_of, run_files, run_images, write_cache
@@ -32,6 +38,7 @@ from isd_nb.recipe import Recipe
 from isd_nb.views import GENTLE
 from playwright.sync_api import BrowserContext, Page
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: run `make browser`")
 
 NAMES = (
@@ -208,8 +215,8 @@ def opened(context: BrowserContext, address: str, script: str = "") -> Window:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    "The address of a notebook in a JupyterLab."
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:  # file -> its address
+    "A JupyterLab with an explorer, the start page and the handouts."
     home = tmp_path_factory.mktemp("lab")
     source = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_browser import GALLERY, Explorer\n"
@@ -220,8 +227,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     cell = dict(cell_type="code", id="one", metadata={}, execution_count=None, outputs=[], source=source)
     spec = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     (home / "try.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=spec, nbformat=4, nbformat_minor=5)))
+    (home / "index.ipynb").write_text(json.dumps(cleared(json.loads((ROOT / "nbs" / "index.ipynb").read_text()))))
+    write_handouts(home / "handouts")
     with browser.jupyterlab(home, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={home}"]) as address:
-        yield address("try.ipynb")
+        yield address
+
+
+def cleared(notebook: dict) -> dict:
+    "The same notebook before it was run."
+    return notebook | {"cells": [c | ({"outputs": []} if c["cell_type"] == "code" else {}) for c in notebook["cells"]]}
 
 
 @pytest.fixture(scope="module", params=["file", "jupyter"])
@@ -233,7 +247,7 @@ def home(
         path = Explorer(GALLERY).html(tmp_path_factory.mktemp("file") / "made up.html")
         window = opened(chromium, path.as_uri())
     else:
-        window = opened(chromium, request.getfixturevalue("lab"))
+        window = opened(chromium, request.getfixturevalue("lab")("try.ipynb"))
         browser.wait_for_kernel(window.page)
         browser.run_all_cells(window.page)
     window.page.wait_for_selector(".isd-explorer[data-state=ready]")
@@ -685,3 +699,111 @@ def test_isd_explore_opens_jupyterlab(chromium: BrowserContext, make_folder: Cal
         assert window.root.locator(".isd-legend button").first.inner_text() == "a<b>"
         assert not window.complaints
         window.page.close()
+
+
+class Notebook:
+    "A notebook that is open in JupyterLab; cells are found by a piece of their source."
+
+    def __init__(self, context: BrowserContext, address: str) -> None:
+        self.window = opened(context, f"{address}&reset")  # no other notebook beside it
+        self.page = self.window.page
+        browser.wait_for_kernel(self.page)
+
+    def close(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        self.page.close()
+
+    def sources(self) -> list[str]:
+        return self.page.evaluate("() => [...window.jupyterapp.shell.currentWidget.content.model.cells].map("
+                                  "c => c.type === 'code' ? c.sharedModel.source : '')")
+
+    def find(self, piece: str) -> int:
+        found = [i for i, source in enumerate(self.sources()) if piece in source]
+        assert len(found) == 1, f"{piece!r} is in {len(found)} cells"
+        return found[0]
+
+    def select(self, cell: int) -> None:
+        "Make a cell the active one, on the screen."
+        self.page.evaluate("""async i => { const content = window.jupyterapp.shell.currentWidget.content;
+            content.activeCellIndex = i; content.deselectAll(); await content.scrollToItem(i); }""", cell)
+
+    def run(self, cell: int) -> None:
+        self.select(cell)
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
+
+    def write(self, cell: int, text: str) -> None:
+        "What a student does: select all in the cell and type."
+        self.select(cell)
+        self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell.jp-mod-active .cm-content").click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(text)
+
+    def wait_for_output(self, cell: int, piece: str) -> None:
+        self.page.wait_for_function("""([i, piece]) => JSON.stringify(window.jupyterapp.shell.currentWidget.content
+            .model.cells.get(i).outputs.toJSON()).includes(piece)""", arg=[cell, piece])
+
+
+def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
+    name = "5_teacher.ipynb"
+    exercise = read_page(ROOT / "nbs" / "1_isd" / name).exercises[0]
+    notebook = Notebook(chromium, lab(f"handouts/{name}"))
+    for piece in ("import copy", "from isd_nb.explore.exercises import check"):
+        notebook.run(notebook.find(piece))
+    fill, check = notebook.find(exercise.cell), notebook.find(exercise.checks[0])
+    for cell in (fill, check):
+        notebook.run(cell)
+    notebook.wait_for_output(check, "Not yet: the function returns nothing")
+    notebook.write(fill, exercise.solution)
+    for cell in (fill, check):
+        notebook.run(cell)
+    notebook.wait_for_output(check, "Right")
+    notebook.close()
+
+
+def test_the_live_run_moves_and_can_be_interrupted(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
+    notebook = Notebook(chromium, lab("index.ipynb"))
+    live = notebook.find("live = display(draw(curve)")
+    notebook.write(live, notebook.sources()[live].replace("steps // 10)", "steps // 100)"))  # draws sooner
+    browser.run_all_cells(notebook.page)
+    notebook.wait_for_output(live, "image/png")
+    notebook.select(live)
+    seen = notebook.page.evaluate("""i => new Promise(done => { const seen = new Set(), look = () => {
+        const cell = window.jupyterapp.shell.currentWidget.content.widgets[i].node, img = cell.querySelector("img");
+        if (img?.complete && img.naturalWidth > 300) seen.add(img.src);
+        if (seen.size > 2) done(seen.size); else setTimeout(look, 50); }; look(); })""", live)
+    assert seen == 3, "three pictures, one after the other, in the same place"
+    notebook.page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+    notebook.wait_for_output(live, "KeyboardInterrupt")
+    browser.wait_for_kernel(notebook.page)
+    images, score = json.loads(notebook.window.in_kernel("import json; print(json.dumps(curve[-1]))"))
+    assert images >= 2 * 1280 and 0 < score < 1, "the curve so far is kept"
+    notebook.close()
+
+
+@pytest.mark.skipif("BROWSER_LONG" not in os.environ, reason="half a minute of training: set BROWSER_LONG=1")
+def test_the_live_run_passes_raw_pixels(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
+    notebook = Notebook(chromium, lab("index.ipynb"))
+    browser.run_all_cells(notebook.page)
+    notebook.wait_for_output(notebook.find("final = curve[-1][1]"), "20-NN accuracy: ISD")
+    shown = notebook.window.in_kernel("import json; print(json.dumps([final, raw, untrained]))")
+    ours, pixels, untrained = json.loads(shown)
+    assert ours > pixels and ours > untrained
+    notebook.close()
+
+
+def test_slides_fit_their_page_and_load_nothing(chromium: BrowserContext, tmp_path: Path) -> None:
+    (tmp_path / "lecture.html").write_text(slides.build_page((slides.COURSE / "lecture.md").read_text()))
+    window = opened(chromium, (tmp_path / "lecture.html").as_uri() + "#4")
+    window.page.wait_for_selector("body[data-formulas=ready]")
+    overfull = window.page.evaluate("""() => [...document.querySelectorAll("section")].filter(slide => {
+        const body = slide.querySelector(".body"), room = body.getBoundingClientRect();
+        return [...body.querySelectorAll("*")].some(e => { const box = e.getBoundingClientRect();
+            return box.bottom > room.bottom + 5 || box.right > room.right + 5; }); }).map(slide => slide.id)""")
+    assert not overfull, f"these slides hold too much: {overfull}"
+    assert window.page.locator("mjx-merror").count() == 0 and window.page.locator("mjx-container svg").count() > 20
+    window.page.keyboard.press("ArrowRight")
+    window.page.keyboard.press("n")
+    assert window.page.locator("section.shown").get_attribute("id") == "5"
+    assert window.page.locator("section.shown aside").is_visible()
+    assert all(u.startswith(("file:", "data:")) for u in window.requests) and not window.complaints
+    window.page.close()

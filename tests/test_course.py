@@ -1,0 +1,144 @@
+"""What lecturers get: slides from marked cells, a quiz with reasons, plans that fit the slides, handouts that run."""
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_exercises import quiet as quiet  # a fixture
+from test_exercises import read_page, run
+from test_lessons import LESSONS, links_of, prose_of
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "course"))
+import handouts  # noqa: E402
+import slides  # noqa: E402
+from quiz import QUIZ, quiz_page, read_quiz  # noqa: E402
+
+DECK = (ROOT / "course" / "lecture.md").read_text()
+READ, CELLS = list(slides.read_deck(DECK)), slides.marked_cells()
+QUESTIONS = [(lesson, q) for lesson, questions in read_quiz(QUIZ.read_text()).items() for q in questions]
+TEXTS = [ROOT / "course" / f"{name}.md" for name in ("README", "plans", "quiz", "project", "lecture")]
+
+
+def test_the_deck_fills_a_lecture() -> None:
+    assert 25 <= len(READ) <= 35 and 80 <= sum(s.minutes for s in READ) <= 90
+    assert all(s.notes for s in READ), "every slide has notes"
+
+
+def test_every_marked_cell_is_on_a_slide() -> None:
+    used = set(re.findall(r"^\{(?:figure|printed|code|formula): ([\w-]+)\}$", DECK, re.M))
+    assert used == CELLS.keys()
+
+
+def test_the_page_needs_no_network() -> None:
+    page = slides.build_page(DECK)
+    page = page.replace(slides.mathjax().replace("</script", "<\\/script"), "")
+    sources = re.findall(r"""(?:src|href)=["']([^"']{0,40})|url\(([^)]{0,40})|@import (\S+)""", page)
+    assert sources and all("".join(source).startswith(("data:image/png", "#")) for source in sources)
+    assert page.count("<img") == len(re.findall(r"^\{figure: ", DECK, re.M)) and page.count("<section") == len(READ)
+
+
+def test_tables_are_read_from_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = next(s for s in READ if "{table: digits}" in s.body)
+    monkeypatch.setitem(slides.readme.BLOCKS, "digits", lambda results: f"| a |\n| --- |\n| {results.name} 0.123 |")
+    assert "results 0.123" in slides.rendered(slide, CELLS)
+    words = re.sub(r"<svg.*?</svg>", "", "".join(s.body for s in READ), flags=re.S)
+    assert not re.findall(r"\b0\.\d{3}\b|\d\.\dx", words), "measured numbers come from cells and results"
+
+
+def test_an_unknown_mark_is_refused() -> None:
+    with pytest.raises(SystemExit, match="slide-nowhere"):
+        slides.rendered(slides.Slide("x", 1, "{figure: nowhere}", ""), CELLS)
+
+
+def test_the_plan_of_a_lecture_fits_the_slides() -> None:
+    text = (ROOT / "course" / "plans.md").read_text().split("## One afternoon")[0]
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (\d+)(?: to (\d+))? \|", text, re.M)
+    ends = [0.0]
+    for slide in READ:
+        ends.append(ends[-1] + slide.minutes)
+    following = [1, *(int(last) + 1 for *_, last in rows[:-1])]
+    assert [int(first) for *_, first, _ in rows] == following and int(rows[-1][2]) == len(READ), "no slide is left out"
+    for start, end, first, last in rows:
+        assert (int(start), int(end)) == (ends[int(first) - 1], ends[int(last or first)]), f"slides {first} to {last}"
+
+
+def test_the_quiz_has_questions_for_every_lesson() -> None:
+    titles = [re.search(r"^# (.+)$", prose_of(path), re.M)[1] for path in LESSONS]
+    assert list(read_quiz(QUIZ.read_text())) == titles
+    assert all(len(questions) >= 4 for questions in read_quiz(QUIZ.read_text()).values())
+
+
+@pytest.mark.parametrize(("lesson", "question"), QUESTIONS, ids=lambda x: x.split(":")[0] if isinstance(x, str) else "")
+def test_a_question_has_one_right_answer_and_reasons(lesson: str, question: object) -> None:
+    assert question.text.endswith("?") and len(question.options) == 4
+    assert sum(option.right for option in question.options) == 1
+    assert len({option.text for option in question.options}) == 4
+    for option in question.options:
+        assert option.why.endswith(".") and not re.search(r"[.?!] [A-Z]", option.why), f"one sentence: {option.why}"
+        assert 4 <= len(option.why.split()) <= 30, option.why
+
+
+def test_form_does_not_give_the_answer_away() -> None:
+    answers = [question.answer for _, question in QUESTIONS]
+    longest = [max(q.options, key=lambda o: len(o.text)).right for _, q in QUESTIONS]
+    assert all(len(answers) / 8 < answers.count(letter) < len(answers) / 2 for letter in "ABCD")
+    assert sum(longest) < len(longest) / 3, "the longest option is right too often"
+
+
+def test_answers_are_folded_or_left_out() -> None:
+    folded, sheet = quiz_page(QUIZ.read_text()), quiz_page(QUIZ.read_text(), answers=False)
+    open_part = re.sub(r"<details>.*?</details>", "", folded, flags=re.S)
+    assert folded.count("<details>") == len(QUESTIONS)
+    for _, question in QUESTIONS:
+        assert all(option.why in folded and option.why not in open_part + sheet for option in question.options)
+        assert all(option.text in sheet for option in question.options)
+    assert "** is right." not in open_part + sheet and "[x]" not in folded + sheet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("handouts")
+    handouts.write_handouts(out)
+    return out
+
+
+@pytest.mark.parametrize("name", handouts.sources())
+def test_a_handout_is_its_page_without_solutions(name: str, folder: Path) -> None:
+    page, handout = handouts.sources()[name], folder / name
+    text = prose_of(handout)
+    assert "olution</summary>" not in text and prose_of(page).count("<summary>Hint") == text.count("<summary>Hint")
+    for exercise in read_page(page).exercises:
+        assert exercise.solution not in text
+    code = [[re.sub(r"^\s*#\|.*\n?", "", c, flags=re.M) for c in code_cells(p)] for p in (page, handout)]
+    assert [c for c in code[0] if c.strip()] == code[1]
+    places = (ROOT / "course" / "handouts", folder)
+    assert not [link for link in links_of(handout) if not any((place / link).exists() for place in places)]
+
+
+def code_cells(path: Path) -> list[str]:
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_handout_runs_and_its_checks_turn_right(folder: Path) -> None:
+    handed_out, solved = read_page(folder / "3_queue.ipynb"), read_page(ROOT / "nbs" / "1_isd" / "3_queue.ipynb")
+    namespace = {"__name__": "handout"}
+    run(handed_out.before, namespace)
+    assert len(handed_out.exercises) == len(solved.exercises) == 2
+    for exercise, original in zip(handed_out.exercises, solved.exercises):
+        assert not exercise.solution and original.solution
+        assert run([exercise.cell, *exercise.checks], namespace).startswith("Not yet")
+        assert run([original.solution, *exercise.checks], namespace).endswith("Right\n")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.stem)
+def test_links_of_the_course_lead_somewhere(path: Path) -> None:
+    assert not [link for link in links_of(path) if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.stem)
+def test_english_of_the_course(path: Path) -> None:
+    found = re.findall(r"\b(?:whom|nobody|somebody|anybody|\w+ times as (?:slow|fast))\b", path.read_text(), re.I)
+    assert not found
