@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab book dist bench endure browser clean
+.PHONY: help train test tests types lab book dist bench endure browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -33,7 +33,7 @@ train: .venv/ready
 test: .venv/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
-tests:
+tests: types
 	$(BIN)/ruff check isd_nb tests benchmarks book examples
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	$(BIN)/python -m pytest -q tests/test_browser.py
@@ -43,6 +43,10 @@ tests:
 browser:
 	@command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) \
 	  || echo "chromium is missing and could not be installed with apt-get; the browser tests will be skipped"
+
+# Types of the package; mypy.ini says how much is checked.
+types:
+	$(BIN)/mypy
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -66,4 +70,4 @@ endure: .venv/ready
 	$(BIN)/python tests/endure.py $(ENDURE)
 
 clean:
-	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache

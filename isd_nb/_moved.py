@@ -1,6 +1,9 @@
-"""Modules that have moved: importing one by its old name is an error that says where it is now."""
+"""Modules that have moved: their old names still work for one release, with a warning that says where they are now."""
+import sys
+import warnings
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -46,12 +49,20 @@ MOVED = {
 }
 
 
-class MovedModules(MetaPathFinder):
-    "Asked last, so only for modules that nobody else has found."
+class MovedModules(MetaPathFinder, Loader):
+    "Asked first: the old name of a module inside a package that has moved must not load its file a second time."
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        "Raise an `ImportError` for a module of this package that has moved."
+        "A module of this package that has moved, by its old name."
         package, _, module = name.partition(".")
-        if package == "isd_nb" and module in MOVED:
-            raise ImportError(f"isd_nb.{module} has moved: import from isd_nb.{MOVED[module]}", name=name)
-        return None
+        return ModuleSpec(name, self) if package == "isd_nb" and module in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        "A module to be replaced: the one of today keeps its own name and origin."
+        return ModuleType(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        "Put the module of today in its place."
+        today = f"isd_nb.{MOVED[module.__name__.removeprefix('isd_nb.')]}"
+        warnings.warn(f"{module.__name__} has moved and goes with the next release: import from {today}", FutureWarning, stacklevel=2)
+        sys.modules[module.__name__] = import_module(today)

@@ -8,6 +8,7 @@ __all__ = ['EMATeacher', 'cosine_momentum']
 # %% ../nbs/1_isd/5_teacher.ipynb #cb271e3e4
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class EMATeacher(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def forward(self, *inputs, **named):
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         "The output of the copy, without a gradient."
         return self.module(*inputs, **named)
 

@@ -9,7 +9,7 @@ __all__ = ['Answer', 'look_up', 'printable', 'plain_text', 'show_image', 'plot_s
 # %% ../../nbs/machine_room/57_neighbours.ipynb #c03-e39a61
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ def plain_text(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 # %% ../../nbs/machine_room/57_neighbours.ipynb #c18-758c0b
-def show_image(ax, image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
+def show_image(ax: Any, image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
     "Draw one image without axes, with a title below and a frame in `color`."
     grey = image.shape[0] == 1
     ax.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)

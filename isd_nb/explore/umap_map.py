@@ -7,7 +7,7 @@ __all__ = ['palette', 'markers', 'layout', 'draw_map', 'plot_map', 'layouts', 'p
 
 # %% ../../nbs/machine_room/58_umap.ipynb #c03-4f87a3
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 markers = "os^DvPX"
 
 
-def draw_map(ax, places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:
+def draw_map(ax: Any, places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:
     "Draw places (N, 2) on axes: a colour and a marker per class; with `names`, the class at its middle."
     check_map(places, images)
     ax.set(xticks=[], yticks=[])

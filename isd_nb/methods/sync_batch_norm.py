@@ -7,6 +7,7 @@ __all__ = ['SumOverProcesses', 'SyncBatchNorm', 'sync_batch_norm']
 
 # %% ../../nbs/machine_room/28_sync_batch_norm.ipynb #c23f5525
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,13 +18,13 @@ class SumOverProcesses(torch.autograd.Function):
     "The sum of a tensor over all processes; its gradient is summed as well."
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total
