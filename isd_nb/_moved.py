@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "atlas": "explore.umap_map",
@@ -47,6 +48,25 @@ MOVED = {
     "baselines": "methods",
     "claims": "studies",
 }
+
+
+NAMES = {  # by their old place
+    "data.class_folders": "sources.folders",
+    "data.digits": "sources.digits",
+    "data.load_images": "sources.door",
+    "data.locked": "errors",
+    "data.read_folder": "sources.layout",
+}
+
+
+def moved_name(module: str, name: str) -> Any:
+    "What has moved out of a module, from where it is now."
+    old = f"{module.removeprefix('isd_nb.')}.{name}"
+    if old not in NAMES:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    today = f"isd_nb.{NAMES[old]}"
+    warnings.warn(f"{name} has moved and goes from {module} with the next release: import it from {today}", FutureWarning, stacklevel=3)
+    return getattr(import_module(today), name)
 
 
 class MovedModules(MetaPathFinder, Loader):

@@ -62,7 +62,9 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
             if (found := stand_in(error, known)) is None:
                 raise InputError(f"{path} holds more than tensors and settings, and code of a file is not run: save a state_dict") from error
             known |= dict([found])
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of a damaged file: PyTorch raises whatever its bytes lead to
             raise InputError(f"{path} is no checkpoint of PyTorch ({(str(error).splitlines() or [type(error).__name__])[0]})") from error
     raise InputError(f"{path} holds objects of more than 50 classes: save its state_dict alone")
 
