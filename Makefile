@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests types lab book dist bench endure browser clean
+.PHONY: help train test tests types lab book dist bench endure fuzz coverage browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -17,6 +17,8 @@ help:
 	@echo "make book    build the book's website in _site/"
 	@echo "make bench   measure speed against other code"
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
+	@echo "make fuzz    give the commands 2,400 bad inputs (minutes)"
+	@echo "make coverage measure which lines no notebook and no test runs (half an hour)"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
 
 .venv/ready: settings.ini setup.py constraints.txt
@@ -68,6 +70,14 @@ bench: .venv/ready
 # Results in results/endure.json; fewer with: make endure ENDURE='--kills 10 --full 5 --ctrl-c 5'
 endure: .venv/ready
 	$(BIN)/python tests/endure.py $(ENDURE)
+
+# 2,400 bad inputs for the commands, and five faults put in on purpose; fewer with: make fuzz FUZZ='--count 200'
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
+
+# Which lines of the package no notebook and no test runs, subprocesses included; takes about twice as long as `make test`.
+coverage: .venv/ready
+	$(BIN)/python tests/measure_coverage.py $(COVERAGE)
 
 clean:
 	rm -rf .venv _build _site build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.train import isd_train
 
-SIDE = 12  # pixels of the small pictures
+SIDE, PATIENCE = 12, 90  # pixels of the small pictures; seconds before a command counts as hanging
 TINY = ["--recipe", "digits", "--batch-size", "4", "--set", "queue_size=8", "--set", "width=2", "--set", "projector=[4]", "--set", "evaluations=1",
         "--set", f"image_size={SIDE}", "--no-supervised", "--no-figures", "--device", "cpu", "--processes", "1", "--threads", "1"]
 
@@ -70,6 +71,8 @@ def called(case: Case, place: Path) -> tuple[int, str, str]:  # exit code (1000:
     "Run the command in the folder `place`."
     out, before = io.StringIO(), os.getcwd()
     os.chdir(place)
+    old = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(PATIENCE)
     try:
         with patch.object(sys, "argv", [case.command.__name__, *case.arguments]), redirect_stdout(out), redirect_stderr(out):
             case.command()
@@ -81,7 +84,17 @@ def called(case: Case, place: Path) -> tuple[int, str, str]:  # exit code (1000:
             raise
         return 1000, out.getvalue(), traceback.format_exc()
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
         os.chdir(before)
+
+
+class Hangs(Exception):
+    "A command takes far longer than its input explains."
+
+
+def hangs(number: int, frame: Any) -> None:
+    raise Hangs(f"no end after {PATIENCE} s")
 
 
 def faults(case: Case, place: Path) -> list[str]:
@@ -304,14 +317,14 @@ def prepare(made: Path) -> None:
     import torch
     from torchvision.models import resnet18
 
+    made.mkdir()
     rng = Random(0)
     classes(made / "images", rng, ["a", "b"], 5)
     classes(made / "flat", rng, ["."], 6)
     write(made / "one.png", good(rng))
     for name, data in (("finished", "images"), ("stopped", "flat")):
         case = Case(isd_train, [*TINY, "--steps", "2", "--data", f"folder:{made / data}", "--out", str(made / name), "--root", str(made / "cache")])
-        with patch("isd_nb.engine.finish.linear_steps", 1, create=True):
-            code, said, trace = called(case, made)
+        code, said, trace = called(case, made)
         assert code == 0, said + trace
     case = Case(isd_eval, [str(made / "finished"), "--data", f"folder:{made / 'images'}", "--root", str(made / "cache")])
     code, said, trace = called(case, made)
@@ -396,16 +409,16 @@ PLANTED = {  # what: function, its module, its wrong form, the kind of input tha
 
 # --- all of it -------------------------------------------------------------------------------------------------------
 
-def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, show: bool = False) -> dict[str, Any]:
+def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, show: bool = False, made: Path | None = None,
+         ) -> dict[str, Any]:
     "Make so many inputs, and collect what is wrong."
     rng, begun = Random(seed), time.monotonic()
     kinds = [only] * count if only else rng.choices(list(KINDS), list(KINDS.values()), k=count)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = Path(folder) / "made"
-        made.mkdir()
-        prepare(made)
+        if made is None:
+            prepare(made := Path(folder) / "made")
         for number, kind in enumerate(kinds):
             place = Path(folder) / "input"
             place.mkdir()
@@ -423,11 +436,11 @@ def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, sho
                 found=found)
 
 
-def planted(number: int, count: int, seed: int = 0, show: bool = False) -> dict[str, Any]:
+def planted(number: int, count: int, seed: int = 0, made: Path | None = None) -> dict[str, Any]:
     "The same with a fault of ours, among inputs of the kind that can meet it."
     name, home, wrong, kind = PLANTED[number]
     with everywhere(name, home, wrong):
-        return fuzz(count, seed, kind, show)
+        return fuzz(count, seed, kind, made=made)
 
 
 def main() -> int:
