@@ -8,7 +8,7 @@ WORKERS ?= 2
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
 WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
 
-.PHONY: help train test tests lab book book-test slides handouts dist bench endure browser clean
+.PHONY: help train test tests types lab book book-test slides handouts dist bench endure fuzz coverage browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
 	@echo "make test    run every notebook and every test"
@@ -20,6 +20,8 @@ help:
 	@echo "make handouts  make notebooks without solutions in course/handouts/"
 	@echo "make bench   measure speed against other code"
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
+	@echo "make fuzz    give the commands 2,400 bad inputs (minutes)"
+	@echo "make coverage measure which lines no notebook and no test runs (half an hour)"
 	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
 
 .venv/ready: settings.ini setup.py constraints.txt
@@ -36,7 +38,7 @@ train: .venv/ready
 test: .venv/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
-tests:
+tests: types
 	$(BIN)/ruff check isd_nb tests benchmarks book course examples
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	$(BIN)/python -m pytest -q tests/test_browser.py
@@ -46,6 +48,10 @@ tests:
 browser:
 	@command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) \
 	  || echo "chromium is missing and could not be installed with apt-get; the browser tests will be skipped"
+
+# Types of the package; mypy.ini says how much is checked.
+types:
+	$(BIN)/mypy
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -78,5 +84,13 @@ bench: .venv/ready
 endure: .venv/ready
 	$(BIN)/python tests/endure.py $(ENDURE)
 
+# 2,400 bad inputs for the commands, and five faults put in on purpose; fewer with: make fuzz FUZZ='--count 200'
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
+
+# Which lines of the package no notebook and no test runs, subprocesses included; takes about twice as long as `make test`.
+coverage: .venv/ready
+	$(BIN)/python tests/measure_coverage.py $(COVERAGE)
+
 clean:
-	rm -rf .venv _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["isd_nb", "isd_nb.*"]),
     include_package_data=True,
-    package_data={"isd_nb": ["explore/static/*", "shipped/*"]},  # the explorer's page; edited by hand, nbdev exports Python only
+    package_data={"isd_nb": ["explore/static/*", "shipped/*", "py.typed"]},  # the explorer's page; edited by hand, nbdev exports Python only
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "timm", "parquet", "bench", "book", "dev")},

@@ -14,7 +14,7 @@ _PLACES = {  # each is imported when it is first used: `import isd_nb` itself ta
 __all__ = [*_PLACES, "__version__"]
 
 if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-    sys.meta_path.append(MovedModules())
+    sys.meta_path.insert(0, MovedModules())
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,12 @@
-"""Modules that have moved: importing one by its old name is an error that says where it is now."""
+"""Modules that have moved: their old names still work for one release, with a warning that says where they are now."""
+import sys
+import warnings
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "atlas": "explore.umap_map",
@@ -46,12 +50,39 @@ MOVED = {
 }
 
 
-class MovedModules(MetaPathFinder):
-    "Asked last, so only for modules that nobody else has found."
+NAMES = {  # by their old place
+    "data.class_folders": "sources.folders",
+    "data.digits": "sources.digits",
+    "data.load_images": "sources.door",
+    "data.locked": "errors",
+    "data.read_folder": "sources.layout",
+}
+
+
+def moved_name(module: str, name: str) -> Any:
+    "What has moved out of a module, from where it is now."
+    old = f"{module.removeprefix('isd_nb.')}.{name}"
+    if old not in NAMES:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    today = f"isd_nb.{NAMES[old]}"
+    warnings.warn(f"{name} has moved and goes from {module} with the next release: import it from {today}", FutureWarning, stacklevel=3)
+    return getattr(import_module(today), name)
+
+
+class MovedModules(MetaPathFinder, Loader):
+    "Asked first: the old name of a module inside a package that has moved must not load its file a second time."
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        "Raise an `ImportError` for a module of this package that has moved."
+        "A module of this package that has moved, by its old name."
         package, _, module = name.partition(".")
-        if package == "isd_nb" and module in MOVED:
-            raise ImportError(f"isd_nb.{module} has moved: import from isd_nb.{MOVED[module]}", name=name)
-        return None
+        return ModuleSpec(name, self) if package == "isd_nb" and module in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        "A module to be replaced: the one of today keeps its own name and origin."
+        return ModuleType(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        "Put the module of today in its place."
+        today = f"isd_nb.{MOVED[module.__name__.removeprefix('isd_nb.')]}"
+        warnings.warn(f"{module.__name__} has moved and goes with the next release: import from {today}", FutureWarning, stacklevel=2)
+        sys.modules[module.__name__] = import_module(today)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -49,7 +49,11 @@ class FileList(Sequence[Path]):
         i = range(len(self))[i] if self.rows is None else int(self.rows[i])
         return self.names[self.ends[i - 1] if i else 0:self.ends[i]].tobytes()
 
-    def __getitem__(self, i: int | slice) -> "Path | tuple[Path, ...]":
+    @overload
+    def __getitem__(self, i: int) -> Path: ...
+    @overload
+    def __getitem__(self, i: slice) -> tuple[Path, ...]: ...
+    def __getitem__(self, i: int | slice) -> Path | tuple[Path, ...]:
         if isinstance(i, slice):
             return tuple(self[j] for j in range(*i.indices(len(self))))
         return self.folder / os.fsdecode(self.name(i))
@@ -85,7 +89,7 @@ class ImageSet:
     labels: Tensor | None = None  # int64 (N,), or None
     classes: tuple[str, ...] = ()  # class names, in the order of their labels; "0", "1", ... where none are given
     paths: Sequence[Path] = ()  # the file of every image, where there is one
-    shape: tuple[int, int, int] = ()  # (C, H, W) of every image
+    shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W) of every image
     levels: "Levels | None" = None  # what is black and white in files of more than 8 bits; None: see `usual_levels`
     origin: str = ""  # how the images were made, where they are computed rather than read
     unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
@@ -116,10 +120,15 @@ class ImageSet:
         "Only the images with these numbers, in this order."
         indices = torch.as_tensor(indices)
         indices = indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices.long()
-        lazy = isinstance(self.paths, FileList)
         return replace(self, images=None if self.images is None else self.images[indices.to(self.images.device)],
                        labels=None if self.labels is None else self.labels[indices], origin="",
-                       paths=self.paths.take(indices.numpy()) if lazy else tuple(self.paths[i] for i in indices.tolist()) if self.paths else ())
+                       paths=take_paths(self.paths, indices))
+
+    def known_labels(self) -> Tensor:  # int64 (N,)
+        "The labels, where they are needed."
+        if self.labels is None:
+            raise InputError("these images have no labels: use a labelled set, for instance one folder for each class")
+        return self.labels
 
     def to(self, device: torch.device | str) -> "ImageSet":
         "The same set with its images on another device; a set of files stays where it is."
@@ -154,6 +163,13 @@ def as_labels(values: Any) -> Tensor:  # int64 (N,)
     if labels.ndim != 1 or labels.is_complex() or (labels.is_floating_point() and len(labels)):
         raise InputError(f"{what}, not {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}")
     return labels.long()
+
+
+def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
+    "These of the files, in this order; of images without files none."
+    if isinstance(paths, FileList):
+        return paths.take(rows.numpy())
+    return tuple(paths[i] for i in rows.tolist()) if paths else ()
 
 
 def check_set(images: ImageSet) -> None:
@@ -327,3 +343,10 @@ def subsample_evenly(images: ImageSet, most: int) -> ImageSet:
     if most < 1:
         raise InputError(f"at least 1 image must be left, not {most}")
     return images if len(images) <= most else images.subset(torch.linspace(0, len(images) - 1, most).long())
+
+# %% ../nbs/machine_room/13_images.ipynb #mv1-names
+def __getattr__(name: str) -> Any:
+    "Names that have moved to other modules still work for one release."
+    from isd_nb._moved import moved_name
+
+    return moved_name(__name__, name)

@@ -33,8 +33,9 @@ def check_images(images: ImageSet | Tensor, precision: str) -> None:
 # %% ../nbs/machine_room/16_embedding.ipynb #c08-ebe110
 def in_batches(images: ImageSet | Tensor, size: int) -> Iterator[Tensor]:  # uint8 (B, C, H, W) each
     "The images in order; files are decoded by threads."
-    if not isinstance(images, ImageSet) or images.images is not None:
-        yield from (images.images if isinstance(images, ImageSet) else images).split(size)
+    pixels = images.images if isinstance(images, ImageSet) else images
+    if pixels is not None:
+        yield from pixels.split(size)
         return
     with ThreadPoolExecutor() as pool:
         for rows in torch.arange(len(images)).split(size):
@@ -46,14 +47,14 @@ def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None)
     "What to call and where, with every module in evaluation mode for as long as this lasts."
     tensors = [*encoder.parameters(), *encoder.buffers()] if isinstance(encoder, nn.Module) else []
     here = tensors[0].device if tensors else torch.device("cpu")
-    device = torch.device(device or here)
-    if tensors and (device.type != here.type or device.index not in (None, here.index)):
-        encoder = copy.deepcopy(encoder).to(device)
+    place = torch.device(device or here)
+    if isinstance(encoder, nn.Module) and tensors and (place.type != here.type or place.index not in (None, here.index)):
+        encoder = copy.deepcopy(encoder).to(place)
     modes = {m: m.training for m in encoder.modules()} if isinstance(encoder, nn.Module) else {}
     try:
         for module in modes:
             module.training = False
-        yield encoder.features if isinstance(encoder, Encoder) else encoder, device
+        yield encoder.features if isinstance(encoder, Encoder) else encoder, place
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -70,9 +71,9 @@ def embed(encoder: nn.Module | Callable[[Tensor], Tensor],  # an `Encoder`: its 
     "Features of all images, in evaluation mode; afterwards every module is in the mode it was in."
     check_images(images, precision)
     features, count = [], math.ceil(len(images) / batch_size)
-    with evaluating(encoder, device) as (encode, device):
+    with evaluating(encoder, device) as (encode, place):
         for batch in tqdm(in_batches(images, batch_size), "features", count, leave=False, disable=not progress):
-            pixels = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            pixels = (batch.to(place).float() / 255).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 features.append(encode(pixels).float())
     return torch.cat(features)

@@ -105,7 +105,7 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
                  extra: Mapping[str, Any] | None = None,  # what JSON can hold, e.g. the recipe and class names
                  ) -> None:
     "Write backbones, normalisation and all that is needed to build them again into one safetensors file."
-    path, tensors = Path(path), {}
+    path, tensors = Path(path), dict[str, Tensor]()
     for which, encoder in encoders.items():
         state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("projector.")}
         check_partners(state, bare_encoder(config), f"encoder {which!r}")

@@ -42,7 +42,8 @@ class ISD(WithQueue):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare_both(view_q, view_k, buffers := {})  # (B, D) or (2B, D)
+        buffers: dict[str, Any] = {}
+        queries, keys = self.compare_both(view_q, view_k, buffers)  # (B, D) or (2B, D)
         loss = streaming_soft_label_loss(queries, keys, self.queue.anchors, self.student_temperature,
                                          self.teacher_temperature, products=product_precision(self.queue.anchors))
         return Output(loss, keys[:len(view_q)], buffers)

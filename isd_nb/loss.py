@@ -6,6 +6,8 @@
 __all__ = ['soft_labels', 'soft_label_loss', 'streaming_soft_label_loss']
 
 # %% ../nbs/1_isd/4_soft_labels.ipynb #cb9e3e51c
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,8 @@ class StreamingKL(torch.autograd.Function):
     r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $(m_p - m_r)/\tau_s$, from one read."
 
     @staticmethod
-    def forward(ctx, queries, keys, anchors, student_temperature, teacher_temperature, block, products):
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, anchors: Tensor, student_temperature: float, teacher_temperature: float,
+                block: int | None, products: torch.dtype) -> Tensor:
         q, k = queries / student_temperature, keys / teacher_temperature  # (B, D) each
         mean, logsumexp = streaming_attention(torch.cat([q, k]), anchors, block, products)  # (2B, D), (2B,)
         (m_p, m_r), (lse_s, lse_t) = mean.chunk(2), logsumexp.chunk(2)
@@ -50,7 +53,7 @@ class StreamingKL(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad * ctx.saved_tensors[0], None, None, None, None, None, None
 
 # %% ../nbs/1_isd/4_soft_labels.ipynb #c901f9d82

@@ -33,7 +33,7 @@ class Output(NamedTuple):
 # %% ../nbs/machine_room/15_method.ipynb #cde816d2a
 def functional_forward(module: nn.Module,
                        *inputs: Any,  # what the module is called with
-                       ) -> tuple:  # (output, buffers): the buffers by name, as a plain call would have left them
+                       ) -> tuple[Any, dict[str, Tensor]]:  # (output, buffers): the buffers by name, as a plain call would have left them
     "Call a module without changing it: gradients flow as ever, but its buffers move in a copy, which is returned."
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     return torch.func.functional_call(module, buffers, inputs), buffers
@@ -94,7 +94,7 @@ class Method(FromRecipe, nn.Module):
         "Run the part of this name and collect what its batch norms would remember."
         return call_apart(self.get_submodule(part), inputs, buffers.setdefault(part, {}))
 
-    def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
+    def forward(self, *views: Any, **more: Any) -> Output:  # most take view_q and view_k, (B, C, H, W) each, float in [0, 1]
         raise NotImplementedError(f"{type(self).__name__} must say how it compares two views")
 
     def schedule(self, progress: float) -> None:  # share of training that is done, in [0, 1]
@@ -153,7 +153,8 @@ class WithTeacher(Method):
 
     def schedule(self, progress: float) -> None:
         "Set the teacher's momentum."
-        self.teacher.momentum = cosine_momentum(*self.momenta, progress)
+        start, end = self.momenta
+        self.teacher.momentum = cosine_momentum(start, end, progress)
 
     @torch.no_grad()
     def update(self, output: Output) -> None:

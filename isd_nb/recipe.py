@@ -74,7 +74,7 @@ def require(good: bool, sentence: str) -> None:
         raise InputError(sentence)
 
 
-def all_instances(kind: type, *values: Any) -> bool:
+def all_instances(kind: type | UnionType, *values: Any) -> bool:
     "Whether all values are of this kind; True and False are no numbers."
     return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
@@ -126,9 +126,11 @@ def views_from(values: Mapping[str, Any], name: str) -> ViewRecipe:
 # %% ../nbs/machine_room/27_recipes.ipynb #c14-983d24
 def total_steps(recipe: Recipe, images: int) -> int:
     "How many steps the recipe takes on so many images; an epoch leaves out the last incomplete batch."
-    if (recipe.epochs is None) == (recipe.steps is None):
-        raise InputError(f"recipe {recipe.name!r} needs either epochs or steps, not {recipe.epochs} and {recipe.steps}")
-    return recipe.steps if recipe.steps is not None else max(1, round(recipe.epochs * (images // recipe.batch_size)))
+    if recipe.epochs is None and recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None and recipe.steps is None:
+        return max(1, round(recipe.epochs * (images // recipe.batch_size)))
+    raise InputError(f"recipe {recipe.name!r} needs either epochs or steps, not {recipe.epochs} and {recipe.steps}")
 
 # %% ../nbs/machine_room/27_recipes.ipynb #c15-194e22
 choices = dict(optimizer=("sgd", "sgd_plain", "adamw"), schedule=("cosine", "cosine_epochs", "steps"),
@@ -212,7 +214,7 @@ def views_for(size: int,  # height and width of the views, in pixels
 # %% ../nbs/machine_room/27_recipes.ipynb #c37-aeff79
 def authors(name: str, **changes: Any) -> Recipe:
     "The ISD authors' ImageNet recipe for ResNet-18; `changes` make it the others."
-    settings = dict(data="folder:data/imagenet", image_size=224, stored_size=256, views=STRONG, backbone="resnet18",
+    settings: dict[str, Any] = dict(data="folder:data/imagenet", image_size=224, stored_size=256, views=STRONG, backbone="resnet18",
                     stem="large", projector=(), predictor=(512,), queue_size=128_000, student_temperature=0.02,
                     teacher_temperature=0.02, momentum=(0.999, 0.999), epochs=200, optimizer="sgd_plain",
                     learning_rate=0.01, schedule="steps", evaluations=20, options={"shuffle_keys": True})
@@ -241,7 +243,7 @@ theirs = (
 # %% ../nbs/machine_room/27_recipes.ipynb #c41-7b8290
 def ours(name: str, size: int, **changes: Any) -> Recipe:
     "What our GPU recipes have in common."
-    settings = dict(
+    settings: dict[str, Any] = dict(
         image_size=size, views=views_for(size),  # blur in proportion to the image
         key_views=WEAK,  # calm targets, as in the authors' ResNet-50 recipe (on digits strong ones were better)
         backbone="resnet18", stem="small",

@@ -45,7 +45,7 @@ class EMATeacher(nn.Module):
         self.train()
 
     @torch.no_grad()
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         "The output of the copy, without a gradient."
         return self.module(*inputs, **named)
 

@@ -86,4 +86,5 @@ class Views:
         if not 0 <= start <= stop <= total or stop - start != len(images):
             raise InputError(f"part is {part} for {len(images)} images; it must be (start, stop, total) "
                              f"with stop - start = {len(images)} and 0 <= start <= stop <= total")
-        return self.apply(images, self.draw(total, *images.shape[-2:], generator).rows(start, stop))
+        height, width = images.shape[-2:]
+        return self.apply(images, self.draw(total, height, width, generator).rows(start, stop))

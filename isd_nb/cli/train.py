@@ -52,7 +52,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
     summary = what_was_run(recipe, trained, upper, sets)
     if sets.scorable():
-        summary |= final_scores(recipe, trained, upper, sets.bank, sets.test)
+        summary |= final_scores(recipe, trained, upper, *sets.to_score())
     write_json(out / "summary.json", summary)
     scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
@@ -91,7 +91,7 @@ def run(recipe: Recipe,
         print(sets.found, flush=True)
     with with_threads(threads):
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show,
-                        threads=threads, found=sets.found and sets.found.to_json(), **how)
+                        threads=threads, found=sets.found.to_json() if sets.found else None, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint
-from ..errors import InputError, suggest
+from ..errors import InputError, printable, suggest
 from ..evaluation import embed
 from ..kernels.devices import pick_device
 from ..protocols.fine_tuning import with_channels
@@ -36,7 +36,7 @@ def described(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, str, 
     for split, images in sets:
         for i in range(len(images)):
             label = "" if images.labels is None else images.classes[int(images.labels[i])]
-            yield str(images.paths[i]) if images.paths else f"{split}/{i}", label, split
+            yield printable(images.paths[i]) if images.paths else f"{split}/{i}", label, split
 
 
 def pieces(sets: Sequence[tuple[str, ImageSet]], start: int, rows: int) -> Iterator[ImageSet]:

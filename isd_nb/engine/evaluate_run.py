@@ -56,8 +56,8 @@ def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:
 # %% ../../nbs/machine_room/50_evaluate_run.ipynb #c29-629e8a
 def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> Path:
     "RUN/eval/<protocol>.json; for other images than the run's, their name is in it."
-    other = question.data not in (None, recipe.data)
-    place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", question.data).strip("_") if other else ""
+    other = "" if question.data in (None, recipe.data) else str(question.data)
+    place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", other).strip("_") if other else ""
     return run / "eval" / f"{question.protocol}{place}.json"
 
 # %% ../../nbs/machine_room/50_evaluate_run.ipynb #c32-867ce9
@@ -65,7 +65,7 @@ def to_ask(named: dict[str, nn.Module], sets: Sets, question: EvalConfig, recipe
            show: bool) -> dict[str, EvalTarget]:  # by name
     "All that is evaluated, with images of the channels that the nets take."
     channels = next(iter(named.values())).config.channels
-    train, test = (with_channels(images, channels) for images in (sets.bank, sets.test))
+    train, test = (with_channels(images, channels) for images in sets.to_score())
     if baselines:
         named["untrained net"] = build_method(recipe, train).student.eval()
         if question.protocol != "finetune" and not question.augment:  # pixels have no backbone to train or to keep fixed
@@ -89,7 +89,7 @@ def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, comma
     shared = {name: value for name, value in asdict(question).items() if name not in ("fractions", "seeds")}
     about = dict(shared, data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version)
     return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
-                       images=len(sets.bank), test_images=len(sets.test))
+                       images=len(sets.bank), test_images=len(sets.to_score()[1]))
 
 
 def why_again(then: Mapping[str, Any] | None, sets: Sets) -> str:  # "" where there is nothing to say

@@ -81,12 +81,12 @@ def evaluate_source(source: Source,
 def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, channels: int, sets: Sets, out: Path,
         baselines: bool, device: str, command: str, show: bool) -> dict[str, Any]:
     "The rows of one source."
-    place, (train, test) = pick_device(device), (with_channels(images, channels) for images in (sets.bank, sets.test))
+    place, (train, test) = pick_device(device), (with_channels(images, channels) for images in sets.to_score())
     asked = {name: encoder.to(place) if isinstance(encoder, nn.Module) else encoder}
     if baselines and question.protocol != "finetune" and not question.augment:
         asked["raw pixels"] = nn.Flatten()
     shared = {k: v for k, v in asdict(question).items() if k not in ("fractions", "seeds")}
-    ledger = ResultCache(out / "eval" / f"{question.protocol}-{slug(question.data)}.json",
+    ledger = ResultCache(out / "eval" / f"{question.protocol}-{slug(recipe.data)}.json",
                          dict(shared, size=recipe.image_size, weights=fingerprint(encoder), images=identities(sets),
                               protocol_version=protocol_version), command=command, source=name,
                          images=len(train), test_images=len(test))

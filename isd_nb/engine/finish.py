@@ -115,11 +115,12 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     few = {"linear1percent": 0.01, "linear10percent": 0.1} if len(sets.bank) >= 1000 else {}
     if sets.scorable():
-        summary |= flat({name: score_features(bank[name], sets.bank.labels, test[name], sets.test.labels, few=few, steps=steps)
-                         for name in encoders})
+        labels, truth = (images.known_labels() for images in sets.to_score())
+        summary |= flat({name: score_features(bank[name], labels, test[name], truth, few=few, steps=steps) for name in encoders})
     write_json(out / "summary.json", summary)
     write_model_card(out)
-    return Finished(encoders, *({n: f.cpu() for n, f in part.items()} for part in (bank, test)), summary)
+    features, held = ({n: f.cpu() for n, f in part.items()} for part in (bank, test))
+    return Finished(encoders, features, held, summary)
 
 # %% ../../nbs/machine_room/45_finish.ipynb #c36-64910a
 def score_table(summary: Mapping[str, Any]) -> str:

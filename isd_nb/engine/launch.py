@@ -35,7 +35,7 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
             print(f"{command}: note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]  # takes whatever a warning brings along
         try:
             yield
         except (Stopped, KeyboardInterrupt) as stopped:
@@ -102,6 +102,12 @@ class Companion:
     process: subprocess.Popen
     log: Path | None = None
 
+    def close(self) -> None:
+        "Let go of it, and wait until it has ended."
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+
     def last_words(self) -> str:
         "The last line of its log, and where the others are."
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
@@ -141,8 +147,7 @@ def companions(count: int, options: Sequence[str] = (),  # more options for thei
             for name in first:
                 os.environ.pop(name)
             for other in others:
-                other.process.stdin.close()
-                other.process.wait()
+                other.close()
 
 # %% ../../nbs/machine_room/46_launch.ipynb #lf8df1a4ca
 @contextmanager

@@ -35,7 +35,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict a row; empty 
             return rows
         reason = "a row has no step"
     except (OSError, ValueError, csv.Error) as error:
-        reason = error
+        reason = str(error)
     raise InputError(f"{path} is damaged ({reason}); mend it, or delete it to go on without its rows")
 
 # %% ../../nbs/machine_room/44_runs.ipynb #c16-1a5a4e
@@ -67,7 +67,7 @@ def read_recipe(run: Path) -> Recipe:
         raise InputError(f"{run} is no run: it has no config.json; give the directory that isd_train names at its end")
     try:
         values = json.loads(config.read_text())
-        return recipe_from_json(values.get("recipe") if isinstance(values, dict) else values)
+        return recipe_from_json(values.get("recipe", {}) if isinstance(values, dict) else values)
     except (OSError, ValueError) as error:
         raise InputError(f"{config} is damaged ({error}); mend it, or begin again with another --out") from error
 

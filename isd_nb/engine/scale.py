@@ -73,7 +73,7 @@ def keep_freed_memory(most: int = 1 << 30,  # bytes; what is free beyond them go
                       ) -> bool:  # whether the C library can: glibc (Linux)
     "Let this process reuse the memory that one step frees for the next, instead of asking the system for clean pages."
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "mallopt"):
+    if library is None or not hasattr(library, "mallopt"):
         return False
     trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
     kept = library.mallopt(mmap_threshold, most) or library.mallopt(mmap_threshold, 32 << 20)  # older ones: up to 32 MB a piece

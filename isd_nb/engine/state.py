@@ -184,7 +184,7 @@ def train_step(session: TrainState,
         group["lr"] = rate
     session.method.schedule(session.step / session.steps)
     session.optimizer.zero_grad(set_to_none=True)
-    outputs = []
+    outputs: list[Output] = []
     for views, extras in micro_batches(session, indices, batch):
         outputs.append(backward(session, views, extras, last=len(outputs) + 1 == session.recipe.accumulate))
     output = merge_outputs(outputs)

@@ -103,6 +103,8 @@ def sheets(name: str,  # of the sheets: name_0, name_1, ...
 # %% ../../nbs/machine_room/61_explorer.ipynb #c20-7eef93
 def other_views(gallery: Gallery, rows: Tensor) -> Tensor:  # (M,) -> uint8 (M, C, H, W)
     "Another view of each of these images, drawn by the recipe of the run."
+    if gallery.views is None:
+        raise InputError("these images were not seen in views, so there is no other one to show")
     look = Views(gallery.views, gallery.images.shape[1])
     views = [look(gallery.images.get([i]), torch.Generator().manual_seed(i)) for i in rows.tolist()]
     return (255 * torch.cat(views).clamp(0, 1)).round().to(torch.uint8)
@@ -133,10 +135,12 @@ def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | b
     def stack(values: Mapping[CheckpointKey, Any]) -> np.ndarray:
         return np.stack([np.stack([np.asarray(values[e, s]) for s in steps]) for e in encoders])
 
-    arrays = dict(places=stack({m: to_square(p) for m, p in gallery.places.items()})) | measures(gallery, stack)
-    arrays |= dict(labels=images.labels.numpy().astype(np.int32)) if labels else {}
-    arrays |= {} if is_large(images) else sheets("image", images, images.get)
-    header = dict(count=len(images), encoders=encoders, steps=steps, palette=palette, k=min(12, len(images) - 1),
+    arrays: dict[str, np.ndarray | bytes] = {"places": stack({m: to_square(p) for m, p in gallery.places.items()}), **measures(gallery, stack)}
+    if images.labels is not None:
+        arrays["labels"] = images.labels.numpy().astype(np.int32)
+    if not is_large(images):
+        arrays |= sheets("image", images, images.get)
+    header: dict[str, Any] = dict(count=len(images), encoders=encoders, steps=steps, palette=palette, k=min(12, len(images) - 1),
                   classes=[printable(name) for name in images.classes] if labels else [],
                   names=[printable(path.name) for path in images.paths] or None, own=gallery.encode is not None,
                   temperature=gallery.temperature, note=remark(images), other_views=gallery.views is not None,
@@ -155,7 +159,7 @@ def remark(images: ImageSet) -> str:
 
 def page(name: str) -> str:
     "A file of the package's `static` folder."
-    return resources.files("isd_nb.explore").joinpath("static", name).read_text(encoding="utf-8")
+    return (resources.files("isd_nb.explore") / "static" / name).read_text(encoding="utf-8")
 
 # %% ../../nbs/machine_room/61_explorer.ipynb #c29-274395
 def draw_picture(gallery: Gallery) -> bytes:  # PNG
@@ -193,8 +197,8 @@ def answer(gallery: Gallery, question: Mapping[str, Any], own: Tensor | None = N
     moment = question["encoder"], int(question["step"])
     if moment not in gallery.features:
         raise InputError("there are no features of the {} at step {}".format(*moment))
-    query = int(question["query"])
-    if query == -1 and own is not None:
+    query: int | Tensor = int(question["query"])
+    if query == -1 and own is not None and gallery.encode is not None:
         query = gallery.encode(moment, own)  # (F,)
     found = look_up(torch.from_numpy(gallery.features[moment]), query, int(question["k"]),
                     float(question["temperature"]), gallery.images.labels, len(gallery.images.classes))
@@ -225,14 +229,14 @@ def read_own(gallery: Gallery, name: str, data: bytes) -> tuple[str, Tensor]:  #
 # %% ../../nbs/machine_room/61_explorer.ipynb #c34-f6f692
 def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
     "Compute what the page needs, and send it; an error is sent as its sentence."
+    found, files = dict[str, Any](), list[bytes]()
     try:
         if question["kind"] == "own":
             widget.adopt(*read_own(widget.gallery, str(question["name"]), bytes(buffers[0])))
-            found, files = {}, []
         else:
             found, files = answer(widget.gallery, question, widget.own_image)
     except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
-        found, files = {"error": str(error)}, []
+        found = {"error": str(error)}
     widget.send({**found, "id": question.get("id")}, files)
 
 # %% ../../nbs/machine_room/61_explorer.ipynb #c35-570566

@@ -82,7 +82,7 @@ def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor | Ar
 def lay_out(features: Mapping[CheckpointKey, Tensor], show: bool) -> dict[CheckpointKey, np.ndarray]:
     "Layouts of every moment: each starts from the step before, the student's first from the teacher's first."
     names, steps = sorted({n for n, _ in features}, reverse=True), sorted({s for _, s in features})  # teacher, student
-    places = {}
+    places: dict[CheckpointKey, np.ndarray] = {}
     with tqdm(total=len(features), desc="layouts", leave=False, disable=not show) as bar:
         for name in names:
             start = places.get((names[0], steps[0]))
@@ -197,15 +197,16 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     last = encoder_at(files[max(files)], "student")  # every run has a student
     images = run_images(recipe, data, root, limit, last.config.channels, show)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
-                    views=recipe.key_views or recipe.views, folder=run / "explorer")
+    folder = run / "explorer"
+    settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
+                                    views=recipe.key_views or recipe.views, folder=folder)
     key = digest(run, files, images)
-    if cached := read_cache(settings["folder"], key):
-        return Gallery(images, **cached, **settings)
+    if cached := read_cache(folder, key):
+        return Gallery(images, **(cached | settings))
     features = {(name, step): embed(encoder_at(path, name), images, device=device).cpu()
                 for step, path in tqdm(files.items(), "features", leave=False, disable=not show)
                 for name in last.metadata["encoders"]}
     gallery = gallery_of(images, features, show=show, **settings)
-    with kept_if_allowed("layouts", settings["folder"], "they are computed each time"):
-        write_cache(settings["folder"], key, gallery)
+    with kept_if_allowed("layouts", folder, "they are computed each time"):
+        write_cache(folder, key, gallery)
     return gallery

@@ -50,7 +50,7 @@ def toy_folder(place: str) -> Path:
         for label in range(4):
             folder = path / split / f"n{label}" / "images" if split == "train" or not raw else path / "val" / "images"
             folder.mkdir(parents=True, exist_ok=True)
-            for i in (source.labels == label).nonzero()[:count, 0].tolist():
+            for i in source.known_labels().eq(label).nonzero()[:count, 0].tolist():
                 Image.fromarray(source[i][0].numpy()).convert("RGB").save(folder / f"{label}_{i:04}.JPEG")
     if raw:
         names = sorted(p.name for p in (path / "val" / "images").iterdir())

@@ -8,7 +8,7 @@ __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResN
 
 # %% ../../nbs/machine_room/11_backbones.ipynb #c0fb6e047
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -43,8 +43,9 @@ class BackboneConfig:
                              f"{self.blocks}")
 
 # %% ../../nbs/machine_room/11_backbones.ipynb #c72622575
-def closest(name: str, known: Sequence[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str:
     "Say which names are known and which of them is closest to `name`."
+    known = list(known)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 

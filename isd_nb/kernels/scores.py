@@ -43,15 +43,15 @@ def check_labels(features: Tensor, labels: Tensor | ArrayLike | None, name: str)
     if labels is None:
         raise InputError(f"accuracy needs labels, but the {name} images have none: "
                          "use a labelled set, for instance one folder for each class")
-    labels = as_tensor(labels, f"{name} labels")
-    if labels.is_floating_point() or labels.shape != (len(features),):
+    given = as_tensor(labels, f"{name} labels")
+    if given.is_floating_point() or given.shape != (len(features),):
         raise InputError(f"{name} labels must be {len(features)} integers, one for each row of features, "
-                         f"not {labels.dtype} of shape {tuple(labels.shape)}")
-    labels = labels.to(features.device).long()
-    if (count := int((labels < 0).sum())):
-        raise InputError(f"{name} labels must be 0 or more, but {count} of {len(labels)} are negative, the lowest {int(labels.min())}: "
+                         f"not {given.dtype} of shape {tuple(given.shape)}")
+    whole = given.to(features.device).long()
+    if (count := int((whole < 0).sum())):
+        raise InputError(f"{name} labels must be 0 or more, but {count} of {len(whole)} are negative, the lowest {int(whole.min())}: "
                          "leave out the images without a class")
-    return labels
+    return whole
 
 # %% ../../nbs/machine_room/08_scores.ipynb #c13-177649
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def pick(readers: Mapping[str, Reader],  # the first is the one to fall back on
             trouble = f"{type(error).__name__}: {error}".partition("\n")[0]
         if trouble:
             warnings.warn(f"{name} is left out on {scaled.device} ({trouble})", stacklevel=2)
-    return min(times, key=times.get)
+    return min(times, key=lambda name: times[name])
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c33-5af1d9
 @cache
@@ -179,7 +179,7 @@ def reader_for(device: torch.device, rows: int, anchors: int, features: int,
                dtype: torch.dtype,  # of the anchors
                ) -> Reader:
     "The fastest way to read a queue of this size for float32 queries, measured on this device at the first call."
-    known = {"blocks": partial(blockwise_attention, block=16384), "one kernel": fused_attention}
+    known: dict[str, Reader] = {"blocks": partial(blockwise_attention, block=16384), "one kernel": fused_attention}
     if features > 512 or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return known["blocks"]  # before Ampere there is no tf32
     g = torch.Generator(device).manual_seed(0)

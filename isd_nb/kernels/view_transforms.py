@@ -9,7 +9,7 @@ __all__ = ['resize_weights', 'resample', 'crop_boxes', 'between', 'rotate', 'lum
 
 # %% ../../nbs/machine_room/10_view_transforms.ipynb #cf9278fae
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +178,8 @@ class AugmentParams(NamedTuple):
 
     def rows(self, start: int, stop: int) -> "AugmentParams":
         "The numbers of the images from `start` to `stop`."
-        return AugmentParams(*(value[start:stop] if isinstance(value, Tensor) else value for value in self))
+        tensors = {name: value[start:stop] for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**tensors)
 
     def to(self, device: torch.device | str) -> "AugmentParams":
         "The same numbers on another device: packed, copied once without waiting, unpacked."
@@ -214,11 +215,12 @@ def draw_params(n: int, height: int, width: int,  # images, and their size in pi
     fields = ((mirrored < flip).float(), between(angle, -rotation, rotation), *factors, turn,
               (greyed < grey).float(), sigma, (seed * 2**24).floor())
     colours = [jitter * strength for strength in (brightness, contrast, saturation, hue)]
-    fields = [f if strength else None for f, strength in zip(fields, (flip, rotation, *colours, grey, blur, noise))]
-    box = crop_boxes(u[:22], (height, width), crop_scale, crop_ratio)
+    used = [f if strength else None for f, strength in zip(fields, (flip, rotation, *colours, grey, blur, noise))]
+    top, left, high, wide = crop_boxes(u[:22], (height, width), crop_scale, crop_ratio)
     margin = math.ceil((max(1.0, crop_scale[1]) ** 0.5 - 1) * max(height, width))
     order = [("brightness", "contrast", "saturation", "hue")[i] for i in torch.randperm(4, generator=generator)]
-    return AugmentParams(*box, *fields, noise=noise, margin=margin, order=tuple(order))
+    operations: dict[str, Any] = dict(zip(AugmentParams._fields[4:], used))
+    return AugmentParams(top, left, high, wide, noise=noise, margin=margin, order=tuple(order))._replace(**operations)
 
 # %% ../../nbs/machine_room/10_view_transforms.ipynb #c57340a8b
 @torch.no_grad()

@@ -37,7 +37,8 @@ class BYOL(WithTeacher):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        loss = regression_loss(*self.compare(view_q, view_k, buffers := {}))
+        buffers: dict[str, Any] = {}
+        loss = regression_loss(*self.compare(view_q, view_k, buffers))
         if self.symmetric:
             loss = loss + regression_loss(*self.compare(view_k, view_q, buffers))
         return Output(loss, None, buffers)

@@ -62,7 +62,9 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
             if (found := stand_in(error, known)) is None:
                 raise InputError(f"{path} holds more than tensors and settings, and code of a file is not run: save a state_dict") from error
             known |= dict([found])
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of a damaged file: PyTorch raises whatever its bytes lead to
             raise InputError(f"{path} is no checkpoint of PyTorch ({(str(error).splitlines() or [type(error).__name__])[0]})") from error
     raise InputError(f"{path} holds objects of more than 50 classes: save its state_dict alone")
 
@@ -139,7 +141,7 @@ def own_names(values: Mapping[str, Any], layout: Layout) -> dict[str, Tensor]:
     return state
 
 # %% ../../nbs/machine_room/32_checkpoints.ipynb #n15-41cece
-resnets = {("basic", 2, 2, 2, 2): "resnet18", ("basic", 3, 4, 6, 3): "resnet34", ("bottleneck", 3, 4, 6, 3): "resnet50",
+resnets: dict[tuple, str] = {("basic", 2, 2, 2, 2): "resnet18", ("basic", 3, 4, 6, 3): "resnet34", ("bottleneck", 3, 4, 6, 3): "resnet50",
            ("bottleneck", 3, 4, 23, 3): "resnet101", ("bottleneck", 3, 8, 36, 3): "resnet152"}
 widths = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # of vision transformers
 
@@ -168,7 +170,8 @@ imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard dev
 
 def normalisation(channels: int) -> tuple[list[float], list[float]]:
     "ImageNet's statistics; of other than three channels, their mean for each."
-    return tuple(list(v) if channels == 3 else [sum(v) / 3] * channels for v in imagenet)
+    mean, std = (list(v) if channels == 3 else [sum(v) / 3] * channels for v in imagenet)
+    return mean, std
 
 # %% ../../nbs/machine_room/32_checkpoints.ipynb #n17-c96a81
 def read_checkpoint(path: Path | str,  # of one of the `layouts`
@@ -187,12 +190,13 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
     state = own_names(values, layout)
-    guessed = guess_network(state) or (None, "large")
-    if network is None and guessed[0] is None:
+    guessed = guess_network(state)
+    name, found_stem = (network, "large") if guessed is None else (network or guessed[0], guessed[1])
+    if name is None:
         raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
                          "put its name before the file, such as timm:NAME@FILE")
     first = next(v for v in state.values() if v.ndim == 4)
-    config = BackboneConfig(network or guessed[0], first.shape[1], stem=stem or guessed[1])
+    config = BackboneConfig(name, first.shape[1], stem=stem or found_stem)
     if padded_stem(config, values):
         config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
     usual = normalisation(config.channels)
@@ -237,7 +241,7 @@ def shipped_file(name: str) -> Path:
     "The file of such an encoder."
     if name not in (known := shipped_names()):
         raise InputError(f"no encoder {name!r} comes with the package: {suggest(name, known) if known else 'none does yet'}")
-    return Path(str(resources.files("isd_nb").joinpath("shipped", f"{name}.safetensors")))
+    return Path(str(resources.files("isd_nb") / "shipped" / f"{name}.safetensors"))
 
 # %% ../../nbs/machine_room/32_checkpoints.ipynb #n24-9fd890
 def published(name: str) -> FrozenEncoder:

@@ -43,7 +43,8 @@ class CO2(MoCoV2):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare(view_q, view_k, buffers := {})
+        buffers: dict[str, Any] = {}
+        queries, keys = self.compare(view_q, view_k, buffers)
         loss = contrastive_loss(queries, keys, self.queue.anchors, self.student_temperature)
         loss = loss + self.weight * consistency_loss(queries, keys, self.queue.anchors, self.consistency_temperature)
         return Output(loss, keys, buffers)

@@ -88,7 +88,8 @@ class CompRess(TwoQueues):
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]
         "Compare what both networks make of the view; change nothing."
-        queries = F.normalize(at_least_float32(self.call("student", view_q, buffers := {})), dim=1)
+        buffers: dict[str, Any] = {}
+        queries = F.normalize(at_least_float32(self.call("student", view_q, buffers)), dim=1)
         with torch.no_grad():
             keys = F.normalize(at_least_float32(self.guide(view_q)), dim=1)
         labels = soft_labels(keys, self.guide_queue.anchors, self.temperature)

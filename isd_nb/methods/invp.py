@@ -129,7 +129,8 @@ class InvP(WithNeighbours):
 
     def forward(self, view: Tensor, indices: Tensor) -> Output:  # (B, C, H, W) float in [0, 1], (B,)
         "Compare; change nothing."
-        vectors = F.normalize(at_least_float32(self.call("student", view, buffers := {})), dim=1)
+        buffers: dict[str, Any] = {}
+        vectors = F.normalize(at_least_float32(self.call("student", view, buffers)), dim=1)
         scores, chosen = similarities(vectors, self.bank.rows), self.chosen  # (B, N)
         found = propagate(self.bank.graph, indices, chosen["steps"])
         hard = choose_hard(scores.detach(), found, indices, chosen["positives"])

@@ -51,5 +51,6 @@ class MeanShift(WithQueue):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare(view_q, view_k, buffers := {})  # (B, D) each
+        buffers: dict[str, Any] = {}
+        queries, keys = self.compare(view_q, view_k, buffers)  # (B, D) each
         return Output(mean_shift_loss(queries, keys, self.queue.anchors, self.neighbours), keys, buffers)

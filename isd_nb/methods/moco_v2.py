@@ -52,5 +52,6 @@ class MoCoV2(WithQueue):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare(view_q, view_k, buffers := {})
+        buffers: dict[str, Any] = {}
+        queries, keys = self.compare(view_q, view_k, buffers)
         return Output(contrastive_loss(queries, keys, self.queue.anchors, self.student_temperature), keys, buffers)

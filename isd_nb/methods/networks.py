@@ -217,7 +217,7 @@ def view_size(name: str,  # of a network
     own = network_size(name) if ":" in name else None
     fixed = ":" in name and any(k in parse_network(name)[2] for k in ("img_size", "image_size"))
     if own is None or side is None or fixed:
-        return own if fixed else usual
+        return own if fixed and own is not None else usual
     return own if side >= own else max(32, side // 32 * 32)
 
 # %% ../../nbs/machine_room/31_networks.ipynb #n26-2bbd98
@@ -244,7 +244,7 @@ def with_network(recipe: Recipe,
     size = view_size(name, side, recipe.image_size)
     stem = "small" if size < 96 and not init and takes_small_stem(name) else "large"
     net = build_backbone(BackboneConfig(name, stem=stem))
-    changes = dict(image_size=size, stem=stem, batch_norm_splits=1 if fused_norms(net) else recipe.batch_norm_splits)
+    changes: dict[str, Any] = dict(image_size=size, stem=stem, batch_norm_splits=1 if fused_norms(net) else recipe.batch_norm_splits)
     if not has_batch_norm(net) and recipe.optimizer != "adamw":
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
                         warmup_steps=max(recipe.warmup_steps, 500), batch_norm_splits=1)
@@ -266,8 +266,8 @@ def network_line(recipe: Recipe, side: int | None) -> str:
     "In one line: which network is trained at which size, on images of which size."
     seen = f"images of about {side} pixels" if side else "images"
     how = f"{recipe.optimizer}, learning rate {recipe.learning_rate:.2g}, {recipe.stem} stem"
-    smaller = side and side >= 2 * recipe.image_size and ":" not in recipe.backbone
-    hint = f" (larger: --set image_size={min(side, 224) // 32 * 32})" if smaller else ""
+    larger = side if side and side >= 2 * recipe.image_size and ":" not in recipe.backbone else 0
+    hint = f" (larger: --set image_size={min(larger, 224) // 32 * 32})" if larger else ""
     return f"{recipe.backbone} is trained on {seen}, at {recipe.image_size} x {recipe.image_size}{hint}; {how}"
 
 # %% ../../nbs/machine_room/31_networks.ipynb #n31-145032

@@ -21,7 +21,6 @@ from ..encoders import Encoder
 from ..method import Method, Output, similarities
 from ..loss import at_least_float32
 from ..queue import gather_keys
-from ..views import Views
 
 # %% ../../nbs/2_relatives/09_pirl.ipynb #c06-daaea8
 class MemoryBank(nn.Module):
@@ -55,7 +54,8 @@ def nce_loss(vectors: Tensor,  # (B, D) unit vectors
 class Jigsaw:
     "Makes views and cuts them into shuffled pieces; called like `Views`."
 
-    def __init__(self, views: Views, grid: int) -> None:
+    def __init__(self, views: Any,  # `Views`, or what is called like it and has a `size`
+                 grid: int) -> None:
         if grid < 2 or views.size // grid < 4:
             raise InputError(f"a puzzle of {grid} x {grid} pieces cannot be cut from {views.size} pixels: "
                              "it takes at least 2 x 2 pieces of at least 4 pixels")
@@ -96,7 +96,7 @@ class WithBank(Method):
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "WithBank":
         "Build for so many images, with the method's own settings."
-        return cls(student, len(images), **cls.settings(recipe))
+        return cls(student, len(images), **cls.settings(recipe))  # type: ignore[call-arg]  # as its subclasses are built
 
     @torch.no_grad()
     def update(self, output: Output) -> None:
@@ -134,7 +134,8 @@ class PIRL(WithPuzzles):
 
     def forward(self, view: Tensor, pieces: Tensor, indices: Tensor) -> Output:  # (B, C, H, W), (B, P, C, s, s), (B,)
         "Compare; change nothing."
-        vectors = F.normalize(at_least_float32(self.call("student", view, buffers := {})), dim=1)
+        buffers: dict[str, Any] = {}
+        vectors = F.normalize(at_least_float32(self.call("student", view, buffers)), dim=1)
         puzzles = F.normalize(at_least_float32(self.puzzle_vectors(pieces)), dim=1)
         of_pieces, of_image = (nce_loss(v, self.bank.rows, indices, self.temperature) for v in (puzzles, vectors))
         loss = self.weight * of_pieces + (1 - self.weight) * of_image

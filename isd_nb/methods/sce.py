@@ -56,7 +56,8 @@ class SCE(WithQueue):
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
-        queries, keys = self.compare(view_q, view_k, buffers := {})  # (B, D) each
+        buffers: dict[str, Any] = {}
+        queries, keys = self.compare(view_q, view_k, buffers)  # (B, D) each
         loss = mixed_label_loss(queries, keys, self.queue.anchors, self.weight, self.student_temperature,
                                 self.teacher_temperature)
         return Output(loss, keys, buffers)

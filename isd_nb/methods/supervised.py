@@ -38,5 +38,6 @@ class Supervised(Method):
 
     def forward(self, view_q: Tensor, view_k: Tensor, labels: Tensor) -> Output:  # (B, C, H, W) twice, (B,)
         "Cross-entropy of the first view; changes nothing."
-        logits = self.classifier(self.call("student", view_q, buffers := {}))  # (B, classes)
+        buffers: dict[str, Any] = {}
+        logits = self.classifier(self.call("student", view_q, buffers))  # (B, classes)
         return Output(F.cross_entropy(at_least_float32(logits), labels), None, buffers)

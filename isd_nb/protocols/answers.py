@@ -88,9 +88,10 @@ class ResultCache:
         "The row of this key: from the file, or computed and written."
         key = as_saved(key)
         self.rows[:] = rows_of(self.path, self.values["question"]) or self.rows
-        if matching(self.rows, key) is None:
-            add_row(self.path, self.values, key, {**key, **compute()})
-        return matching(self.rows, key)
+        if (found := matching(self.rows, key)) is None:
+            add_row(self.path, self.values, key, computed := {**key, **compute()})
+            found = matching(self.rows, key) or computed  # that of another process, where it was faster
+        return found
 
 
 def old_rows(saved: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -132,7 +133,7 @@ class EvalConfig:
             raise InputError("transfer asks about other images: name them with --data, e.g. torchvision:CIFAR100")
         check_numbers(self)
 
-    def changes(self) -> dict[str, int]:
+    def changes(self) -> dict[str, Any]:
         "What differs from the protocol's schedule."
         return {k: v for k, v in (("epochs", self.epochs), ("min_steps", self.min_steps)) if v is not None}
 
@@ -190,7 +191,8 @@ def tuned(asked: EvalTarget, question: EvalConfig, fraction: float, seed: int, f
 
 def labelled(asked: EvalTarget, question: EvalConfig, fraction: float, seed: int, folder: Path) -> dict[str, float]:
     "The linear layer on cached features, on some of the labels."
-    return top(few_label_accuracy(*asked.features, fraction, seed, **question.changes()))
+    features, labels, looks, truth = asked.features
+    return top(few_label_accuracy(features, labels, looks, truth, fraction, seed, **question.changes()))
 
 # %% ../../nbs/machine_room/37_answers.ipynb #c27-50c84a
 def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str, Any], Callable[[Path], dict[str, float]]]]:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,9 +166,9 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
          save_every: float) -> None:
     "Train by a plan, from its checkpoint if there is one."
     device = next(classifier.parameters()).device
-    dtype, labels = pick_precision(tuning.precision, device), images.labels.to(device)
+    dtype, labels = pick_precision(tuning.precision, device), images.known_labels().to(device)
     optimizer, plan = tuning_optimizer(classifier, tuning), plan_of(tuning, len(images))
-    about = dict(asdict(tuning), images=len(images), labels=zlib.crc32(images.labels.numpy().tobytes()),
+    about = dict(asdict(tuning), images=len(images), labels=zlib.crc32(images.known_labels().numpy().tobytes()),
                  views=str(tuning.views))
     plan.start, saved = restore(folder, about, classifier, optimizer), time.monotonic()
     bar = tqdm(total=plan.stop, initial=plan.start, desc="labels", leave=False, disable=not progress)
@@ -206,7 +207,7 @@ def fit_classifier(encoder: Encoder,  # stays as it is
 # %% ../../nbs/machine_room/36_fine_tuning.ipynb #c33-ba7338
 def augmented_linear(encoder: Encoder, train: ImageSet, test: ImageSet,
                      tuning: Tuning = LINEAR,  # with `views`, e.g. `crops_only(STRONG)`
-                     **settings: object,  # of `fit_classifier`: folder, device, progress
+                     **settings: Any,  # of `fit_classifier`: folder, device, progress
                      ) -> Score:
     "The linear protocol as the authors run it: a fixed backbone, features of new views in every epoch."
     if tuning.backbone_rate:
@@ -218,7 +219,7 @@ def finetune(encoder: Encoder, train: ImageSet, test: ImageSet,
              fraction: float = 0.01,  # of the labels of every class, at least one each
              seed: int = 0,  # which images are labelled
              tuning: Tuning = FINETUNE,
-             **settings: object,  # of `fit_classifier`: folder, device, progress
+             **settings: Any,  # of `fit_classifier`: folder, device, progress
              ) -> Score:
     "Top-1 and top-5 of the whole network after training on some of the labels (the poster's 1% and 10%)."
     if not tuning.backbone_rate:
@@ -227,14 +228,15 @@ def finetune(encoder: Encoder, train: ImageSet, test: ImageSet,
     return tuned_score(encoder, train.subset(stratified_fraction(train.labels, fraction, seed)), test, tuning, **settings)
 
 # %% ../../nbs/machine_room/36_fine_tuning.ipynb #c36-f7f1a9
-def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tuning, **settings: object) -> Score:
+def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tuning, **settings: Any) -> Score:
     "Train a classifier and ask it about the test images."
     for images, name in ((train, "training"), (test, "test")):
         check_labels(torch.empty(len(images), 1), images.labels, name)
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    truth = test.known_labels()
+    classes = int(max(train.known_labels().max(), truth.max())) + 1
     classifier = fit_classifier(encoder, train, tuning, classes, **settings)
     logits = embed(classifier, test)  # (M, classes)
-    return score(logits, test.labels.to(logits.device))
+    return score(logits, truth.to(logits.device))
 
 # %% ../../nbs/machine_room/36_fine_tuning.ipynb #c46-6614e7
 def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB

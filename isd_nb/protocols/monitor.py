@@ -37,7 +37,8 @@ class Monitor:
     "Measures the last encoder of a method, its teacher where it has one, on always the same views of the same images."
 
     def __init__(self, recipe: Recipe, images: ImageSet, count: int = 512) -> None:
-        self.recipe, self.images, self.views = recipe, subsample_evenly(images, count), []
+        self.recipe, self.images = recipe, subsample_evenly(images, count)
+        self.views: list[Tensor] = []
 
     def make_views(self) -> list[Tensor]:  # two, uint8 (N, C, H, W)
         "Two views of every image as bytes, made once."

@@ -43,7 +43,7 @@ def score_features(train: Tensor,  # (N, F)
 # %% ../../nbs/machine_room/35_scorer.ipynb #c26-037e5f
 def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method], dict[str, float]] | None:
     "What `train` calls at every evaluation: 1-NN and 20-NN on samples of 10,000 and 2,000; `None` without labels."
-    if not Sets(bank, bank, test).scorable():
+    if test is None or not Sets(bank, bank, test).scorable():
         return None
     some, probe = subsample_evenly(bank, 10_000), subsample_evenly(test, 2_000)
 
@@ -67,7 +67,8 @@ class Together(nn.Module):
 
     def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.encoders, self.widths = nn.ModuleDict(encoders), []
+        self.encoders = nn.ModuleDict(encoders)
+        self.widths: list[int] = []
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, sum of F)
         features = [e.features(images) if isinstance(e, Encoder) else e(images) for e in self.encoders.values()]

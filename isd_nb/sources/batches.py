@@ -40,7 +40,7 @@ class EpochSampler:
         return torch.randperm(self.images, generator=seeded(self.seed, 0, epoch))
 
     def __iter__(self) -> Iterator[Tensor]:  # (B,) for every step from `start` to `stop`
-        per_epoch, epoch, order = self.images // self.batch_size, -1, None
+        per_epoch, epoch, order = self.images // self.batch_size, -1, torch.empty(0)
         for step in range(self.start, self.stop):
             if step // per_epoch != epoch:
                 order = self.order(epoch := step // per_epoch)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import ImageSet, resize_center_crop, to_eight_bits
+from ..data import ImageSet, formats, resize_center_crop, to_eight_bits
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/24_datasets.ipynb #n05-673d2f
@@ -100,12 +100,12 @@ def typical_side(spec: str,  # as `--data` names images
     if kind != "folder":
         return known.get(spec.lower())
     endings = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-    files = (p for p in Path(place).expanduser().rglob("*") if p.suffix.lower() in endings)
+    files = (p for p in Path(place).expanduser().rglob("*") if p.suffix.lower() in endings and p.is_file())  # not a pipe, which would wait
     sides = []
     for path in (next(files, None) for _ in range(sample)):
         try:
-            with Image.open(path) if path else Image.new("L", (0, 0)) as image:
+            with Image.open(path, formats=formats()) if path else Image.new("L", (0, 0)) as image:
                 sides += [min(image.size)] if path else []
-        except OSError:
-            continue  # whoever reads the folder says so
+        except Exception:  # whatever a damaged header makes Pillow raise: whoever reads the folder says so
+            continue
     return sorted(sides)[len(sides) // 2] if sides else None

@@ -51,5 +51,6 @@ def digits(size: int = 16,  # height and width of the canvas, in pixels
     generator = torch.Generator().manual_seed(seed)
     classes = tuple(str(c) for c in data.target_names)
     how = f"digits of scikit-learn: size {size}, copies {copies}, zoom {tuple(zoom)}, seed {seed}"
-    return tuple(ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator), torch.from_numpy(data.target[r]).long(),
-                          classes, origin=f"{how}, {split}") for r, split in zip(rows, ("train", "test")))
+    train, test = (ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator), torch.from_numpy(data.target[r]).long(),
+                            classes, origin=f"{how}, {split}") for r, split in zip(rows, ("train", "test")))
+    return train, test

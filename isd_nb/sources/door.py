@@ -36,6 +36,12 @@ class Sets:
             return "All images are of one class, so no accuracy"
         return ""
 
+    def to_score(self) -> tuple[ImageSet, ImageSet]:  # what is looked up, what is tested; both labelled
+        "The images that an accuracy is measured on."
+        if self.test is None or self.unscorable():
+            raise InputError(self.unscorable())
+        return self.bank, self.test
+
     def scorable(self) -> bool:
         "Whether an accuracy can be measured: it takes labels of what is looked up and of what is tested, and several classes."
         return not self.unscorable()

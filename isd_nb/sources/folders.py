@@ -241,4 +241,5 @@ def same_channels(train: ImageSet, test: ImageSet | None) -> tuple[ImageSet, Ima
     "Give both splits three channels where one has colour."
     if test is None or train.shape == test.shape:
         return train, test
-    return tuple(s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
+    train, test = (s if s.images is None else replace(s, images=s.images.expand(-1, 3, -1, -1)) for s in (train, test))
+    return train, test

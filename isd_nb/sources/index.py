@@ -83,10 +83,11 @@ def write_index(place: Path, index: FolderIndex, times: dict[str, int]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{os.getpid()}.{place.name}")
     lists = dict(classes="\0".join(index.classes), folders="\0".join(times), left_out=json.dumps(index.left_out), form=form)
+    texts: dict[str, Any] = {k: np.frombuffer(os.fsencode(v), np.uint8) for k, v in lists.items()}
     try:
         with temporary.open("wb") as file:
             np.savez(file, names=index.files.names, ends=index.files.ends, labels=index.labels, times=np.array(list(times.values())),
-                     **{k: np.frombuffer(os.fsencode(v), np.uint8) for k, v in lists.items()})
+                     **texts)
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
@@ -139,12 +140,12 @@ def annotated_folder(folder: Path,  # holds the table, and images at any depth
                      cache: Path | str | None = "data/index",
                      ) -> FolderIndex:
     "The images of Tiny-ImageNet's `val`, sorted by class as its table says."
-    index, table = index_folder(folder, cache), {}
+    index, table = index_folder(folder, cache), dict[bytes, str]()
     for line in (folder / table_name).read_text(errors="surrogateescape").splitlines():
         name, _, rest = line.partition("\t")
         table[os.fsencode(name)] = rest.partition("\t")[0]
-    listed = [(table[name], name, i) for i in range(len(index.files))
-              if (name := index.files.name(i).rpartition(b"/")[2]) in table]
+    listed = [(table[own], own, i) for i in range(len(index.files))
+              if (own := index.files.name(i).rpartition(b"/")[2]) in table]
     if extra := sorted({label for label, *_ in listed} - set(classes)):
         raise InputError(f"{printable(folder / table_name)} has classes that the training images lack: {', '.join(extra[:5])}")
     rows, number = [i for *_, i in sorted(listed)], {name: i for i, name in enumerate(classes)}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import ImageSet, Levels, held_out_rows
+from ..data import FileList, ImageSet, Levels, held_out_rows, take_paths
 from ..errors import InputError, printable
 from .folders import (
     Survey, class_folders, look_into, read_files, same_channels, suffixes, survey, take_rows_)
@@ -110,7 +110,7 @@ def pick_held_out(found: Mapping[Path, Sequence[str]],  # folders, and the class
                   ) -> Path | None:
     "The first folder that shares a class with the training images; else the first without classes; else the first."
     rank = {f: 0 if set(inside) & set(classes) else 2 if inside and classes else 1 for f, inside in found.items()}
-    return min(rank, key=rank.get, default=None)
+    return min(rank, key=lambda folder: rank[folder], default=None)
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly14-le28
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def plan_folder(path: Path | str,
     if chosen:
         check_classes(chosen, tests[chosen], train.classes)
     beside = {str(f.relative_to(layout.folder)): index for f, index in tests.items() if f != chosen}
-    return FolderPlan(path, layout, train, tests.get(chosen), rows if rows is not None and len(rows) else None, beside)
+    return FolderPlan(path, layout, train, tests[chosen] if chosen else None, rows if rows is not None and len(rows) else None, beside)
 
 
 def without_classes(index: FolderIndex, classes: Sequence[str]) -> bool:
@@ -192,7 +192,7 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
     names, files = tuple(classes or index.classes), index.files
     numbers = np.array([names.index(c) for c in index.classes], dtype=np.int64)
     labels = torch.from_numpy(numbers[index.labels]) if len(index.labels) else None
-    about = dict(classes=tuple(map(printable, names)), levels=levels)
+    about: dict[str, Any] = dict(classes=tuple(map(printable, names)), levels=levels)
     if (total or len(files)) * 3 * size * size > memory:
         return ImageSet(None, labels, paths=files, shape=(3, size, size), **about)
     images, keep = read_files(files, size, str(files.folder), levels, total, channels)
@@ -203,10 +203,11 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
 
 def part_(images: ImageSet, test_rows: np.ndarray) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "Split a set that nobody else has: the test images are copied, the others moved together in place."
-    rows = np.arange(len(images)) if images.paths.rows is None else images.paths.rows  # without those that could not be read
+    kept = images.paths.rows if isinstance(images.paths, FileList) else None  # without those that could not be read
+    rows = np.arange(len(images)) if kept is None else kept
     tested = np.isin(rows, test_rows)
     train, test = (np.flatnonzero(part) for part in (~tested, tested))
-    held, labels, files = images.subset(test), images.labels[train], images.paths.take(train)
+    held, labels, files = images.subset(test), images.known_labels()[train], take_paths(images.paths, torch.from_numpy(train))
     if images.images is None:
         return images.subset(train), held
     return replace(images, images=take_rows_(images.images, torch.from_numpy(train)), labels=labels, paths=files), held
@@ -221,8 +222,8 @@ def read_plan(plan: FolderPlan,
     levels = plan.levels(white)
     train = as_images(plan.train, plan.train.classes, size, memory, levels)
     if plan.test_rows is not None:
-        train, test = part_(train, plan.test_rows)
-        return train, test if len(test) else None
+        train, held = part_(train, plan.test_rows)
+        return train, held if len(held) else None
     test = as_images(plan.test, plan.train.classes, size, memory, levels) if plan.test else None
     return same_channels(train, test)
 

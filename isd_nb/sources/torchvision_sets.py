@@ -95,9 +95,9 @@ def why_not(name: str, options: dict[str, Any], error: Exception) -> str:
             "put it there by hand, or use --data folder:PATH")
 
 # %% ../../nbs/machine_room/20_torchvision_sets.ipynb #c15-5f9b3b
-def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool) -> object | None:
+def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool) -> Any:
     "Open one split of a torchvision set; `None` where there is no such split."
-    options, errors = split_options(factory, name, root, train), []
+    options, errors = split_options(factory, name, root, train), list[Exception]()
     if options is None:
         return None
     with locked(root) if "root" in options else nullcontext():
@@ -108,8 +108,8 @@ def open_torchvision(factory: Callable, name: str, root: Path | str, train: bool
                 errors.append(error)
                 if isinstance(error, OSError):
                     break  # no network, no space: what is there may be half of it
-    error = next((e for e in errors if not isinstance(e, ValueError | TypeError)), errors[0])
-    raise InputError(why_not(name, options, error)) from error
+    first = next((e for e in errors if not isinstance(e, ValueError | TypeError)), errors[0])
+    raise InputError(why_not(name, options, first)) from first
 
 # %% ../../nbs/machine_room/20_torchvision_sets.ipynb #c17-9cd673
 def is_there(name: str,  # a class of torchvision.datasets, in any case
@@ -118,13 +118,13 @@ def is_there(name: str,  # a class of torchvision.datasets, in any case
     name, factory = find_set(name)
     options = split_options(factory, name, root, train=True)
     try:
-        factory(**{key: False if key == "download" else value for key, value in options.items()})
+        factory(**{key: False if key == "download" else value for key, value in (options or {}).items()})
     except (OSError, RuntimeError, ValueError, TypeError, ImportError):
         return False
     return True
 
 # %% ../../nbs/machine_room/20_torchvision_sets.ipynb #tv2-le2811
-def files_of(dataset: object) -> list[tuple[str, int]] | None:  # None: it does not consist of files
+def files_of(dataset: Any) -> list[tuple[str, int]] | None:  # None: it does not consist of files
     "The files and labels of a set, from the list that most of torchvision's classes keep."
     for name in ("samples", "_samples", "imgs"):
         found = getattr(dataset, name, None)
@@ -146,7 +146,7 @@ def class_names(dataset: object, labels: torch.Tensor) -> tuple[str, ...]:
     return names if len(names) >= count else tuple(str(c) for c in range(count))
 
 # %% ../../nbs/machine_room/20_torchvision_sets.ipynb #c18-a2875e
-def from_torchvision(dataset: object, size: int, memory: int = 4 << 30, rows: Sequence[int] | None = None) -> ImageSet:
+def from_torchvision(dataset: Any, size: int, memory: int = 4 << 30, rows: Sequence[int] | None = None) -> ImageSet:
     "Decode every image of an open torchvision set, or those with these numbers, or keep its files."
     kind, rows = type(dataset).__name__, range(len(dataset)) if rows is None else rows
     if len(rows) * 3 * size * size > memory and (listed := files_of(dataset)):

@@ -133,7 +133,7 @@ def peak_memory() -> float:  # MB
 def all_scores(encoders: Mapping[str, nn.Module], sets: Sets, seed: int,  # which images are the labelled ones
                device: torch.device | str | None = None) -> dict[str, dict[str, float]]:  # top-1 by encoder and protocol
     "All protocols of lesson 8 on the features of each encoder."
-    scores = score_encoders(encoders, sets.bank, sets.test, device, few={"labels_1": 0.01, "labels_10": 0.1}, seed=seed)
+    scores = score_encoders(encoders, *sets.to_score(), device, few={"labels_1": 0.01, "labels_10": 0.1}, seed=seed)
     return {name: {k: v for k, v in found.items() if not k.endswith("_top5")} for name, found in scores.items()}
 
 # %% ../../nbs/machine_room/54_compare.ipynb #c23-0520ce
@@ -213,8 +213,9 @@ def start(task: Task, threads: int | None) -> subprocess.Popen:  # threads: None
         process = subprocess.Popen([sys.executable, "-c", "from isd_nb.studies.compare import worker; worker()"],
                                    stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, start_new_session=True,
                                    env={**os.environ, **limit})
-    process.stdin.write(json.dumps(asdict(task) | {"recipe": recipe_to_json(task.recipe)}))
-    process.stdin.close()
+    if process.stdin is not None:
+        with process.stdin as told:
+            told.write(json.dumps(asdict(task) | {"recipe": recipe_to_json(task.recipe)}))
     return process
 
 # %% ../../nbs/machine_room/54_compare.ipynb #c30-dfd9ea
@@ -229,7 +230,8 @@ def run_tasks(tasks: Sequence[Task],
               tell: Callable[[Task, str | None], None] = lambda task, error: None,  # called after each; None: it went well
               ) -> dict[str, str]:  # what went wrong, by name; raises `Stopped` on a signal
     "Run each task in a process of its own, `jobs` at a time."
-    waiting, running, failed = list(tasks), [], {}
+    waiting, failed = list(tasks), dict[str, str]()
+    running: list[Any] = []
     threads = max(1, cores() // jobs) if jobs > 1 else None
     with stop_signals() as came:
         try:

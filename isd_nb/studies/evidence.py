@@ -75,7 +75,7 @@ class Study:
             raise InputError(f"{self.recipe.data}: {why[0].lower()}{why[1:]}, and claims cannot be tested on it")
         if self.show:
             print(sets.found)
-        return sets.bank, sets.test
+        return sets.to_score()
 
 # %% ../../nbs/machine_room/55_evidence.ipynb #c17-3d39d6
 def ledger_of(study: Study, **question: Any) -> ResultCache:

@@ -9,6 +9,7 @@ __all__ = ['temperatures', 'describe', 'outputs', 'label_statistics', 'pulls', '
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def label_statistics(encoder: nn.Module,  # the teacher
     "`describe` for the labels that an encoder would give to these queries."
     drawn = bank.subset(torch.randperm(len(bank), generator=seeded(seed, 7))[:anchors])
     labels = soft_labels(outputs(encoder, queries), outputs(encoder, drawn), temperature).cpu()  # (B, K)
-    return describe(labels, queries.labels[:, None] == drawn.labels)
+    return describe(labels, torch.eq(queries.known_labels()[:, None], drawn.known_labels()))
 
 # %% ../../nbs/3_claims/02_soft_and_binary.ipynb #c20-8eee72
 def pulls(query: Tensor,  # (B, D) unit vectors, the student's
@@ -74,7 +75,7 @@ def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) ->
     def look(method: Method) -> dict[str, float]:
         seen = int(method.queue.count)
         curve = [r for r in json.loads(place.read_text())["curve"] if r["images_seen"] < seen] if place.is_file() else []
-        row = dict(images_seen=seen, **label_statistics(method.teacher.module, queries, bank, temperature))
+        row = dict(images_seen=seen, **label_statistics(method.encoders()["teacher"], queries, bank, temperature))
         for name, encoder in method.encoders().items():
             data = embed(encoder, bank), bank.labels, embed(encoder, queries), queries.labels
             row[f"knn20_{name}"] = knn_accuracy(*data, k=20)
@@ -92,7 +93,7 @@ def measure(study: Study, temperatures: Sequence[float] = temperatures) -> Resul
     kinds = [("isd", t) for t in temperatures] + [("moco_v2", study.recipe.teacher_temperature)]
     for seed in study.seeds:
         for method, t in kinds:
-            def compute(method=method, t=t, seed=seed):
+            def compute(method: str = method, t: float = t, seed: int = seed) -> dict[str, Any]:
                 tag = f"{method}-{t}-{seed}"
                 place = study.runs / study.name / f"{tag}.json"
                 train_one(study, tag, bank, watch(place, known, queries, t), 10, method=method, teacher_temperature=t, seed=seed)

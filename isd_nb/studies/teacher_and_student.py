@@ -54,7 +54,7 @@ def lead_sentence(method: str, found: Mapping[int, Sequence[tuple[float, float]]
 def by_thirds(found: Mapping[int, Sequence[tuple[float, float]]]) -> list[float]:  # three means, in [-1, 1]
     "The mean lead in the first, second and last third of training, over all seeds."
     last = max(seen for rows in found.values() for seen, _ in rows)
-    parts = [[], [], []]
+    parts: list[list[float]] = [[], [], []]
     for rows in found.values():
         for seen, lead in rows:
             parts[min(2, int(3 * (seen - 1) / last))].append(lead)

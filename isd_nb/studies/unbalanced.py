@@ -53,7 +53,7 @@ def one_run(study: Study, method: str, seed: int, bank: ImageSet, held: ImageSet
 def measure(study: Study, large: float = 0.2, small: float = 0.08) -> ResultCache:
     "Both methods on every sample."
     bank, held = study.images()
-    sizes = bank.labels.bincount()
+    sizes = bank.known_labels().bincount()
     tail = dict(large=round(large * len(sizes)), large_count=int(sizes.min()), small_count=round(small * int(sizes.min())))
     ledger = ledger_of(study, tail=tail)
     for seed in study.seeds:
