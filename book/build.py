@@ -146,7 +146,7 @@ def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[s
         origin = ROOT / "book" / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, source / name)
     copy_mathjax(source / "_static" / "mathjax")
-    shutil.copytree(ROOT / "book" / "explorer", source / "_extra" / "explorer")
+    shutil.copytree(ROOT / "book" / "explorer", source / "extra" / "explorer")
     shutil.copytree(ROOT / "results" / "figures", source / "results" / "figures")
     titles = {path.with_suffix("").as_posix(): title_of(notebook)[0] for path, notebook in notebooks.items()}
     (source / "api").mkdir()

@@ -148,6 +148,17 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
+# %% ../nbs/machine_room/33_encoder_files.ipynb #c30b4f2e6
+def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:
+    "What this package wrote about the file, if it did; the names of all tensors; and those that begin with `prefix`."
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("isd_nb", "null"))
+            names = list(file.keys())
+            return header, names, {name: file.get_tensor(name) for name in names if name.startswith(prefix)}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+
 # %% ../nbs/machine_room/33_encoder_files.ipynb #c31a869d7
 def load_encoder(path: Path | str,  # a run's directory, its file, somebody's checkpoint, or shipped:NAME, timm:NAME, torchvision:NAME
                  which: str = "teacher",  # the name it was saved under
@@ -161,13 +172,7 @@ def load_encoder(path: Path | str,  # a run's directory, its file, somebody's ch
         raise FileNotFoundError(f"there is no encoder at {path}: expected a run's directory or its encoder.safetensors")
     if path.suffix != ".safetensors":
         return from_elsewhere("read_checkpoint", path, which)
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("isd_nb", "null"))
-            names = list(file.keys())
-            state = {k: file.get_tensor(k) for k in names if k.startswith(f"{which}.")}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    header, names, state = read_safetensors(path, f"{which}.")
     if header is None:
         return from_elsewhere("read_checkpoint", path, which)
     if which not in header["encoders"]:

@@ -114,7 +114,7 @@ def test_a_handout_is_its_page_without_solutions(name: str, folder: Path) -> Non
     code = [[re.sub(r"^\s*#\|.*\n?", "", c, flags=re.M) for c in code_cells(p)] for p in (page, handout)]
     assert [c for c in code[0] if c.strip()] == code[1]
     places = (ROOT / "course" / "handouts", folder)
-    assert not [link for link in links_of(handout) if not any((place / link).exists() for place in places)]
+    assert not [link for link in links_of(handout) if not any((place / link).resolve().exists() for place in places)]
 
 
 def code_cells(path: Path) -> list[str]:

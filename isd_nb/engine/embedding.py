@@ -84,7 +84,7 @@ def write_npy(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
         np.lib.format.write_array_header_1_0(file, dict(descr="<f4", fortran_order=False, shape=(count, width)))
         shutil.copyfileobj(raw, file)
 
-
+# %% ../../nbs/machine_room/49_embedding.ipynb #n10-59s183a
 def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], count: int, width: int) -> None:
     "One line for each image, one column for each feature."
     with path.open("w", newline="") as file:
@@ -104,7 +104,7 @@ def write_parquet(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str
             features = arrow.FixedSizeListArray.from_arrays(arrow.array(piece.reshape(-1)), width)
             writer.write_table(arrow.Table.from_arrays([*map(arrow.array, texts), features], schema=schema))
 
-
+# %% ../../nbs/machine_room/49_embedding.ipynb #n10-59s283a
 def need_arrow() -> tuple[Any, Any]:
     "The library that writes Parquet, or a sentence that says how to get it."
     try:
@@ -130,6 +130,14 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     os.replace(folder / out.name, out)
     shutil.rmtree(folder)
 
+# %% ../../nbs/machine_room/49_embedding.ipynb #n12-5e1d07
+def check_ending(out: Path) -> None:
+    "Refuse a file that cannot be written, before anything is computed."
+    if out.suffix not in writers:
+        raise InputError(f"features are written to a file that ends in .npy, .csv or .parquet, not {out.name}: {suggest(out.suffix, writers)}")
+    if out.suffix == ".parquet":
+        need_arrow()
+
 # %% ../../nbs/machine_room/49_embedding.ipynb #n12-9f33cc
 def embed_to_file(source: Source,  # see `load_encoder`; or a function from images to features
                   data: str,  # as `load_images` reads it
@@ -142,10 +150,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out = Path(out)
-    if out.suffix not in writers:
-        raise InputError(f"features are written to a file that ends in .npy, .csv or .parquet, not {out.name}: {suggest(out.suffix, writers)}")
-    if out.suffix == ".parquet":
-        need_arrow()
+    check_ending(out)
     encoder, size, channels, name = as_encoder(source, size)
     named = zip(("train", "test"), load_images(data, size, root, memory=0))
     sets = [(split, with_channels(images, channels) if callable(getattr(encoder, "features", None)) else images) for split, images in named if images]

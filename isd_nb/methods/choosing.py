@@ -6,12 +6,12 @@
 __all__ = ['choose_recipe', 'change_setting']
 
 # %% ../../nbs/machine_room/30_choosing.ipynb #446d2ede
-import json
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from ..errors import InputError, suggest
 from .building import with_method
+from .networks import read_option
 from ..recipe import Recipe, find_recipe
 
 # %% ../../nbs/machine_room/30_choosing.ipynb #c08-1a497f
@@ -27,14 +27,6 @@ def choose_recipe(recipe: str | None, data: str | None, **changes: Any) -> Recip
         changes = {"epochs": None, "steps": None} | changes
     return replace(chosen, **changes)
 
-# %% ../../nbs/machine_room/30_choosing.ipynb #c10-5123da
-def read_value(text: str) -> Any:
-    "The value of a setting."
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
 # %% ../../nbs/machine_room/30_choosing.ipynb #c11-809edf
 def change_setting(recipe: Recipe, setting: str) -> Recipe:
     "Apply `name=value`, the value as JSON or plain text, e.g. `momentum=[0.99,1]` or `views.blur=0.5`."
@@ -44,5 +36,5 @@ def change_setting(recipe: Recipe, setting: str) -> Recipe:
     known = {f.name for f in fields(owner)}
     if not equals or inner not in known or (place and owner is recipe):
         raise InputError(f"--set takes name=value, not {setting!r}: {suggest(inner, known)}")
-    value = read_value(text)
+    value = read_option(text)
     return replace(recipe, **({place: asdict(owner) | {inner: value}} if place else {inner: value}))

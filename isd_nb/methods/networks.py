@@ -37,7 +37,7 @@ def parse_network(text: str) -> tuple[str, str, dict[str, Any]]:  # prefix, name
 
 
 def read_option(text: str) -> Any:
-    "A number, true, false or null as JSON writes them; anything else is a text."
+    "A number, true, false, null or a list as JSON writes them; anything else is a text."
     try:
         return json.loads(text)
     except ValueError:

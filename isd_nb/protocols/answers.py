@@ -93,7 +93,7 @@ class ResultCache:
             found = matching(self.rows, key) or computed  # that of another process, where it was faster
         return found
 
-
+# %% ../../nbs/machine_room/37_answers.ipynb #c09-43s1385
 def old_rows(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     "Rows of an earlier version, which did not know their images, marked with their protocol."
     if "images" in saved["question"]:

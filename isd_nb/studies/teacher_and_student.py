@@ -6,12 +6,11 @@
 __all__ = ['read_curves', 'leads', 'lead_sentence', 'by_thirds', 'decay_table']
 
 # %% ../../nbs/3_claims/01_teacher_and_student.ipynb #c02-2dcdde
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .evidence import Paired
+from .evidence import Paired, read_saved
 from ..evaluation import seed_interval
 from ..teacher import cosine_momentum
 from ..recipe import learning_rate, recipe_from_json, total_steps
@@ -19,14 +18,7 @@ from ..recipe import learning_rate, recipe_from_json, total_steps
 # %% ../../nbs/3_claims/01_teacher_and_student.ipynb #c07-4d5d1c
 def read_curves(path: Path | str) -> dict[str, Any] | None:
     "The result of `isd_compare`; None, and a line that says so, where there is none."
-    path = Path(path)
-    if not path.is_file():
-        print(f"no saved result at {path.name} yet; this makes it: isd_compare --recipe {path.stem} --seeds 0,1,2")
-        return None
-    saved = json.loads(path.read_text())
-    print(f"made by: {saved.get('command') or 'isd_compare'}\n  isd_nb {saved.get('version')}, {saved.get('machine')}, "
-          f"{saved.get('budget_images', 0):,} images seen by every training")
-    return saved
+    return read_saved(Path(path), f"isd_compare --recipe {Path(path).stem} --seeds 0,1,2")
 
 
 def leads(saved: Mapping[str, Any], method: str) -> dict[int, list[tuple[float, float]]]:  # by seed: (images seen, lead)
