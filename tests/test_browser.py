@@ -767,10 +767,12 @@ def test_the_live_run_moves_and_can_be_interrupted(chromium: BrowserContext, lab
     browser.run_all_cells(notebook.page)
     notebook.wait_for_output(live, "image/png")
     notebook.select(live)
-    seen = notebook.page.evaluate("""i => new Promise(done => { const seen = new Set(), look = () => {
+    seen = notebook.page.evaluate("""([i, patience]) => new Promise(done => {
+        const seen = new Set(), end = performance.now() + patience, look = () => {
         const cell = window.jupyterapp.shell.currentWidget.content.widgets[i].node, img = cell.querySelector("img");
         if (img?.complete && img.naturalWidth > 300) seen.add(img.src);
-        if (seen.size > 2) done(seen.size); else setTimeout(look, 50); }; look(); })""", live)
+        if (seen.size > 2 || performance.now() > end) done(seen.size); else setTimeout(look, 50); };
+        look(); })""", [live, 1000 * browser.PATIENCE])
     assert seen == 3, "three pictures, one after the other, in the same place"
     notebook.page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
     notebook.wait_for_output(live, "KeyboardInterrupt")
