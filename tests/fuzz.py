@@ -97,8 +97,8 @@ def hangs(number: int, frame: Any) -> None:
     raise Hangs(f"no end after {PATIENCE} s")
 
 
-def faults(case: Case, place: Path) -> list[str]:
-    "What is wrong with how the command takes this input. `place` holds data/, run/ (perhaps), cache/, cwd/ and out/."
+def faults(case: Case, place: Path) -> tuple[int, list[str]]:
+    "The exit code, and what is wrong with how the command takes this input. `place` holds data/, run/ (perhaps), cache/, cwd/ and out/."
     (place / "cwd").mkdir(exist_ok=True)
     before, kept = contents(place), {path: path.read_bytes() for path in case.keep}
     code, said, trace = called(case, place / "cwd")
@@ -121,7 +121,7 @@ def faults(case: Case, place: Path) -> list[str]:
         else:
             found.append(f"{'made' if name not in before else 'removed' if name not in after else 'changed'} {name}")
     found += [f"lost what {path.name} held" for path, content in kept.items() if not path.is_file() or path.read_bytes() != content]
-    return found
+    return code, found
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def checkpoints(place: Path, rng: Random, made: Path) -> Case:
         whole = path.read_bytes()
         path.write_bytes(content := damaged(whole, rng))
         broken += content[:len(whole) // 2] != whole[:len(whole) // 2] and len(content) < len(whole) // 2
-    return Case(isd_train, ["--out", str(place / "run"), "--resume", "--data", f"folder:{place / 'data'}", *TINY[-9:], "--root", str(place / "cache")],
+    return Case(isd_train, ["--out", str(place / "run"), "--resume", "--data", f"folder:{place / 'data'}", *TINY[-8:], "--root", str(place / "cache")],
                 must_fail=broken == len(states), about="all checkpoints cut off" if broken == len(states) else "")
 
 
@@ -300,11 +300,10 @@ def settings(place: Path, rng: Random, made: Path) -> Case:
 def answers(place: Path, rng: Random, made: Path) -> Case:
     "Files of a finished run that are damaged: what was saved, its settings, its encoders, its rows."
     shutil.copytree(made / "finished", place / "run")
-    shutil.copytree(made / "images", place / "data")
     path = place / "run" / rng.choice(["eval/knn.json"] * 4 + ["config.json", "metrics.csv", "summary.json", "encoder.safetensors"])
     path.write_bytes(content := damaged(path.read_bytes(), rng))
     keep = [path] if path.name == "knn.json" and not is_json(content) else []
-    return Case(isd_eval, [str(place / "run"), "--data", f"folder:{place / 'data'}", "--root", str(place / "cache")], keep=keep, about=path.name)
+    return Case(isd_eval, [str(place / "run"), "--root", str(place / "cache")], keep=keep, about=path.name)
 
 
 KINDS: dict[Callable[[Path, Random, Path], Case], int] = {images: 6, folders: 6, encoders: 4, settings: 4, answers: 3, checkpoints: 1}  # how often
@@ -326,11 +325,8 @@ def prepare(made: Path) -> None:
         case = Case(isd_train, [*TINY, "--steps", "2", "--data", f"folder:{made / data}", "--out", str(made / name), "--root", str(made / "cache")])
         code, said, trace = called(case, made)
         assert code == 0, said + trace
-    case = Case(isd_eval, [str(made / "finished"), "--data", f"folder:{made / 'images'}", "--root", str(made / "cache")])
-    code, said, trace = called(case, made)
+    code, said, trace = called(Case(isd_eval, [str(made / "finished"), "--root", str(made / "cache")]), made)
     assert code == 0, said + trace
-    (found,) = (made / "finished" / "eval").glob("knn*.json")
-    found.rename(found.with_name("knn.json"))
     shutil.copy(made / "finished" / "encoder.safetensors", made / "encoder.safetensors")
     torch.manual_seed(0)
     narrow = {k: v[..., :1, :1] if v.ndim == 4 else v for k, v in resnet18().state_dict().items() if k.startswith(("conv1", "bn1", "layer1"))}
@@ -415,6 +411,7 @@ def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, sho
     rng, begun = Random(seed), time.monotonic()
     kinds = [only] * count if only else rng.choices(list(KINDS), list(KINDS.values()), k=count)
     found: list[dict[str, Any]] = []
+    ends: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in kinds}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if made is None:
@@ -424,7 +421,9 @@ def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, sho
             place.mkdir()
             (place / "out").mkdir()
             case = kind(place, Random(f"{seed} {number}"), made)
-            for fault in faults(case, place):
+            code, wrong = faults(case, place)
+            ends[kind.__name__][{0: "done", 1000: "exception"}.get(code, "refused")] += 1
+            for fault in wrong:
                 call = " ".join([case.command.__name__, *case.arguments]).replace(folder, "")
                 found.append(dict(number=number, kind=kind.__name__, fault=fault.replace(folder, ""), call=call, about=case.about))
                 if show:
@@ -432,7 +431,7 @@ def fuzz(count: int, seed: int = 0, only: Callable[..., Case] | None = None, sho
             shutil.rmtree(place, ignore_errors=True)
             if show and number % 100 == 99:
                 print(f"{number + 1} inputs, {time.monotonic() - begun:.0f} s, {len(found)} found", flush=True)
-    return dict(inputs=count, seed=seed, kinds=dict(sorted(Counter(k.__name__ for k in kinds).items())), seconds=round(time.monotonic() - begun, 1),
+    return dict(inputs=count, seed=seed, ends=ends, seconds=round(time.monotonic() - begun, 1),
                 found=found)
 
 
@@ -458,6 +457,7 @@ def main() -> int:
     only = next((kind for kind in KINDS if kind.__name__ == options.only), None)
     result = fuzz(options.count, options.seed, only, show=True)
     result["planted"] = {} if only else {PLANTED[n][0]: len(planted(n, 40, options.seed)["found"]) for n in PLANTED}
+    print("\n".join(f"{kind}: {dict(ends)}" for kind, ends in result["ends"].items()))
     print(f"{result['inputs']:,} inputs in {result['seconds']:,.0f} s: {len(result['found'])} faults found; "
           f"put in on purpose and found again: {sum(map(bool, result['planted'].values()))} of {len(result['planted'])}")
     if not only:
