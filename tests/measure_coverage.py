@@ -6,6 +6,7 @@
 
 It fails below 95%. `REASONS` says of the rest why it is not run here.
 """
+
 import argparse
 import os
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".coverage"
 REASONS = {  # parts that need what this machine may lack
-    "isd_nb/kernels/triton_attention.py": "the kernel is run by Triton's interpreter, and its lines by the compiler; choosing it takes a GPU",
+    "isd_nb/kernels/triton_attention.py": "Triton's interpreter or compiler runs the kernel; choosing it takes a GPU",
     "isd_nb/kernels/devices.py": "devices with CUDA",
     "isd_nb/engine/state.py": "CUDA: memory statistics, kernels picked by timing",
     "isd_nb/engine/scale.py": "compilation on CUDA, C libraries other than glibc",
@@ -25,7 +26,7 @@ REASONS = {  # parts that need what this machine may lack
     "isd_nb/errors.py": "file systems without locks, Windows",
 }
 SETTINGS = f"""[run]
-source = {ROOT / 'isd_nb'}
+source = {ROOT / "isd_nb"}
 branch = False
 parallel = True
 data_file = {DATA}
@@ -50,15 +51,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "coveragerc"
         config.write_text(SETTINGS)
-        cover, env = [sys.executable, "-m", "coverage"], {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "COVERAGE_RCFILE": str(config),
-                                                           "TRITON_INTERPRET": "1", "TMPDIR": folder}
+        cover, env = (
+            [sys.executable, "-m", "coverage"],
+            {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "MPLBACKEND": "Agg",
+                "COVERAGE_RCFILE": str(config),
+                "TRITON_INTERPRET": "1",
+                "TMPDIR": folder,
+            },
+        )
         if not options.report:
             for old in ROOT.glob(".coverage*"):
                 old.unlink()
             run = [*cover, "run", "--rcfile", config]
             nbdev_test = shutil.which("nbdev_test", path=str(Path(sys.executable).parent)) or "nbdev_test"
             if options.notebooks:
-                subprocess.run([*run, nbdev_test, "--n_workers", options.workers, "--path", options.notebooks], cwd=ROOT, env=env)
+                subprocess.run(
+                    [*run, nbdev_test, "--n_workers", options.workers, "--path", options.notebooks], cwd=ROOT, env=env
+                )
             if options.tests:
                 subprocess.run([*run, "-m", "pytest", "-q", "-p", "no:xdist", *options.tests], cwd=ROOT, env=env)
             subprocess.run([*cover, "combine", "--rcfile", config], cwd=ROOT, env=env)

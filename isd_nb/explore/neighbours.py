@@ -9,7 +9,7 @@ __all__ = ['Answer', 'look_up', 'printable', 'plain_text', 'show_image', 'plot_s
 # %% ../../nbs/machine_room/57_neighbours.ipynb #c03-e39a61
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F

@@ -45,7 +45,7 @@ def keep_compiled(*packages: str) -> None:
 
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
     for function in (f for module in modules for f in list(vars(module).values()) if isinstance(f, Dispatcher)):
-        if isinstance(function._cache, NullCache):
+        if isinstance(getattr(function, "_cache", None), NullCache):
             with suppress(RuntimeError):  # there is no place for a cache: it is compiled in each process
                 function.enable_caching()
 
@@ -106,14 +106,16 @@ def draw_map(ax: "Axes", places: np.ndarray, images: ImageSet, names: bool = Tru
     check_map(places, images)
     ax.set(xticks=[], yticks=[])
     if images.labels is None:
-        ax.scatter(*places.T, s=size, color=palette[0], linewidths=0)
+        ax.scatter(places[:, 0], places[:, 1], s=size, color=palette[0], linewidths=0)
         return
     labels = np.asarray(images.labels)
     for c in np.unique(labels):
-        ax.scatter(*places[labels == c].T, s=size, color=palette[c % len(palette)], marker=markers[c % len(markers)],
+        here = places[labels == c]
+        ax.scatter(here[:, 0], here[:, 1], s=size, color=palette[c % len(palette)], marker=markers[c % len(markers)],
                    linewidths=0, alpha=0.7)
     for c in np.unique(labels)[:40] if names else ():  # names of more would cover the map
-        ax.text(*np.median(places[labels == c], axis=0), plain_text(images.classes[c][:24]), fontsize=10, ha="center",
+        x, y = np.median(places[labels == c], axis=0)
+        ax.text(x, y, plain_text(images.classes[c][:24]), fontsize=10, ha="center",
                 weight="bold", bbox=dict(facecolor="white", alpha=0.7, edgecolor="none", pad=1))
 
 # %% ../../nbs/machine_room/58_umap.ipynb #c11-332547
