@@ -26,6 +26,7 @@ def test_an_old_name_is_the_one_of_today(name: str) -> None:
 
 def test_a_pipe_and_a_bomb_among_images_cost_no_time(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")  # opening it would wait for ever
-    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (200_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + bytes(4))
+    sides = (200_000).to_bytes(4, "big") * 2
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + sides + b"\x08\x02\0\0\0" + bytes(4))
     Image.new("RGB", (9, 7)).save(tmp_path / "c.png")
     assert typical_side(f"folder:{tmp_path}") == 7

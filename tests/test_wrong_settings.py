@@ -257,6 +257,7 @@ def test_what_is_no_run_is_not_evaluated(place: str, finished: Path) -> None:
     (("--min-steps", "-1"), "min_steps must be 0 or more"),
     (("--backbone-rate", "nan"), "backbone_rate must be 0 or more"),
     (("--seeds", "0"), "seeds must be 1 or more"),
+    (("--seeds", "9" * 30), "seeds must be 1,000 or less"),
     (("--fractions", "nan"), "fractions in (0, 1]"),
 ])
 def test_budgets_that_are_none(arguments: tuple[str, ...], words: str, finished: Path) -> None:

@@ -106,10 +106,12 @@ protocols = ("knn", "linear", "few-labels", "finetune", "transfer")  # the names
 
 def check_numbers(question: "EvalConfig") -> None:
     "Raise for a number that no protocol can work with."
-    for name, least in dict(seeds=1, epochs=1, min_steps=0, backbone_rate=0).items():
+    for name, least, most in (("seeds", 1, 1_000), ("epochs", 1, 100_000), ("min_steps", 0, 10_000_000), ("backbone_rate", 0, float("inf"))):
         value = getattr(question, name)
         if value is not None and not least <= value < float("inf"):
             raise InputError(f"{name} must be {least} or more, not {value}")
+        if value is not None and value > most:  # it would never end
+            raise InputError(f"{name} must be {most:,} or less, not {value}")
     if not question.fractions or not all(0 < f <= 1 for f in question.fractions):
         raise InputError(f"few labels need fractions in (0, 1], not {question.fractions}")
 
