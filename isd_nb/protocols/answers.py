@@ -39,7 +39,14 @@ def rows_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); mend it, or delete it to compute its rows again") from error
     if not isinstance(values, dict) or not isinstance(rows := values.get("rows"), list) or not all(isinstance(r, dict) for r in rows):
         raise InputError(f"{path} holds no rows of results; mend it, or delete it to compute them again")
+    if not isinstance(question := values.get("question"), dict) or not all_identities(question.get("images", [])):
+        raise InputError(f"{path} does not say what its rows are about; mend it, or delete it to compute them again")
     return values
+
+
+def all_identities(images: Any) -> bool:
+    "Whether these can be what `isd_nb.sources.door.identities` returned; None: nothing to test on."
+    return isinstance(images, list) and all(one is None or (isinstance(one, dict) and {"fingerprint", "images", "classes"} <= one.keys()) for one in images)
 
 
 def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:
