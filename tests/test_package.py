@@ -1,4 +1,5 @@
 """The source distribution and the wheel: built, installed beside the environment's own dependencies, and used."""
+
 import re
 import subprocess
 import sys
@@ -12,7 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 def run(*command: str | Path, cwd: Path, **env: str) -> str:
     "The output of a command that goes well."
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **env})
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", **env},
+    )
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 
@@ -20,9 +27,30 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The wheel that the source distribution makes, installed in a folder of its own."
-    place, build = tmp_path_factory.mktemp("package"), "import setuptools.build_meta as b, sys; b.build_{}(sys.argv[1])"
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "isd_nb", "*.in", "*.ini", "*.toml", "setup.py", "*.txt", "*.md", "LICENSE"],
-                           cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    place, build = (
+        tmp_path_factory.mktemp("package"),
+        "import setuptools.build_meta as b, sys; b.build_{}(sys.argv[1])",
+    )
+    files = subprocess.run(
+        [
+            "git",
+            "ls-files",
+            "-co",
+            "--exclude-standard",
+            "isd_nb",
+            "*.in",
+            "*.ini",
+            "*.toml",
+            "setup.py",
+            "*.txt",
+            "*.md",
+            "LICENSE",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in files:
         if (ROOT / name).is_file():
             (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +59,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
         archive.extractall(place / "unpacked", filter="data")
     run("-c", build.format("wheel"), place, cwd=next((place / "unpacked").iterdir()))
-    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--no-index", "--target", place / "here", next(place.glob("*.whl")), cwd=place)
+    run(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--no-index",
+        "--target",
+        place / "here",
+        next(place.glob("*.whl")),
+        cwd=place,
+    )
     return place / "here"
 
 
@@ -46,9 +86,11 @@ def test_what_is_inside(installed: Path) -> None:
 def test_your_code_of_readme_works_from_there(installed: Path) -> None:
     code = re.search(r"## Your code\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert code
-    more = ("import isd_nb, torch; from pathlib import Path; print(Path(isd_nb.__file__).parent)\n"
-            "from isd_nb.methods.checkpoints import open_source, shipped_names\n"
-            "print(open_source('shipped:' + shipped_names()[0])(torch.zeros(2, 1, 16, 16)).shape[0])\n"
-            "queue = AnchorQueue(4, 2); queue.enqueue(torch.eye(2)); print(int(queue.count))")
+    more = (
+        "import isd_nb, torch; from pathlib import Path; print(Path(isd_nb.__file__).parent)\n"
+        "from isd_nb.methods.checkpoints import open_source, shipped_names\n"
+        "print(open_source('shipped:' + shipped_names()[0])(torch.zeros(2, 1, 16, 16)).shape[0])\n"
+        "queue = AnchorQueue(4, 2); queue.enqueue(torch.eye(2)); print(int(queue.count))"
+    )
     said = run("-c", code[1] + more, cwd=installed.parent, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
     assert said.split() == [str(installed / "isd_nb"), "2", "2"]

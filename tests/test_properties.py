@@ -1,7 +1,8 @@
 """What holds for any input of a kind: queue, loss, views, neighbours, settings, checkpoints and image files.
 
-    HYPOTHESIS_PROFILE=more python -m pytest tests/test_properties.py    (fifty times the examples, new ones every time)
+HYPOTHESIS_PROFILE=more python -m pytest tests/test_properties.py    (fifty times the examples, new ones every time)
 """
+
 import io
 import os
 from dataclasses import replace
@@ -40,6 +41,7 @@ def unit(rows: int, dim: int, seed: int) -> torch.Tensor:  # float64 (rows, dim)
 
 # --- the queue -------------------------------------------------------------------------------------------------------
 
+
 @given(st.integers(1, 9), st.integers(1, 4), st.lists(st.integers(0, 25), max_size=8), numbers)
 def test_a_queue_is_the_end_of_a_list(size: int, dim: int, batches: list[int], seed: int) -> None:
     queue = AnchorQueue(size, dim, torch.Generator().manual_seed(seed))
@@ -62,6 +64,7 @@ def test_keys_without_a_direction_change_no_slot(size: int, good: list[bool]) ->
 
 # --- the loss --------------------------------------------------------------------------------------------------------
 
+
 def naive_loss(q: torch.Tensor, k: torch.Tensor, a: torch.Tensor, student: float, teacher: float) -> torch.Tensor:
     "KL(teacher || student) row by row and anchor by anchor."
     losses = []
@@ -81,7 +84,7 @@ def test_both_losses_are_the_naive_one(shape: tuple[int, int, int], student: flo
     B, K, D = shape
     q, k, a = unit(B, D, seed).requires_grad_(), unit(B, D, seed ^ 1), unit(K, D, seed ^ 2)
     want = naive_loss(q, k, a, student, teacher)
-    gradient, = torch.autograd.grad(want, q)
+    (gradient,) = torch.autograd.grad(want, q)
     for loss in (soft_label_loss, streaming_soft_label_loss):
         got = loss(q, k, a, student, teacher)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
@@ -95,7 +98,12 @@ def test_what_the_loss_does_not_depend_on(shape: tuple[int, int, int], teacher: 
     loss, g = soft_label_loss(q, k, a, 0.1, teacher), torch.Generator().manual_seed(seed)
     rows, slots = torch.randperm(B, generator=g), torch.randperm(K, generator=g)
     turn = torch.linalg.qr(torch.randn(D, D, generator=g).double())[0]
-    for other in ((q[rows], k[rows], a), (q, k, a[slots]), (q @ turn, k @ turn, a @ turn), (q.repeat(2, 1), k.repeat(2, 1), a)):
+    for other in (
+        (q[rows], k[rows], a),
+        (q, k, a[slots]),
+        (q @ turn, k @ turn, a @ turn),
+        (q.repeat(2, 1), k.repeat(2, 1), a),
+    ):
         torch.testing.assert_close(streaming_soft_label_loss(*other, 0.1, teacher), loss, rtol=1e-6, atol=1e-9)
     assert loss >= -1e-12
     assert abs(float(soft_label_loss(k, k, a, teacher, teacher))) < 1e-9
@@ -104,24 +112,46 @@ def test_what_the_loss_does_not_depend_on(shape: tuple[int, int, int], teacher: 
 
 # --- views -----------------------------------------------------------------------------------------------------------
 
-view_recipes = st.one_of(st.sampled_from([STRONG, WEAK, GENTLE, PLAIN]), st.builds(
-    ViewRecipe, crop_scale=st.sampled_from([(0.05, 0.3), (0.5, 1.5)]), rotation=st.sampled_from([0, 30]), hue=st.sampled_from([0, 0.5]),
-    blur=st.sampled_from([0, 1]), noise=st.sampled_from([0, 0.2]), grey=st.sampled_from([0, 1])))
+view_recipes = st.one_of(
+    st.sampled_from([STRONG, WEAK, GENTLE, PLAIN]),
+    st.builds(
+        ViewRecipe,
+        crop_scale=st.sampled_from([(0.05, 0.3), (0.5, 1.5)]),
+        rotation=st.sampled_from([0, 30]),
+        hue=st.sampled_from([0, 0.5]),
+        blur=st.sampled_from([0, 1]),
+        noise=st.sampled_from([0, 0.2]),
+        grey=st.sampled_from([0, 1]),
+    ),
+)
 
 
-@given(view_recipes, st.integers(1, 5), st.sampled_from([1, 3]), st.integers(2, 12), st.integers(2, 12), st.integers(1, 10), numbers)
-def test_views_are_pictures_and_repeat(recipe: ViewRecipe, count: int, channels: int, high: int, wide: int, size: int, seed: int) -> None:
-    images = torch.randint(0, 256, (count, channels, high, wide), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+@given(
+    view_recipes,
+    st.integers(1, 5),
+    st.sampled_from([1, 3]),
+    st.integers(2, 12),
+    st.integers(2, 12),
+    st.integers(1, 10),
+    numbers,
+)
+def test_views_are_pictures_and_repeat(
+    recipe: ViewRecipe, count: int, channels: int, high: int, wide: int, size: int, seed: int
+) -> None:
+    images = torch.randint(
+        0, 256, (count, channels, high, wide), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     before, look = images.clone(), Views(recipe, size)
     views = look(images, torch.Generator().manual_seed(seed))
     assert views.shape == (count, channels, size, size) and views.dtype == torch.float32
-    assert views.isfinite().all() and 0 <= views.min() and views.max() <= 1
+    assert views.isfinite().all() and views.min() >= 0 and views.max() <= 1
     assert torch.equal(views, look(images, torch.Generator().manual_seed(seed))) and torch.equal(images, before)
     part = look(images[:1], torch.Generator().manual_seed(seed), (0, 1, count))
     torch.testing.assert_close(part, views[:1], rtol=0, atol=1e-5)
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
+
 
 @given(st.integers(1, 30), st.integers(1, 6), st.data(), numbers)
 def test_neighbours_are_those_of_a_stable_sort(count: int, tests: int, data: st.DataObject, seed: int) -> None:
@@ -139,8 +169,17 @@ def test_neighbours_are_those_of_a_stable_sort(count: int, tests: int, data: st.
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-values = st.one_of(st.none(), st.booleans(), st.integers(-3, 2**70), st.floats(), st.text(max_size=3), st.lists(st.integers(-2, 3), max_size=3),
-                   st.dictionaries(st.text(max_size=2), st.integers(), max_size=2), st.just({"blur": "much"}), st.just([0.5, "a"]))
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 2**70),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(-2, 3), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.just({"blur": "much"}),
+    st.just([0.5, "a"]),
+)
 
 
 @given(st.sampled_from(sorted(recipes)), st.integers(0, 10**6), st.floats(0, 1))
@@ -162,10 +201,11 @@ def test_a_setting_is_taken_or_refused_in_one_sentence(name: str, value: object)
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
+
 def broken(whole: bytes, cut: bool, where: float, bit: int) -> bytes:
     "A file that is cut off, or in which one bit has changed."
     at = int(where * (len(whole) - 1))
-    return whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:]
+    return whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
 
 
 damage = (st.booleans(), st.floats(0, 1), st.integers(0, 7))
@@ -182,7 +222,9 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(*damage)
-def test_a_damaged_encoder_is_refused_or_has_only_other_numbers(encoder_file: Path, cut: bool, where: float, bit: int) -> None:
+def test_a_damaged_encoder_is_refused_or_has_only_other_numbers(
+    encoder_file: Path, cut: bool, where: float, bit: int
+) -> None:
     whole, path = encoder_file.read_bytes(), encoder_file.with_name("broken.safetensors")
     path.write_bytes(broken(whole, cut, where, bit))
     try:
@@ -197,10 +239,16 @@ def test_a_damaged_encoder_is_refused_or_has_only_other_numbers(encoder_file: Pa
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 @given(*damage)
-def test_a_damaged_checkpoint_is_refused_or_whole(tmp_path_factory: pytest.TempPathFactory, cut: bool, where: float, bit: int) -> None:
+def test_a_damaged_checkpoint_is_refused_or_whole(
+    tmp_path_factory: pytest.TempPathFactory, cut: bool, where: float, bit: int
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     save_checkpoint(folder, 3, dict(step=3, weights=torch.arange(50.0)))
-    path, = (folder / "checkpoints").glob("*") if (folder / "checkpoints").is_dir() else [p for p in folder.rglob("*") if p.is_file()]
+    (path,) = (
+        (folder / "checkpoints").glob("*")
+        if (folder / "checkpoints").is_dir()
+        else [p for p in folder.rglob("*") if p.is_file()]
+    )
     whole = path.read_bytes()
     path.write_bytes(broken(whole, cut, where, bit))
     try:
@@ -222,7 +270,9 @@ def pictures() -> list[bytes]:
 
 
 @given(st.sampled_from(pictures()), *damage)
-def test_a_damaged_picture_is_read_or_an_oserror(tmp_path_factory: pytest.TempPathFactory, whole: bytes, cut: bool, where: float, bit: int) -> None:
+def test_a_damaged_picture_is_read_or_an_oserror(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, cut: bool, where: float, bit: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "picture"
     path.write_bytes(broken(whole, cut, where, bit))
     try:

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -257,6 +258,7 @@ def test_what_is_no_run_is_not_evaluated(place: str, finished: Path) -> None:
     (("--min-steps", "-1"), "min_steps must be 0 or more"),
     (("--backbone-rate", "nan"), "backbone_rate must be 0 or more"),
     (("--seeds", "0"), "seeds must be 1 or more"),
+    (("--seeds", "9" * 30), "seeds must be 1,000 or less"),
     (("--fractions", "nan"), "fractions in (0, 1]"),
 ])
 def test_budgets_that_are_none(arguments: tuple[str, ...], words: str, finished: Path) -> None:
@@ -269,3 +271,16 @@ def test_budgets_that_are_none(arguments: tuple[str, ...], words: str, finished:
 def test_invp_refuses_walks_that_cannot_be(options: dict, words: str, images: ImageSet) -> None:
     with pytest.raises(InputError, match=words):
         build_method(replace(TOY, method="invp", options=options), images)
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda saved: saved["rows"][0].pop("low"), "a row has no number for low"),
+    (lambda saved: saved["question"]["images"][0].pop("fingerprint"), "does not say what its rows are about"),
+])
+def test_saved_rows_that_lack_something_are_named(damage: Callable, words: str, run: Path) -> None:
+    call(eval_command, run.parent, "run")
+    path = run / "eval" / "knn.json"
+    damage(saved := json.loads(path.read_text()))
+    path.write_text(content := json.dumps(saved))
+    assert words in sentence(call(eval_command, run.parent, "run"))
+    assert path.read_text() == content

@@ -80,7 +80,16 @@ def answer(ledger: ResultCache, key: Mapping[str, Any], compute: Callable[[Path]
     folder = ledger.path.parent / f".{ledger.path.stem}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
     row = ledger.row(key, lambda: compute(folder))
     shutil.rmtree(folder, ignore_errors=True)
+    check_row(ledger, row)
     return row
+
+
+def check_row(ledger: ResultCache, row: Mapping[str, Any]) -> None:
+    "Raise where a saved row lacks what its protocol measures."
+    protocol = ledger.values["question"]["protocol"]
+    columns = (["nn", "20-nn", "weighted"] if protocol in ("knn", "transfer") else []) + ([] if protocol == "knn" else ["top1", "top5"])
+    if wrong := [name for name in (*columns, "low", "high") if not isinstance(row.get(name), int | float)]:
+        raise InputError(f"{ledger.path} is damaged: a row has no number for {', '.join(wrong)}; mend it, or delete it to compute its rows again")
 
 
 def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:

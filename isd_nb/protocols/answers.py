@@ -39,7 +39,14 @@ def rows_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); mend it, or delete it to compute its rows again") from error
     if not isinstance(values, dict) or not isinstance(rows := values.get("rows"), list) or not all(isinstance(r, dict) for r in rows):
         raise InputError(f"{path} holds no rows of results; mend it, or delete it to compute them again")
+    if not isinstance(question := values.get("question"), dict) or not all_identities(question.get("images", [])):
+        raise InputError(f"{path} does not say what its rows are about; mend it, or delete it to compute them again")
     return values
+
+
+def all_identities(images: Any) -> bool:
+    "Whether these can be what `isd_nb.sources.door.identities` returned; None: nothing to test on."
+    return isinstance(images, list) and all(one is None or (isinstance(one, dict) and {"fingerprint", "images", "classes"} <= one.keys()) for one in images)
 
 
 def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -106,10 +113,12 @@ protocols = ("knn", "linear", "few-labels", "finetune", "transfer")  # the names
 
 def check_numbers(question: "EvalConfig") -> None:
     "Raise for a number that no protocol can work with."
-    for name, least in dict(seeds=1, epochs=1, min_steps=0, backbone_rate=0).items():
+    for name, least, most in (("seeds", 1, 1_000), ("epochs", 1, 100_000), ("min_steps", 0, 10_000_000), ("backbone_rate", 0, float("inf"))):
         value = getattr(question, name)
         if value is not None and not least <= value < float("inf"):
             raise InputError(f"{name} must be {least} or more, not {value}")
+        if value is not None and value > most:  # it would never end
+            raise InputError(f"{name} must be {most:,} or less, not {value}")
     if not question.fractions or not all(0 < f <= 1 for f in question.fractions):
         raise InputError(f"few labels need fractions in (0, 1], not {question.fractions}")
 
