@@ -1,6 +1,6 @@
 """Seconds to an accuracy: ours, a tuned peer, the plain pipeline and lightly's parts, on the same network and images.
 
-    python benchmarks/race.py [--json FILE] [--data digits|cifar10] [--folder DIR] [--methods isd moco_v2] [--neighbours 0]
+    python benchmarks/race.py [--json FILE] [--data digits|cifar10] [--folder DIR] [--neighbours 0]
 
 Each contestant trains in a process of its own with the recipe's network, images, views, batch, anchors, learning rate
 and schedule; after every `--every` steps its clocks stand still while the teacher's 20-NN accuracy is measured, by the
@@ -19,6 +19,7 @@ every seed is the one that ratios are of. What FILE already holds of the same se
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -26,10 +27,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -56,6 +57,7 @@ from isd_nb.views import ViewRecipe
 
 MARKS = [0.5, 0.6, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97]
 RECIPES = dict(digits="digits", cifar10="cifar10_small")
+TUNING = Tuning()
 
 
 def race_recipe(method: str, data: str, steps: int, seed: int, folder: str | None) -> Recipe:
@@ -89,7 +91,8 @@ def networks(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, nn.Module, nn
     return *parts, *channel_statistics(images.images)
 
 
-def evaluated(backbone: nn.Module, mean: Tensor, std: Tensor) -> nn.Module:
+def evaluated(backbone: nn.Module, mean: Tensor, std: Tensor) -> Encoder:
+    """The backbone as evaluation takes it: images in [0, 1]."""
     return Encoder(backbone, mean, std)
 
 
@@ -112,7 +115,7 @@ def ours(recipe: Recipe, images: ImageSet) -> Contestant:
     return Contestant(advance, lambda: session.method.encoders()["teacher"])
 
 
-def tuned_contestant(recipe: Recipe, images: ImageSet, tuning: Tuning = Tuning()) -> tuple[TunedTraining, Callable]:
+def tuned_contestant(recipe: Recipe, images: ImageSet, tuning: Tuning = TUNING) -> tuple[TunedTraining, Callable]:
     """The peer on a recipe, and what gives its teacher for evaluation."""
     backbone, projector, predictor, mean, std = networks(recipe, images)
     step = TunedStep(nn.Sequential(backbone, projector), predictor, recipe.projector[-1], recipe.queue_size,
@@ -144,7 +147,7 @@ def tuned(recipe: Recipe, images: ImageSet) -> Contestant:
 
 
 def plain_views(views: ViewRecipe, size: int, channels: int, mean: Tensor, std: Tensor) -> tv.Compose:
-    """The recipe's views in torchvision's words, for one PIL image; a crop larger than the image is cut after padding."""
+    """The recipe's views in torchvision's words, for one PIL image; crops may reach into a black margin."""
     reach = max(1.0, views.crop_scale[1])
     margin = int(-(-size * (reach**0.5 - 1) // 2))
     padded = (size + 2 * margin) ** 2 / size**2
@@ -192,7 +195,8 @@ class PlainRace(PlainStep):
             logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ anchors.T], 1)
             return F.cross_entropy(logits / recipe.student_temperature, torch.zeros(len(logits), dtype=torch.long))
         labels = (keys @ anchors.T / recipe.teacher_temperature).softmax(1)
-        return F.kl_div((queries @ anchors.T / recipe.student_temperature).log_softmax(1), labels, reduction="batchmean")
+        student = (queries @ anchors.T / recipe.student_temperature).log_softmax(1)
+        return F.kl_div(student, labels, reduction="batchmean")
 
     def enqueue(self, keys: Tensor) -> None:
         places = torch.arange(self.place, self.place + len(keys)) % len(self.queue)
@@ -274,13 +278,20 @@ def run_one(name: str, recipe: Recipe, every: int) -> list[dict[str, float]]:
         found = score_encoders({"teacher": contestant.teacher()}, bank, probe, linear=False)["teacher"]["knn20"]
         rows.append(dict(step=end, images=end * recipe.batch_size, seconds=round(wall, 3),
                          processor_seconds=round(worked, 3), knn20=found))
-        print(f"{name} {recipe.method} step {end}: {wall:.1f} s, {found:.3f}, {threads} threads", file=sys.stderr, flush=True)
+        line = f"{name} {recipe.method} step {end}: {wall:.1f} s, {found:.3f}, {threads} threads"
+        print(line, file=sys.stderr, flush=True)
     return rows
 
 
 def reached(rows: list[dict[str, float]], mark: float, clock: str = "seconds") -> float | None:
     """When a curve was first at the mark; None if never."""
     return next((row[clock] for row in rows if row["knn20"] >= mark), None)
+
+
+def medians(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str, float]:
+    """By contestant, the median over its runs of a value of their rows."""
+    names = dict.fromkeys(run["contestant"] for run in runs)
+    return {name: statistics.median(value(run["rows"]) for run in runs if run["contestant"] == name) for name in names}
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
@@ -291,36 +302,55 @@ def summary(runs: list[dict]) -> dict[str, dict]:
         shared = [m for m in MARKS if all(reached(run["rows"], m) is not None for run in mine)]
         if not shared:
             continue
-        seconds = {clock: {name: statistics.median(reached(run["rows"], shared[-1], clock) for run in mine if run["contestant"] == name)
-                           for name in dict.fromkeys(run["contestant"] for run in mine)} for clock in ("seconds", "processor_seconds")}
-        base = seconds["seconds"].get("ours")
-        ratios = {name: round(taken / base, 2) for name, taken in seconds["seconds"].items()} if base else {}
-        best = {name: round(statistics.median(run["rows"][-1]["knn20"] for run in mine if run["contestant"] == name), 4) for name in ratios}
-        found[method] = dict(mark=shared[-1], **seconds, slower_than_ours=ratios, last_knn20=best)
+        mark = shared[-1]
+        wall = medians(mine, lambda rows: reached(rows, mark))  # noqa: B023 (used at once)
+        worked = medians(mine, lambda rows: reached(rows, mark, "processor_seconds"))  # noqa: B023
+        ratios = {name: round(taken / wall["ours"], 2) for name, taken in wall.items()} if wall.get("ours") else {}
+        found[method] = dict(mark=mark, seconds=wall, processor_seconds=worked, slower_than_ours=ratios,
+                             last_knn20=medians(mine, lambda rows: rows[-1]["knn20"]))
     return found
+
+
+def takes_part(name: str, method: str) -> bool:
+    """lightly has no ISD, and may not be installed."""
+    return name != "lightly" or (method == "moco_v2" and find_spec("lightly") is not None)
+
+
+def one_run(args: argparse.Namespace, method: str, name: str, seed: int) -> list[dict[str, float]]:
+    """The rows of a contestant, from a process of its own, beside busy neighbours where they are wanted."""
+    command = [sys.executable, __file__, "--one", name, "--methods", method, "--data", args.data,
+               "--first-seed", str(seed), "--steps", str(args.steps), "--every", str(args.every),
+               *(["--folder", args.folder] if args.folder else [])]
+    with neighbours(args.neighbours):
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: list[dict]) -> list[dict]:
     """Run what is missing, seed by seed, so that contestants take turns; save after each."""
     begun = time.monotonic()
     done = {(run["method"], run["contestant"], run["seed"]) for run in runs}
-    for seed in range(args.seeds):
-        for method in args.methods:
-            for name in args.contestants:
-                if (name == "lightly" and (method != "moco_v2" or not find_spec("lightly"))) or (method, name, seed) in done:
-                    continue
-                if time.monotonic() - begun > 60 * args.minutes:
-                    print(f"{args.minutes:g} minutes are over; the same command goes on")
-                    return runs
-                command = [sys.executable, __file__, "--one", name, "--methods", method, "--data", args.data, "--first-seed", str(seed),
-                           "--steps", str(args.steps), "--every", str(args.every), *(["--folder", args.folder] if args.folder else [])]
-                with ExitStack() as stack:
-                    if args.neighbours:
-                        stack.enter_context(neighbours(args.neighbours))
-                    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                runs.append(dict(method=method, contestant=name, seed=seed, load=os.getloadavg()[0], rows=json.loads(out)))
-                save(runs)
+    order = itertools.product(range(args.seeds), args.methods, args.contestants)
+    for seed, method, name in order:
+        if not takes_part(name, method) or (method, name, seed) in done:
+            continue
+        if time.monotonic() - begun > 60 * args.minutes:
+            print(f"{args.minutes:g} minutes are over; the same command goes on")
+            break
+        load = os.getloadavg()[0]
+        rows = one_run(args, method, name, seed)
+        runs.append(dict(method=method, contestant=name, seed=seed, load_before=load, rows=rows))
+        save(runs)
     return runs
+
+
+def earlier_runs(file: Path | None, settings: dict[str, Any]) -> list[dict]:
+    """What a file holds already; a file of other settings is left alone."""
+    if not file or not file.exists():
+        return []
+    before = json.loads(file.read_text())
+    if other := [f"{key} {before.get(key)}" for key, value in settings.items() if before.get(key) != value]:
+        sys.exit(f"{file} holds a race of other settings ({', '.join(other)}); give another --json FILE or remove it")
+    return before["runs"]
 
 
 def main() -> None:
@@ -333,8 +363,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=50, help="steps between evaluations")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--neighbours", type=int, default=0, help="busy processes of the same priority beside each contestant")
-    parser.add_argument("--minutes", type=float, default=5.0, help="start nothing new after this time")
+    parser.add_argument("--neighbours", type=int, default=0, help="busy processes beside each, same priority")
+    parser.add_argument("--minutes", type=float, default=3.5, help="start nothing new after this time")
     parser.add_argument("--one", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--first-seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -342,8 +372,7 @@ def main() -> None:
         recipe = race_recipe(args.methods[0], args.data, args.steps, args.first_seed, args.folder)
         return print(json.dumps(run_one(args.one, recipe, args.every)))
     settings = dict(data=args.data, steps=args.steps, every=args.every, neighbours=args.neighbours)
-    before = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    runs = before["runs"] if all(before.get(k) == v for k, v in settings.items()) else []
+    runs = earlier_runs(args.json, settings)
 
     def save(runs: list[dict]) -> None:
         if args.json:

@@ -8,7 +8,7 @@ train the same one. What is tuned:
 * views of the whole batch as tensors: one affine grid for crop, mirror image and rotation, one matrix for brightness,
   contrast, saturation and hue (the linear colour twist of DALI), a depthwise convolution for the blurred images;
 * `channels_last`, autocast to bfloat16, the full batch-by-queue matrix as one bfloat16 product;
-* SGD with `fused=True`, the moving average by one `torch._foreach_lerp_`, the queue written in place.
+* SGD with `fused=True`, the moving average by one `torch._foreach_lerp_`, the queue kept in bfloat16 and in place.
 
 Attempts to make it faster still, each a setting of `Tuning` that the command above compares, are in `ATTEMPTS`.
 """
@@ -44,6 +44,7 @@ class Tuning:
     one_draw: bool = False  # both views of a batch in one call
 
 
+DEFAULT = Tuning()
 ATTEMPTS = {"as it is": Tuning(), "float32": Tuning(bfloat16=False), "foreach SGD": Tuning(fused=False),
             "compiled networks": Tuning(compile=True), "compiled views": Tuning(compile_views=True),
             "both views in one call": Tuning(one_draw=True)}
@@ -63,13 +64,13 @@ class TunedViews:
         wide, high = (area * ratio).sqrt().clamp(max=longest), (area / ratio).sqrt().clamp(max=longest)
         x, y = ((2 * torch.rand(n) - 1) * (1 - side).abs() for side in (wide, high))
         mirror = 1 - 2 * (torch.rand(n) < recipe.flip).float()
-        angle = torch.empty(n).uniform_(-recipe.rotation, recipe.rotation).deg2rad() if recipe.rotation else torch.zeros(n)
+        angle = torch.empty(n).uniform_(-recipe.rotation, recipe.rotation).deg2rad()
         sine, cosine = angle.sin(), angle.cos()
         rows = [wide * mirror * cosine, -wide * mirror * sine, x, high * sine, high * cosine, y]
         return torch.stack(rows, 1).view(n, 2, 3)
 
-    def colours(self, n: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A matrix (n, C, C) and the weights of the image's mean grey, (n,), and whether to jitter, (n,)."""
+    def colours(self, n: int, channels: int) -> tuple[Tensor, Tensor]:
+        """A matrix (n, C, C), and the weight of the image's mean grey (n,)."""
         recipe = self.recipe
         on = (torch.rand(n) < recipe.jitter).float()
 
@@ -89,7 +90,7 @@ class TunedViews:
                 turn[:, 1, 2] = -turn[:, 2, 1]
                 matrix = torch.linalg.inv(TO_YIQ) @ turn @ TO_YIQ
             matrix = grey + saturation[:, None, None] * (matrix - grey)
-        return matrix * (bright * contrast)[:, None, None], bright * (1 - contrast), on
+        return matrix * (bright * contrast)[:, None, None], bright * (1 - contrast)
 
     def blur(self, x: Tensor) -> Tensor:  # (n, C, S, S)
         n, channels = x.shape[:2]
@@ -105,7 +106,7 @@ class TunedViews:
         n, channels = images.shape[:2]
         grid = F.affine_grid(self.affine(n), [n, channels, self.size, self.size], align_corners=False)
         x = F.grid_sample(images.float().div_(255), grid, align_corners=False)
-        matrix, weight, _ = self.colours(n, channels)
+        matrix, weight = self.colours(n, channels)
         mean = x.mean((2, 3))  # (n, C)
         grey = weight * (mean @ GREY if channels == 3 else mean[:, 0])  # (n,)
         x = torch.baddbmm(grey[:, None, None], matrix, x.flatten(2)).clamp_(0, 1).view_as(x)
@@ -123,13 +124,12 @@ class TunedStep:
                  dim: int, anchors: int, method: str = "isd",  # or "moco_v2"
                  temperatures: tuple[float, float] = (0.1, 0.04),  # student's and teacher's
                  shuffle: bool = False,  # the keys, where batch norm treats parts of the batch separately
-                 tuning: Tuning = Tuning()) -> None:
+                 tuning: Tuning = DEFAULT) -> None:
         self.student = encoder.to(memory_format=torch.channels_last).train()
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.predictor, self.method, self.temperatures, self.shuffle = predictor.train(), method, temperatures, shuffle
-        self.queue, self.place = F.normalize(torch.randn(anchors, dim), dim=1), 0
         self.momentum, self.dtype = 0.99, torch.bfloat16 if tuning.bfloat16 else torch.float32
-        self.bank = self.queue.to(self.dtype)  # what the product reads
+        self.bank, self.place = F.normalize(torch.randn(anchors, dim), dim=1).to(self.dtype), 0
         learns = [*self.student.parameters(), *self.predictor.parameters()]
         groups = [dict(params=[p for p in learns if p.ndim > 1], weight_decay=1e-4),
                   dict(params=[p for p in learns if p.ndim <= 1], weight_decay=0.0)]
@@ -184,10 +184,9 @@ class TunedTraining:
     """Views and a step, on images that are in memory."""
 
     def __init__(self, step: TunedStep, images: Tensor, views: tuple[TunedViews, TunedViews], batch: int,
-                 tuning: Tuning = Tuning()) -> None:
+                 tuning: Tuning = DEFAULT) -> None:
         self.step, self.images, self.batch, self.tuning = step, images, batch, tuning
-        make_q, make_k = (torch.compile(v) if tuning.compile_views else v for v in views)
-        self.make = make_q, make_k
+        self.make = tuple(torch.compile(v) if tuning.compile_views else v for v in views)
         self.order = torch.randperm(0)
 
     def indices(self) -> Tensor:  # (B,), without replacement in an epoch
@@ -221,7 +220,8 @@ def compare(method: str, rounds: int, steps: int, names: list[str]) -> dict[str,
             seconds[name].append((time.perf_counter() - start) / (steps * training.batch))
     base = seconds[names[0]]
     return {name: dict(images_per_second=round(1 / statistics.median(taken)),
-                       ratio=round(statistics.median(b / t for b, t in zip(base, taken)), 3)) for name, taken in seconds.items()}
+                       ratio=round(statistics.median(b / t for b, t in zip(base, taken)), 3))
+            for name, taken in seconds.items()}
 
 
 def main() -> None:
