@@ -96,7 +96,7 @@ def race(saved: dict[str, Any]) -> None:
     for ax, method in zip(axes(len(methods), 3.2), methods):
         seen: set[str] = set()
         for run in (run for run in saved["runs"] if run["method"] == method):
-            name, rows = run["contestant"], run["rows"]
+            name, rows = run["contestant"], run["rows"][1:]  # the untrained net has no place on a logarithmic axis
             ax.semilogx([row["seconds"] for row in rows], [row["knn20"] for row in rows], styles[name],
                         color=colours[name], alpha=0.8, label=None if name in seen else name)
             seen.add(name)

@@ -12,9 +12,11 @@ Building, the first step (on a copy that is thrown away) and starting workers ar
 * `plain`: torchvision views of PIL images in two worker processes, float32, full matrix, as in `step.py`.
 * `lightly`: that loop with lightly's loss and memory bank, MoCo v2 only; left out where lightly is not installed.
 
-A mark is reached at the first evaluation at or above it. The highest mark that every contestant of a method reaches in
-every seed is the one that ratios are of. What FILE already holds of the same settings is not run again; after
-`--minutes` nothing new is started, and the same command goes on.
+A mark is reached at the first evaluation at or above it. Ratios are of the highest mark that every contestant of a
+method reaches in every seed, if it lies above the accuracy of the untrained networks. Threads are each contestant's
+own default; beside busy processes two OpenMP threads wait for each other, so race once more with OMP_NUM_THREADS=1.
+What FILE already holds of the same settings is not run again; after `--minutes` nothing new is started, and the same
+command goes on.
 """
 from __future__ import annotations
 
@@ -85,7 +87,7 @@ def networks(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, nn.Module, nn
     """Backbone, projector and predictor of a recipe, and mean and standard deviation of the channels."""
     backbone = build_backbone(backbone_config(recipe, images.shape[0]))
     dim = recipe.projector[-1]
-    projector = mlp(backbone.features, *recipe.projector)
+    projector = mlp(backbone.num_features, *recipe.projector)
     predictor = mlp(dim, *recipe.predictor, dim) if recipe.predictor and recipe.method == "isd" else nn.Identity()
     parts = (split_batch_norm(part, recipe.batch_norm_splits) for part in (backbone, projector, predictor))
     return *parts, *channel_statistics(images.images)
@@ -263,18 +265,17 @@ def processor_seconds() -> float:
 
 
 def run_one(name: str, recipe: Recipe, every: int) -> list[dict[str, float]]:
-    """Train, and evaluate with both clocks stopped; a row for every evaluation."""
+    """Train, and evaluate with both clocks stopped; a row for every evaluation, the first before training."""
     torch.manual_seed(recipe.seed)
     sets = sets_of(recipe)
     bank, probe = subsample_evenly(sets.bank, 10_000), subsample_evenly(sets.test, 2_000)
     contestant, rows, wall, worked = MAKERS[name](recipe, sets.train), [], 0.0, 0.0
-    for start in range(0, recipe.steps, every):
-        threads = torch.get_num_threads()
+    for end in [*range(0, recipe.steps, every), recipe.steps]:
         begun, before = time.perf_counter(), processor_seconds()
-        end = min(start + every, recipe.steps)
-        for number in range(start, end):
+        for number in range(rows[-1]["step"] if rows else 0, end):
             contestant.advance(number)
         wall, worked = wall + time.perf_counter() - begun, worked + processor_seconds() - before
+        threads = torch.get_num_threads()
         found = score_encoders({"teacher": contestant.teacher()}, bank, probe, linear=False)["teacher"]["knn20"]
         rows.append(dict(step=end, images=end * recipe.batch_size, seconds=round(wall, 3),
                          processor_seconds=round(worked, 3), knn20=found))
@@ -295,11 +296,12 @@ def medians(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str,
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
-    """By method: the highest mark that all reach in all seeds, medians of both clocks, and ratios to ours."""
+    """By method: the highest mark, above the untrained nets, that all reach in all seeds; both clocks, medians."""
     found = {}
     for method in dict.fromkeys(run["method"] for run in runs):
         mine = [run for run in runs if run["method"] == method]
-        shared = [m for m in MARKS if all(reached(run["rows"], m) is not None for run in mine)]
+        untrained = max(run["rows"][0]["knn20"] for run in mine)
+        shared = [m for m in MARKS if m > untrained and all(reached(run["rows"], m) is not None for run in mine)]
         if not shared:
             continue
         mark = shared[-1]

@@ -212,7 +212,7 @@ def lightly_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float
 def tuned_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
     recipe, half = our_recipe(args), torch.full((3, 1, 1), 0.5)
     backbone, dims = build_backbone(BackboneConfig(args.network, 3, recipe.width)), recipe.projector
-    encoder = nn.Sequential(backbone, mlp(backbone.features, *dims))
+    encoder = nn.Sequential(backbone, mlp(backbone.num_features, *dims))
     step = TunedStep(encoder, mlp(dims[1], *recipe.predictor, dims[1]), dims[1], args.anchors,
                      temperatures=(recipe.student_temperature, recipe.teacher_temperature))
     views = TunedViews(recipe.views, 32, half, half / 2)

@@ -39,8 +39,8 @@ def race(monkeypatch):
 @pytest.mark.parametrize("name, method", [("ours", "isd"), ("tuned", "isd"), ("tuned", "moco_v2")])
 def test_race(race, name, method):
     rows = race.run_one(name, race.race_recipe(method, "digits", 3, 0, None), every=2)
-    assert [row["step"] for row in rows] == [2, 3] and rows[1]["images"] == 3 * 128
-    assert 0 < rows[0]["seconds"] < rows[1]["seconds"] and 0.1 < rows[1]["knn20"] < 1
+    assert [row["step"] for row in rows] == [0, 2, 3] and rows[2]["images"] == 3 * 128
+    assert 0 < rows[1]["seconds"] < rows[2]["seconds"] and 0.1 < rows[2]["knn20"] < 1
 
 
 def test_plain_contestants_train_the_same_network(race):
@@ -58,10 +58,11 @@ def test_plain_contestants_train_the_same_network(race):
 
 def test_the_mark_of_a_race_is_one_that_all_reach(race):
     def curve(name, *scores):
-        rows = [dict(seconds=float(i), processor_seconds=2.0 * i, knn20=s) for i, s in enumerate(scores, 1)]
+        rows = [dict(seconds=float(i), processor_seconds=2.0 * i, knn20=s) for i, s in enumerate([0.5, *scores])]
         return dict(method="isd", contestant=name, seed=0, rows=rows)
     found = race.summary([curve("ours", 0.81, 0.96), curve("plain", 0.6, 0.7, 0.81)])["isd"]
     assert found["mark"] == 0.8 and found["seconds"] == dict(ours=1, plain=3)
+    assert race.summary([curve("ours", 0.5)]) == {}  # no mark above the untrained net
     assert found["slower_than_ours"]["plain"] == 3 and found["processor_seconds"]["plain"] == 6
 
 
