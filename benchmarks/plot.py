@@ -1,6 +1,8 @@
 """Draw a picture of every saved benchmark.
 
     python benchmarks/plot.py [NAME ...]      # reads results/bench/NAME.json, writes results/bench/NAME.png
+
+Pictures of races are written to results/figures.
 """
 import json
 import statistics
@@ -14,6 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "results" / "bench"
+FIGURES = FOLDER.parent / "figures"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 
 
@@ -70,6 +73,50 @@ def step(saved: dict[str, Any]) -> None:
 
 def step_blur(saved: dict[str, Any]) -> None:
     step(saved)
+
+
+def tuned(saved: dict[str, Any]) -> None:
+    speed = {name: row["images_per_second"] for name, row in saved["results"].items()}
+    bars(axes(1)[0], speed, "The tuned peer and attempts to speed it up", "images per second")
+
+
+def threads(saved: dict[str, Any]) -> None:
+    busy = f"beside {saved['neighbours']} busy process" + "es" * (saved["neighbours"] > 1)
+    for ax, (name, title) in zip(axes(2), (("quiet", "quiet machine"), ("busy", busy))):
+        labels = {"chosen": "ours, chosen while training", "one": "one thread", "all": "all threads"}
+        rates = {labels[kind]: row[name] for kind, row in saved["medians"].items()}
+        bars(ax, rates, f"Training on digits, {title}", "images per second")
+
+
+def race(saved: dict[str, Any]) -> None:
+    colours = dict(ours=BLUE, tuned=GREEN, plain=ORANGE, lightly=GREY)
+    styles = dict(ours="-", tuned="--", plain="-.", lightly=":")
+    names = dict(isd="ISD", moco_v2="MoCo v2")
+    methods = list(dict.fromkeys(run["method"] for run in saved["runs"]))
+    for ax, method in zip(axes(len(methods), 3.2), methods):
+        seen: set[str] = set()
+        for run in (run for run in saved["runs"] if run["method"] == method):
+            name, rows = run["contestant"], run["rows"][1:]  # the untrained net has no place on a logarithmic axis
+            ax.semilogx([row["seconds"] for row in rows], [row["knn20"] for row in rows], styles[name],
+                        color=colours[name], alpha=0.8, label=None if name in seen else name)
+            seen.add(name)
+        found = saved["summary"].get(method)
+        if found:
+            ax.axhline(found["mark"], lw=0.6, color="black")
+        slower = found["slower_than_ours"] if found else {}
+        ratios = [f"{name} {ratio:.1f}x" for name, ratio in slower.items() if name != "ours"]
+        more = f": seconds to {found['mark']:g}, by ours: {', '.join(ratios)}" if ratios else ": no mark that all reach"
+        ax.set_title(names[method] + more, fontsize=8)
+        ax.set(xlabel="seconds of training", ylabel="20-NN accuracy, teacher")
+        ax.legend(fontsize=8)
+
+
+def race_busy(saved: dict[str, Any]) -> None:
+    race(saved)
+
+
+def race_cifar10(saved: dict[str, Any]) -> None:
+    race(saved)
 
 
 def parts(saved: dict[str, Any]) -> None:
@@ -130,7 +177,8 @@ def gpu(saved: dict[str, Any]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
-    views, loss, knn, step, step_blur, parts, scaling, equivalence, equivalence_loss, explorer, gpu)}
+    views, loss, knn, step, step_blur, tuned, race, race_busy, race_cifar10, threads, parts, scaling, equivalence,
+    equivalence_loss, explorer, gpu)}
 
 
 def save(name: str, source: Path, target: Path) -> None:
@@ -151,8 +199,9 @@ def main() -> None:
         if name not in PLOTS:
             sys.exit(f"unknown benchmark {name}; known: {', '.join(PLOTS)}")
         if (FOLDER / f"{name}.json").exists():
-            save(name, FOLDER / f"{name}.json", FOLDER / f"{name}.png")
-            print(FOLDER / f"{name}.png")
+            target = (FIGURES if name.startswith("race") else FOLDER) / f"{name}.png"
+            save(name, FOLDER / f"{name}.json", target)
+            print(target)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ images; with it they are the ISD authors' strong views, where half of them are b
   cores; each treats its part of the batch separately in batch norm.
 * `plain`: what training scripts for these methods usually do (torchvision views of PIL images in worker processes,
   float32, default memory layout, a loop over parameters for the moving average, the full batch-by-queue matrix).
+* `tuned`: ISD as an expert would write it with public parts (`tuned.py`); on a CPU only.
 * `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
   plain loop; left out, with a message, where lightly is not installed.
 
@@ -43,6 +44,7 @@ from common import about
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from tuned import TunedStep, TunedTraining, TunedViews
 
 from isd_nb.engine.launch import free_port
 from isd_nb.data import ImageSet
@@ -207,7 +209,25 @@ def lightly_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float
     return loader_turn(step, LightlyViews(images, transform), args)
 
 
-MAKERS = dict(ours=our_turn, plain=plain_turn, lightly=lightly_turn)
+def tuned_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
+    recipe, half = our_recipe(args), torch.full((3, 1, 1), 0.5)
+    backbone, dims = build_backbone(BackboneConfig(args.network, 3, recipe.width)), recipe.projector
+    encoder = nn.Sequential(backbone, mlp(backbone.num_features, *dims))
+    step = TunedStep(encoder, mlp(dims[1], *recipe.predictor, dims[1]), dims[1], args.anchors,
+                     temperatures=(recipe.student_temperature, recipe.teacher_temperature))
+    views = TunedViews(recipe.views, 32, half, half / 2)
+    training = TunedTraining(step, images, (views, views), args.batch)
+
+    def turn() -> float:
+        for count in (2, args.steps):
+            start = time.perf_counter()
+            for _ in range(count):
+                training()
+        return (time.perf_counter() - start) / (args.steps * args.batch)
+    return turn
+
+
+MAKERS = dict(ours=our_turn, tuned=tuned_turn, plain=plain_turn, lightly=lightly_turn)
 
 
 def start(name: str, args: argparse.Namespace, processes: int = 1) -> Callable[[], float]:
@@ -278,6 +298,8 @@ def measure(args: argparse.Namespace) -> dict:
     turns = {"ours": start("ours", args)}
     if args.device == "cpu" and args.processes > 1:
         turns[f"ours in {args.processes} processes"] = start("ours", args, args.processes)
+    if args.device == "cpu":
+        turns["tuned"] = start("tuned", args)
     turns["plain"] = start("plain", args)
     if find_spec("lightly"):
         turns["lightly"] = start("lightly", args)

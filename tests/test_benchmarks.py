@@ -1,4 +1,5 @@
 """The benchmarks' scripts at toy size: that they run and save what the page on benchmarks reads, not their speed."""
+import importlib
 import json
 import subprocess
 import sys
@@ -6,9 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = ["--batch", "32", "--images", "64", "--anchors", "256", "--steps", "1"]
+ONCE = ["--workers", "1", "--repeats", "1", "--blur", "--processes", "1"]
 
 
 def run(script, target, *options):
@@ -19,12 +22,55 @@ def run(script, target, *options):
 
 
 def test_step(tmp_path):
-    found, printed = run("step", tmp_path / "step.json", *SMALL, "--workers", "1", "--repeats", "1", "--blur")
-    names = {"ours", "ours in 2 processes", "plain"} | ({"lightly"} if find_spec("lightly") else set())
+    found, printed = run("step", tmp_path / "step.json", *SMALL, *ONCE)
+    names = {"ours", "tuned", "plain"} | ({"lightly"} if find_spec("lightly") else set())
     assert set(found["results"]) == names and found["blur"]
     assert found["results"]["plain"]["images_per_second"] > 0
     assert all(len(row["ratios"]["ours"]) == 1 for row in found["results"].values())
     assert "plain" in printed.splitlines()[-1 - ("lightly" in names)]
+
+
+@pytest.fixture
+def race(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("race")
+
+
+@pytest.mark.parametrize("name, method", [("ours", "isd"), ("tuned", "isd"), ("tuned", "moco_v2")])
+def test_race(race, name, method):
+    rows = race.run_one(name, race.race_recipe(method, "digits", 3, 0, None), every=2)
+    assert [row["step"] for row in rows] == [0, 2, 3] and rows[2]["images"] == 3 * 128
+    assert 0 < rows[1]["seconds"] < rows[2]["seconds"] and 0.1 < rows[2]["knn20"] < 1
+
+
+def test_plain_contestants_train_the_same_network(race):
+    recipe = race.race_recipe("isd", "digits", 1, 0, None)
+    images = race.sets_of(recipe).train
+    step, (training, _) = race.PlainRace(recipe, images), race.tuned_contestant(recipe, images)
+    shapes = [[tuple(p.shape) for p in module.parameters()] for module in (step.student, training.step.student)]
+    assert shapes[0] == shapes[1]
+    pictures = race.TwoKinds(images.images[:32], (race.plain_views(recipe.views, 16, 1, step.mean, step.std),) * 2)
+    views = [torch.stack(part) for part in zip(*(pictures[i] for i in range(32)))]
+    before = step.queue.clone()
+    step(*views)
+    assert views[0].shape == (32, 1, 16, 16) and (step.queue != before).any(1).sum() == 32
+
+
+def test_the_mark_of_a_race_is_one_that_all_reach(race):
+    def curve(name, *scores):
+        rows = [dict(seconds=float(i), processor_seconds=2.0 * i, knn20=s) for i, s in enumerate([0.5, *scores])]
+        return dict(method="isd", contestant=name, seed=0, rows=rows)
+    found = race.summary([curve("ours", 0.81, 0.96), curve("plain", 0.6, 0.7, 0.81)])["isd"]
+    assert found["mark"] == 0.8 and found["seconds"] == dict(ours=1, plain=3)
+    assert race.summary([curve("ours", 0.5)]) == {}  # no mark above the untrained net
+    assert found["slower_than_ours"]["plain"] == 3 and found["processor_seconds"]["plain"] == 6
+
+
+def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
+    (tmp_path / "race.json").write_text(json.dumps(dict(steps=10, runs=[1])))
+    assert race.earlier_runs(tmp_path / "race.json", dict(steps=10)) == [1]
+    with pytest.raises(SystemExit, match="other settings"):
+        race.earlier_runs(tmp_path / "race.json", dict(steps=20))
 
 
 def test_a_contestant_that_ends_is_named(tmp_path):
