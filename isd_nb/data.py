@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError, printable
+from .kernels.archives import openable
 from .kernels.devices import to_device
 
 # %% ../nbs/machine_room/13_images.ipynb #fl1-le2811
@@ -264,7 +265,7 @@ def formats() -> tuple[str, ...]:
 def open_image(path: Path | str, levels: Levels | None = None) -> Image.Image:  # mode "L" or "RGB", upright
     "Read an image file: EXIF orientation honoured, every mode converted to grey or RGB."
     try:
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(openable(path), formats=formats()) as image:
             image.load()
             return to_eight_bits(exif_transpose(image), levels)
     except OSError:

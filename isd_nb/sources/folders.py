@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ..data import (
     ImageSet, Levels, deep_kind, exif_transpose, formats, levels_between, open_image, resize_center_crop)
 from ..errors import InputError, printable
+from ..kernels.archives import entries_in, left_out_of, modified, openable, split_archive
 
 # %% ../../nbs/machine_room/17_folders.ipynb #c26-5b16d1
 suffixes = frozenset((  # of the formats in `isd_nb.data.raster_formats`
@@ -52,17 +53,20 @@ def kind_of(entry: os.DirEntry) -> str:  # "folder", "file" or "nothing"
         return "nothing"
 
 
-def identity(folder: Path) -> tuple[int, int]:
+def identity(folder: Path) -> tuple[int, int, str]:
     "What a folder has in common with every link to it."
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
+    archive, name = split_archive(folder) or (folder, "")
+    status = os.stat(archive)
+    return status.st_dev, status.st_ino, name
 
 
-def entries_of(folder: Path) -> list[os.DirEntry] | None:  # None: it cannot be listed
-    "What is in a folder, hidden files left out."
+def entries_of(folder: Path) -> list[tuple[str, str]] | None:  # (name, kind); None: it cannot be listed
+    "What is in a folder or an archive, hidden files left out."
+    if (packed := entries_in(folder)) is not None:
+        return [(name, kind) for name, kind in packed if not name.startswith(".")]
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [(entry.name, kind_of(entry)) for entry in entries if not entry.name.startswith(".")]
     except PermissionError as error:
         warnings.warn(f"{printable(folder)} cannot be listed ({error.strerror}) and is left out", stacklevel=2)
         return None
@@ -80,11 +84,10 @@ class Listing:
 
 def look_into(folder: Path) -> Listing:
     "List a folder."
-    time, found, whole = os.stat(folder).st_mtime_ns, Listing(), True
-    for entry in (entries := entries_of(folder)) or ():
-        kind, name = kind_of(entry), entry.name
+    time, found, whole = modified(folder), Listing(left_out=left_out_of(folder)), True
+    for name, kind in (entries := entries_of(folder)) or ():
         if kind == "folder" and name.lower() in service_folders:
-            inside = entries_of(Path(entry.path))
+            inside = entries_of(folder / name)
             whole &= inside is not None
             found.service[name] += len(inside or ())
         elif kind == "folder":
@@ -100,7 +103,7 @@ def look_into(folder: Path) -> Listing:
 # %% ../../nbs/machine_room/17_folders.ipynb #c29-d0a179
 def iter_image_folders(folder: Path,
                        below: tuple[str, ...] = (),  # the parts of the path that led here
-                       above: frozenset[tuple[int, int]] = frozenset(),  # the folders on it, which are not entered again
+                       above: frozenset[tuple[int, int, str]] = frozenset(),  # the folders on it, which are not entered again
                        ) -> Iterator[tuple[tuple[str, ...], Listing]]:
     "Every folder below, by its path's parts, and what is in it."
     if (here := identity(folder)) in above:
@@ -145,7 +148,7 @@ class Survey:
 def header_of(path: Path) -> tuple[tuple[int, int], str, bool, tuple[float, float] | None] | None:  # None: it cannot be read
     "Size, mode and colour of a file, and the range of its values if it has more than 8 bits."
     try:
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(openable(path), formats=formats()) as image:
             between = None
             if deep := deep_kind(image.mode):
                 values = np.asarray(image, dtype=np.float64)

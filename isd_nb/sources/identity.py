@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from ..data import FileList, ImageSet
+from ..kernels import archives
+from ..kernels.archives import split_archive
 
 # %% ../../nbs/machine_room/23_identity.ipynb #id06-le28
 def evenly(count: int, most: int) -> list[int]:
@@ -36,6 +38,10 @@ def places_of(paths: Sequence[Path]) -> tuple[bytes, list[bytes]]:  # a folder, 
 def some_bytes(path: bytes, piece: int = 16 << 10) -> bytes:
     "All of a small file; of a large one its beginning, its middle and its end. Nothing of one that cannot be read."
     try:
+        if split_archive(os.fsdecode(path)):
+            data = archives.read_bytes(os.fsdecode(path))
+            size = len(data)
+            return data if size <= 4 * piece else b"".join(data[at:at + piece] for at in (0, size // 2, size - piece))
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= 4 * piece:
@@ -48,7 +54,7 @@ def some_bytes(path: bytes, piece: int = 16 << 10) -> bytes:
 def size_of(path: bytes) -> int:  # -1 where there is no such file
     "Bytes in a file."
     try:
-        return os.stat(path).st_size
+        return archives.size_of(os.fsdecode(path))
     except OSError:
         return -1
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..data import FileList
 from ..errors import InputError, kept_if_allowed, printable
+from ..kernels.archives import modified, read_bytes
 from .folders import iter_image_folders, suffixes
 
 # %% ../../nbs/machine_room/19_index.ipynb #c10-e35ea0
@@ -70,7 +71,7 @@ def count_left_out(found: Sequence[tuple[tuple[str, ...], Any]]) -> dict[str, di
 def unchanged(folder: Path, names: Sequence[str], times: np.ndarray) -> bool:
     "Whether every folder is there and as old as it was."
     try:
-        return all(os.stat(folder / name).st_mtime_ns == t for name, t in zip(names, times.tolist(), strict=True))
+        return all(modified(folder / name) == t for name, t in zip(names, times.tolist(), strict=True))
     except OSError:
         return False
 
@@ -141,7 +142,7 @@ def annotated_folder(folder: Path,  # holds the table, and images at any depth
                      ) -> FolderIndex:
     "The images of Tiny-ImageNet's `val`, sorted by class as its table says."
     index, table = index_folder(folder, cache), dict[bytes, str]()
-    for line in (folder / table_name).read_text(errors="surrogateescape").splitlines():
+    for line in read_bytes(folder / table_name).decode(errors="surrogateescape").splitlines():
         name, _, rest = line.partition("\t")
         table[os.fsencode(name)] = rest.partition("\t")[0]
     listed = [(table[own], own, i) for i in range(len(index.files))
