@@ -38,7 +38,8 @@ def scored(name: str, encoder: nn.Module, train: ImageSet, test: ImageSet, **mor
     start = time.perf_counter()
     (found,) = score_encoders({name: encoder}, train, test).values()
     row = dict(encoder=name, **{k: round(v, 4) for k, v in found.items() if k != "linear_top5"}, **more)
-    print(f"{name:<40} 20-NN {row['knn20']:.3f}  linear {row['linear']:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+    took = f"{time.perf_counter() - start:.0f} s"
+    print(f"{name:<40} 20-NN {row['knn20']:.3f}  linear {row['linear']:.3f}  {took}", flush=True)
     return row
 
 
@@ -78,7 +79,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows + continued("ISD from random weights", replace(recipe, init=""), *sets, sets)
 
 
-def report(rows: list[dict[str, Any]], sets: tuple[ImageSet, ImageSet], options: argparse.Namespace) -> Mapping[str, Any]:
+def report(rows: list[dict], sets: tuple[ImageSet, ImageSet], options: argparse.Namespace) -> Mapping[str, Any]:
     "What the file holds."
     images = dict(images=len(sets[0]), test_images=len(sets[1]), note=options.note)
     return about("pretrained") | images | dict(size=options.size, batch_size=options.batch_size, rows=rows)

@@ -434,7 +434,8 @@ def efficientnet(name: str, repeats: tuple[int, ...], squeeze: bool) -> tuple[nn
         block = [("_expand_conv", ("weight",)), ("_bn0", norm)] if i >= repeats[0] else []
         block += [("_depthwise_conv", ("weight",)), ("_bn1", norm)]
         block += [(part, ("weight", "bias")) for part in ("_se_reduce", "_se_expand")] if squeeze else []
-        parts += [(f"_blocks.{i}.{part}", ends) for part, ends in (*block, ("_project_conv", ("weight",)), ("_bn2", norm))]
+        block += [("_project_conv", ("weight",)), ("_bn2", norm)]
+        parts += [(f"_blocks.{i}.{part}", ends) for part, ends in block]
     parts += [("_conv_head", ("weight",)), ("_bn1", norm), ("_fc", ("weight", "bias"))]
     names = [f"{part}.{end}" for part, ends in parts for end in ends]
     return net, dict(zip(names, net.state_dict().values(), strict=True))

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .options import console
+from .options import Labels, TestFolder, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
 from ..methods.choosing import choose_recipe
+from ..sources.given import with_given
 from ..studies.compare import compare
 from ..studies.tables import comparison_table, plot_compute, plot_learning, write_table
 
@@ -38,12 +39,13 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/68_isd_compare.ipynb #c47-059300
-def command(data: DataSpec = None, recipe: RecipeName = None, names: Names = every_method, seeds: Seeds = "0,1,2",
+def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, recipe: RecipeName = None,
+            names: Names = every_method, seeds: Seeds = "0,1,2",
             budget_images: Budget = None, batch_size: BatchSize = None, settings: Settings = None, out: Out = None,
             evaluations: Evaluations = 20, jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Train every method on the same images seen, and write comparison.json, a table and two figures."
     with one_sentence("isd_compare", "the same command goes on"):
-        base = replace(choose_recipe(recipe, data), evaluations=evaluations)
+        base = replace(choose_recipe(recipe, with_given(data, labels, test)), evaluations=evaluations)
         base = replace(base, batch_size=batch_size or base.batch_size)
         place = out or Path("runs") / f"compare-{base.name}"
         call = " ".join(["isd_compare", *sys.argv[1:]])

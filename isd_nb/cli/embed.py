@@ -11,8 +11,10 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
+from .options import Labels, TestFolder
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
+from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n04-8f7f7a
 SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
@@ -24,11 +26,12 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n05-79cc83
-def command(source: SourceName, data: DataSpec, out: OutFile, size: Size = None, batch_size: BatchSize = 256, device: Device = "auto",
+def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None,
+            size: Size = None, batch_size: BatchSize = 256, device: Device = "auto",
             root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
     with one_sentence("isd_embed"):
-        count, width = embed_to_file(source, data, out, size, batch_size, device, root, show=True)
+        count, width = embed_to_file(source, with_given(data, labels, test), out, size, batch_size, device, root, show=True)
         print(f"{count:,} images, {width} features each, in {out}")
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n06-594003

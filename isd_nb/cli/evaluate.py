@@ -12,13 +12,14 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .options import Threads, console
+from .options import Labels, TestFolder, Threads, console
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import one_sentence, with_threads
 from ..errors import InputError
 from ..protocols.answers import protocols, table_of
 from ..protocols.fine_tuning import FINETUNE
+from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/67_isd_eval.ipynb #c52-9ac4cb
 def shares(text: str) -> tuple[float, ...]:
@@ -45,12 +46,14 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/67_isd_eval.ipynb #c56-4ae2c8
-def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, encoder: Encoders = "both",
+def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
+            test: TestFolder = None, encoder: Encoders = "both",
             size: Size = None, fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False,
             baselines: Baselines = False, epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", threads: Threads = None, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
     with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"), with_threads(threads):
+        data = with_given(data, labels, test)
         said = " ".join(["isd_eval", *sys.argv[1:]])
         settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
                         backbone_rate=backbone_rate)

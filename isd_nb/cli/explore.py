@@ -16,18 +16,19 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from .options import console
+from .options import Labels, TestFolder, console
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
 from ..explore.explorer import Explorer
 from ..explore.given import gallery_of_sources
+from ..sources.given import absolute, with_given
 
 # %% ../../nbs/machine_room/69_isd_explore.ipynb #c52-dcf378
 def from_anywhere(run: Path, data: str | None, root: Path) -> dict[str, str]:
     "The arguments that name places, as a kernel can use them that starts in another folder."
-    kind, _, place = (data or read_recipe(run).data).partition(":")
-    found = {"data": f"folder:{Path(place).expanduser().resolve()}"} if kind == "folder" else {"data": data} if data else {}
+    text = data or read_recipe(run).data
+    found = {"data": absolute(text)} if data or text.startswith("folder:") else {}
     return found | {"root": str(root.expanduser().resolve())}
 
 
@@ -90,9 +91,11 @@ def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, 
 
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = None, size: Size = None,
             html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
-            data: DataSpec = None, root: Root = Path("data"), opening: Opening = True) -> None:
+            data: DataSpec = None, labels: Labels = None, test: TestFolder = None, root: Root = Path("data"),
+            opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file."
     with one_sentence("isd_explore"):
+        data = with_given(data, labels, test)
         if encoder:
             return print(explore_sources(run, encoder, data, size, limit, root, html))
         if run is None:

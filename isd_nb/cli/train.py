@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .options import (
-    Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, MethodName, Out, Processes, RecipeName, Resume,
-    Root, Seed, Steps, Supervised, Threads, Tracker, Workers, console, own_directory, run_directory)
+    Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
+    Resume, Root, Seed, Steps, Supervised, TestFolder, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, dry_run
 from ..engine.finish import final_scores, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
@@ -33,6 +33,7 @@ from ..protocols.storage import write_json
 from ..recipe import Recipe, check_settings
 from ..sources.datasets import typical_side
 from ..sources.door import Sets, check_pixels
+from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/66_isd_train.ipynb #c30-9ebddbx
 def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
@@ -98,7 +99,8 @@ def run(recipe: Recipe,
         return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/66_isd_train.ipynb #c55-dd004b
-def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName = None, backbone: Backbone = None,
+def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None,
+            method: MethodName = None, backbone: Backbone = None,
             init: Init = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
             device: Device = "auto", threads: Threads = None, processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
@@ -108,6 +110,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, method: MethodName
     with one_sentence("isd_train"):
         if device not in ("auto", "cpu", "cuda"):
             raise InputError(f"unknown device {device!r}: {suggest(device, ['auto', 'cpu', 'cuda'])}")
+        data = with_given(data, labels, test)
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)

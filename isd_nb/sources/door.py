@@ -14,6 +14,7 @@ import torch
 from ..data import ImageSet, subsample_evenly
 from ..errors import InputError, locked, suggest
 from .digits import digits
+from .given import parse_folder
 from .identity import identity, other_images
 from .layout import FolderPlan, Found, plan_folder, read_plan, read_shown, what_was_found
 
@@ -82,7 +83,7 @@ def check_pixels(spec: str, size: int, stored_size: int | None) -> None:
         raise InputError(f"STL-10 is read in its own 96 pixels, not in {size}: choose --recipe stl10, or --set image_size=96")
 
 # %% ../../nbs/machine_room/25_one_door.ipynb #c14-5f890e
-def load_sets(spec: str,  # "digits", "folder:PATH" or "torchvision:NAME"
+def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH) or "torchvision:NAME"
               size: int,  # height and width of the images that are evaluated, in pixels
               stored_size: int | None = None,  # of those that views are cut from; None: the same
               root: Path | str = "data",  # where torchvision's sets and the index of folders lie
@@ -120,7 +121,8 @@ def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:
     "A folder as every command reads it."
     if white is not None and not 0 < white < float("inf"):
         raise InputError(f"white must be positive and finite, not {white}")
-    return plan_folder(place, Path(root) / "index", unlabelled=False)
+    spec = parse_folder(place)
+    return plan_folder(spec.path, Path(root) / "index", unlabelled=False, labels=spec.labels, test=spec.test)
 
 # %% ../../nbs/machine_room/25_one_door.ipynb #sh1-le2811
 def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memory: int = 4 << 30, white: float | None = None,

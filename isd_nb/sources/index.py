@@ -37,11 +37,16 @@ class FolderIndex:
         return replace(self, files=self.files.take(rows), labels=self.labels[rows] if len(self.labels) else self.labels)
 
 # %% ../../nbs/machine_room/19_index.ipynb #c11-dd93c3
-def scan(folder: Path) -> tuple[FolderIndex, dict[str, int]]:  # and the modification time of every folder in it
+def scan(folder: Path,
+         flat: bool = False,  # list all images, without classes
+         without: Path | None = None,  # a folder inside that is not listed
+         ) -> tuple[FolderIndex, dict[str, int]]:  # and the modification time of every folder in it
     "List a folder of images; its subfolders, if any hold images, are the classes."
     found = sorted(iter_image_folders(folder), key=lambda entry: entry[0])
+    if without:
+        found = [(parts, inside) for parts, inside in found if not folder.joinpath(*parts).is_relative_to(without)]
     paths, left_out = sorted((*parts, name) for parts, inside in found for name in inside.images), count_left_out(found)
-    if any(len(p) > 1 for p in paths):
+    if not flat and any(len(p) > 1 for p in paths):
         if loose := sum(len(p) == 1 for p in paths):  # beside class folders, they have no class
             left_out["images beside the class folders"] = {"": loose}
         paths = [p for p in paths if len(p) > 1]
@@ -110,15 +115,18 @@ def read_index(place: Path, folder: Path) -> FolderIndex | None:  # None where t
 # %% ../../nbs/machine_room/19_index.ipynb #c15-d1e0b4
 def index_folder(folder: Path | str,
                  cache: Path | str | None = "data/index",  # where indices are kept; None: nowhere
+                 flat: bool = False,  # list all images, without classes
+                 without: Path | None = None,  # a folder inside that is not listed
                  ) -> FolderIndex:
     "What is in a folder: from the index of an earlier start if that still holds, else listed anew."
     folder = Path(folder).expanduser().resolve()
     if cache is None:
-        return scan(folder)[0]
-    place = Path(cache) / f"{folder.name}-{sha256(os.fsencode(folder)).hexdigest()[:12]}.npz"
+        return scan(folder, flat, without)[0]
+    which = os.fsencode(folder) + b"\0flat" * flat + (b"\0" + os.fsencode(without) if without else b"")
+    place = Path(cache) / f"{folder.name}-{sha256(which).hexdigest()[:12]}.npz"
     index = read_index(place, folder)
     if index is None:
-        index, times = scan(folder)
+        index, times = scan(folder, flat, without)
         with kept_if_allowed(f"the list of {printable(folder)}", place.parent, "the folder will be listed again next time"):
             write_index(place, index, times)
     return index

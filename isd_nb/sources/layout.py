@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['train_names', 'test_names', 'wrappers', 'no_class', 'plain', 'named_as', 'Layout', 'enter', 'unwrap', 'find_layout',
-           'holds_images', 'pick_held_out', 'FolderPlan', 'plan_folder', 'without_classes', 'read_plan', 'read_shown',
-           'read_indexed', 'read_folder', 'Found', 'what_was_found']
+           'layout_with', 'holds_images', 'pick_held_out', 'FolderPlan', 'plan_folder', 'without_classes', 'read_plan',
+           'read_shown', 'read_indexed', 'read_folder', 'Found', 'what_was_found']
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly03-le28
 import warnings
@@ -23,6 +23,8 @@ from ..data import FileList, ImageSet, Levels, held_out_rows, take_paths
 from ..errors import InputError, printable
 from .folders import (
     Survey, class_folders, look_into, read_files, same_channels, suffixes, survey, take_rows_)
+from ..kernels.archives import is_file, is_folder, left_out_of
+from .given import label_lists, readable_folder
 from .index import FolderIndex, annotated_folder, index_folder, table_name
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly06-le28
@@ -95,9 +97,29 @@ def find_layout(path: Path) -> Layout:
         return Layout(place, place)  # classes; one of them may be called "train", as of vehicles
     train = unwrap(place / trains[0])
     flat = train != place / trains[0] or not class_folders(train, most=1)
-    found = [unwrap(place / n) if flat and not (place / n / table_name).is_file() else place / n for n in tests]
-    found.sort(key=lambda p: not (p / table_name).is_file())  # a table of classes is what the archive itself brings
+    found = [unwrap(place / n) if flat and not is_file(place / n / table_name) else place / n for n in tests]
+    found.sort(key=lambda p: not is_file(p / table_name))  # a table of classes is what the archive itself brings
     return Layout(place, train, tuple(found), (*others, *(place / n for n in trains[1:])))
+
+
+def layout_with(path: Path, test: str) -> Layout:
+    "The same with a test folder that is named: inside the path, or anywhere else."
+    path = path if is_folder(path / test) else enter(path)
+    place = path / test if is_folder(path / test) else Path(test).expanduser()
+    if not is_folder(place) or not holds_images(place):
+        raise InputError(f"--test {printable(test)} is no folder with images, neither in {printable(path)} nor in the current folder")
+    if place.resolve().is_relative_to(path.resolve()):
+        place = path / place.resolve().relative_to(path.resolve())
+    if path.resolve().is_relative_to(place.resolve()):
+        raise InputError(f"--test {printable(test)} holds the training images, too: name a folder beside or inside them")
+    if not place.is_relative_to(path):
+        found = find_layout(path)
+        return Layout(found.folder, found.train, (place,), (*found.tests, *found.aside))
+    rest = [p for p in class_folders(path) if not place.is_relative_to(p)]
+    named = [path / n for n in named_as([p.name for p in rest], train_names)]
+    alone = rest if len(rest) == 1 and not look_into(path).images else []
+    train = unwrap((named or alone or [path])[0])
+    return Layout(path, train, (place,), tuple(p for p in rest if train != path and not train.is_relative_to(p)))
 
 
 def holds_images(folder: Path) -> bool:
@@ -122,6 +144,7 @@ class FolderPlan:
     test: FolderIndex | None = None
     test_rows: np.ndarray | None = None  # sorted, which rows of `train` are held out
     beside: Mapping[str, FolderIndex] = field(default_factory=dict)  # what could be tested on, and is not
+    table: Path | None = None  # where labels come from, if not from folders
     most: int = 20_000  # files of more than 8 bits that are looked at for the range of their values
 
     @cached_property
@@ -141,9 +164,9 @@ class FolderPlan:
         return replace(both[0], values=values).levels(white) if values else None
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly15-le28
-def indexed(folder: Path, cache: Path | str | None) -> FolderIndex:
-    "The list of a folder that must hold an image."
-    index = index_folder(folder, cache)
+def indexed(folder: Path, cache: Path | str | None, flat: bool = False, without: Path | None = None) -> FolderIndex:
+    "The list of a folder that must hold an image; settings as of `index_folder`."
+    index = index_folder(folder, cache, flat, without)
     if len(index.files):
         return index
     there = ", ".join(f"{sum(inside.values())} {what}" for what, inside in index.left_out.items())
@@ -160,18 +183,23 @@ def check_classes(folder: Path, index: FolderIndex, classes: Sequence[str]) -> N
 def plan_folder(path: Path | str,
                 cache: Path | str | None = None,  # where lists of files are kept; None: nowhere
                 unlabelled: bool = True,  # whether images without classes may be what is tested on, where training has classes
+                labels: Path | str | None = None,  # a table of files and labels
+                test: str | None = None,  # the folder to test on, inside the path or anywhere
                 ) -> FolderPlan:
-    "Find out what is in a folder."
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        raise InputError(f"{printable(path)} is not a folder; expected PATH/train/<class>/*, PATH/<class>/* or images")
-    layout = find_layout(path)
-    train = indexed(layout.train, cache)
+    "Find out what is in a folder or an archive."
+    path = readable_folder(Path(path).expanduser())
+    layout = layout_with(path, test) if test else find_layout(path)
+    without = layout.tests[0].resolve() if test and layout.tests[0].resolve().is_relative_to(layout.train.resolve()) else None
+    train = indexed(layout.train, cache, bool(labels), without)
     if len(train.files) < 2:
         raise InputError(f"{printable(path)} has {len(train.files)} image; learning from similarities takes at least 2")
-    tables = {f for f in layout.tests if train.classes and (f / table_name).is_file()}
+    if labels:
+        return plan_with_table(path, layout, train, Path(labels).expanduser(), cache, bool(test))
+    tables = {f for f in layout.tests if train.classes and is_file(f / table_name)}
     tests = {f: annotated_folder(f, train.classes, cache) if f in tables else index_folder(f, cache) for f in layout.tests}
     chosen = pick_held_out({f: index.classes for f, index in tests.items()}, train.classes)
+    if test and train.classes and without_classes(tests[chosen], train.classes):
+        raise InputError(f"{printable(layout.tests[0])} has none of the classes of the training images: it needs their folders, or --labels FILE")
     if chosen and train.classes and not unlabelled and without_classes(tests[chosen], train.classes):
         chosen = None
     rows = held_out_rows(train.labels)[1] if train.classes and not chosen else None
@@ -184,6 +212,23 @@ def plan_folder(path: Path | str,
 def without_classes(index: FolderIndex, classes: Sequence[str]) -> bool:
     "Whether a folder beside labelled training images has no classes, or nothing but a folder called `images`."
     return not set(index.classes) & set(classes) and no_class.issuperset(map(plain, index.classes))
+
+# %% ../../nbs/machine_room/18_layout.ipynb #ly16b-ld28
+def plan_with_table(path: Path, layout: Layout, train: FolderIndex, table: Path, cache: Path | str | None, named: bool) -> FolderPlan:
+    "What will be read of a folder whose labels are in a table."
+    train, *others = label_lists(table, [train, *(index_folder(f, cache, True) for f in layout.tests)], path.resolve())
+    if not train.classes:
+        raise InputError(f"{printable(table)} names no training image of {printable(layout.train)}")
+    tests = {f: found if found.classes else index_folder(f, cache) for f, found in zip(layout.tests, others)}
+    usable = {f: index for f, index in tests.items() if not without_classes(index, train.classes)}
+    chosen = pick_held_out({f: index.classes for f, index in usable.items()}, train.classes)
+    if named and chosen is None:
+        raise InputError(f"neither {printable(table)} nor its folders give the images in {printable(layout.tests[0])} a class of the training images")
+    if chosen:
+        check_classes(chosen, usable[chosen], train.classes)
+    rows = None if chosen else held_out_rows(train.labels)[1]
+    beside = {str(f.relative_to(layout.folder)): index for f, index in tests.items() if f != chosen}
+    return FolderPlan(path, layout, train, usable.get(chosen), rows if rows is not None and len(rows) else None, beside, table)
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly18-le28
 def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int, levels: Levels | None = None,
@@ -310,7 +355,8 @@ def what_was_found(plan: FolderPlan, data: str, white: float | None = None) -> F
     elif plan.test is not None:
         test = dict(images=len(plan.test.files), classes=len(np.unique(plan.test.labels)),
                     where=f"in {printable(plan.test.files.folder)}", what=seen_text(plan.surveys[1]))
-    notes = [note for note in (level_notes(plan.levels(white), white),) if note]
+    table = f"labels are those of {printable(plan.table.name)}" if plan.table else ""
+    notes = [note for note in (table, level_notes(plan.levels(white), white)) if note]
     return Found(data, train, test, all_left_out(plan), tuple(notes))
 
 # %% ../../nbs/machine_room/18_layout.ipynb #ly26-le28
@@ -334,6 +380,8 @@ def all_left_out(plan: FolderPlan) -> dict[str, dict[str, int]]:
         counts.setdefault(what, Counter())[name] += len(index.files)
     for folder in plan.layout.aside:
         counts.setdefault("folders of images that are no split", Counter())[folder.name] += 1
+    for what, number in left_out_of(plan.given).items() if plan.layout.folder != plan.given else ():
+        counts.setdefault(what, Counter())[""] += number
     above = look_into(plan.layout.folder) if plan.layout.train != plan.layout.folder else None
     for what, number in [*above.left_out.items(), *((f"{n}/", c) for n, c in above.service.items())] if above else ():
         counts.setdefault(what or "without an ending", Counter())[""] += number

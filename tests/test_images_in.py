@@ -1,0 +1,217 @@
+"""Labels from a table, a test folder by name, zip and tar: through the one door, said, fingerprinted, and safe."""
+
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, call
+from PIL import Image
+
+from isd_nb.cli.train import isd_train as train_command
+from isd_nb.engine.embedding import embed_to_file
+from isd_nb.errors import InputError, refusal
+from isd_nb.sources.batches import EpochSampler, read_batches
+from isd_nb.sources.datasets import typical_side
+from isd_nb.sources.door import Sets, load_sets, load_shown
+from isd_nb.sources.identity import fingerprint
+
+Pack = Callable[[Path, Path], Path]
+
+
+def write(folder: Path, *names: str) -> Path:
+    "A folder with images that all differ."
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def to_zip(folder: Path, file: Path) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(path, path.relative_to(folder))
+    return file
+
+
+def to_tar(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w") as archive:
+        archive.add(folder, folder.name)  # one folder further down, as most archives are
+    return file
+
+
+def read(place: Path, text: str, **how: int) -> Sets:
+    return load_sets(f"folder:{text}", 8, root=place / "root", **how)
+
+
+SPLIT = [f"{split}/{c}/{i}.png" for split, count in (("train", 4), ("test", 2)) for c in "ab" for i in range(count)]
+
+
+@pytest.mark.parametrize(("pack", "ending"), [(to_zip, "zip"), (to_tar, "tar"), (to_zip, "ZIP")])
+def test_an_archive_is_the_folder_that_was_packed(pack: Pack, ending: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *SPLIT)
+    archive = pack(folder, tmp_path / f"packed.{ending}")
+    before = sorted(tmp_path.rglob("*"))
+    for memory in (4 << 30, 0):  # in memory, and decoded while training
+        own, packed = read(tmp_path, str(folder), memory=memory), read(tmp_path, str(archive), memory=memory)
+        for one, other in ((own.train, packed.train), (own.test, packed.test)):
+            assert torch.equal(one.get(range(len(one))), other.get(range(len(other))))
+            assert torch.equal(one.labels, other.labels) and one.classes == other.classes
+            assert fingerprint(one) == fingerprint(other)
+    assert f"packed.{ending}" in str(packed.found) and "8 images of 2 classes" in str(packed.found)
+    assert len(load_shown(f"folder:{archive}", 8, 3, tmp_path / "root")[0]) == 3
+    assert typical_side(f"folder:{archive}") == 9
+    assert [p for p in sorted(tmp_path.rglob("*")) if "root" not in p.parts] == before  # nothing was unpacked
+
+
+def test_workers_read_an_archive_each_for_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *SPLIT)
+    train = read(tmp_path, str(to_zip(folder, tmp_path / "a.zip")), memory=0).train
+    batches = read_batches(train, EpochSampler(8, 2, 0, 0, 8), slice(0, 2), torch.device("cpu"), workers=2)
+    for indices, pixels in batches:
+        assert torch.equal(pixels, train.get(indices))
+
+
+def test_an_archive_that_changes_is_read_anew(tmp_path: Path) -> None:
+    archive = to_zip(write(tmp_path / "one", *SPLIT), tmp_path / "a.zip")
+    assert len(read(tmp_path, str(archive)).train) == 8
+    to_zip(write(tmp_path / "one", "train/a/more.png"), archive)
+    assert len(read(tmp_path, str(archive)).train) == 9
+
+
+def test_an_archive_cannot_lead_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *SPLIT)
+    secret = write(tmp_path, "secret.png") / "secret.png"
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.add(folder, "set")
+        archive.add(secret, "set/train/a/../../../../out.png")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo(f"set/train/a/link{kind.decode()}.png")
+            link.type, link.linkname = kind, str(secret)
+            archive.addfile(link)
+    sets = read(tmp_path, str(tmp_path / "evil.tar"))
+    assert len(sets.train) == 8 and "2 members that are links" in str(sets.found) and "unsafe name" in str(sets.found)
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip", "set.7z", "set.txt"])
+def test_what_is_no_archive_gets_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"something else")
+    sentence = refusal(read, tmp_path, str(tmp_path / name))
+    assert "\n" not in sentence and name in sentence
+    assert ("gunzip" in sentence) == (name in ("set.tar.gz", "set.7z"))
+
+
+def test_a_damaged_member_is_named(tmp_path: Path) -> None:
+    archive = to_zip(write(tmp_path / "set", *(f"{c}/{i}.png" for c in "ab" for i in range(20))), tmp_path / "a.zip")
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"a/3.png") + 20] ^= 255
+    archive.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"a/3\.png"):
+        sets = read(tmp_path, str(archive))
+    assert len(sets.train) + len(sets.test) == 39
+
+
+FLAT = [f"{i:02}.png" for i in range(20)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_labels_come_from_a_table(packed: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *FLAT, "extra.png")
+    (tmp_path / "labels.csv").write_text("id,breed\n" + "".join(f"{i:02},{'cat' if i % 2 else 'dog'}\n" for i in range(20)))
+    where = to_zip(folder, tmp_path / "set.zip") if packed else folder
+    sets = read(tmp_path, f"{where}?labels={tmp_path / 'labels.csv'}")
+    assert sets.train.classes == ("cat", "dog") and len(sets.train) + len(sets.test) == 20
+    for part in (sets.train, sets.test):
+        assert [part.classes[v] for v in part.labels] == ["cat" if int(p.stem) % 2 else "dog" for p in part.paths]
+    assert "labels are those of" in str(sets.found) and "1 images that labels.csv lacks" in str(sets.found)
+
+
+def test_other_labels_are_other_images(tmp_path: Path) -> None:
+    folder, prints = write(tmp_path / "set", *FLAT), []
+    for turn in (0, 1):
+        lines = [f"{name}\t{'ab'[(i // 2 + turn * (i > 9)) % 2]}" for i, name in enumerate(FLAT)]
+        (tmp_path / "labels.tsv").write_text("\n".join(lines))
+        prints.append(fingerprint(read(tmp_path, f"{folder}?labels={tmp_path / 'labels.tsv'}").train))
+    assert prints[0] != prints[1]
+
+
+def test_a_table_names_both_splits_or_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "train/1.png", "train/2.png", "train/3.png", "test/1.png")
+    table = tmp_path / "labels.txt"
+    table.write_text("train/1.png a\ntrain/2.png b\ntrain/3.png a\ntest/1.png b\n")
+    sets = read(tmp_path, f"{folder}?labels={table}")
+    assert sets.train.labels.tolist() == [0, 0, 1] and sets.test.labels.tolist() == [1]
+    table.write_text("1.png a\n2.png b\n3.png a\n")
+    assert "2 files of the folder have this name" in refusal(read, tmp_path, f"{folder}?labels={table}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("00.png,a\n00.png,b\n01.png,a", "names 00.png twice"),
+        ("00.png,a\nabsent.png,b", "1 of its 2 files that"),
+        ("00.png\n01.png", "no label"),
+        ("", "is empty"),
+        ("file,width,height\n00.png,1,2", "none of them is called label"),
+    ],
+)
+def test_a_wrong_table_gets_one_sentence(text: str, words: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *FLAT)
+    (tmp_path / "labels.csv").write_text(text)
+    sentence = refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
+    assert words in sentence and "\n" not in sentence
+    assert "cannot be read" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'absent.csv'}")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_test_folder_is_named(packed: bool, tmp_path: Path) -> None:
+    counts = ("pictures", 4), ("kept back", 2)
+    names = [f"{split}/{c}/{i}.png" for split, count in counts for c in "ab" for i in range(count)]
+    folder = write(tmp_path / "set", *names)
+    where = to_tar(folder, tmp_path / "set.tar") if packed else folder
+    sets = read(tmp_path, f"{where}?test=kept back")
+    assert (len(sets.train), len(sets.test)) == (8, 4) and sets.train.classes == ("a", "b")
+    assert not set(map(str, sets.train.paths)) & set(map(str, sets.test.paths))
+
+
+def test_a_test_folder_lies_anywhere(tmp_path: Path) -> None:
+    train = write(tmp_path / "set", *(f"{c}/{i}.png" for c in "ab" for i in range(3)), "c/held/9.png", "c/8.png")
+    other = write(tmp_path / "other", "b/1.png", "a/2.png")
+    sets = read(tmp_path, f"{train}?test={other}")
+    assert (len(sets.train), len(sets.test)) == (8, 2) and sets.test.labels.tolist() == [0, 1]
+    assert "none of the classes" in refusal(read, tmp_path, f"{train}?test=c/held")
+    assert "is no folder with images" in refusal(read, tmp_path, f"{train}?test=absent")
+    assert "training images, too" in refusal(read, tmp_path, f"{train}?test={tmp_path}")
+
+
+def test_the_commands_carry_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "set", *FLAT, *(f"kept/{i}.png" for i in range(20, 24)))
+    names = [*FLAT, *(f"kept/{i}.png" for i in range(20, 24))]
+    (tmp_path / "labels.csv").write_text("".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names)))
+    to_zip(tmp_path / "set", tmp_path / "set.zip")
+    given = ["--recipe", "digits", "--data", "folder:set.zip", "--labels", "labels.csv", "--test", "kept"]
+    planned = call(train_command, tmp_path, *given, *TINY, "--dry-run")
+    assert planned.returncode == 0 and "20 images of 2 classes" in planned.stdout, planned.stderr
+    assert "4 images of 2 classes" in planned.stdout and "labels are those of" in planned.stdout
+    plain = ["--no-figures", "--no-supervised", "--processes", "1"]
+    done = call(train_command, tmp_path, *given, *TINY, *plain, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "labels=labels.csv&test=kept" in (tmp_path / "run/config.json").read_text()
+    refused = call(train_command, tmp_path, "--labels", "labels.csv", "--dry-run")
+    assert refused.returncode and "--data folder:PATH" in refused.stderr
+    monkeypatch.chdir(tmp_path)
+    count, _ = embed_to_file(lambda x: x.mean((2, 3)), "folder:set.zip?labels=labels.csv&test=kept", "f.csv", size=8)
+    rows = (tmp_path / "f.csv").read_text().splitlines()
+    assert count == 24 and sum(",test," in row for row in rows) == 4
+
+
+def test_a_question_mark_in_a_name_is_a_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "what?labels=x", *SPLIT)
+    assert len(read(tmp_path, str(folder)).train) == 8
+    with pytest.raises(InputError, match="labels=FILE and test=PATH"):
+        read(tmp_path, f"{tmp_path}?label=x")
+
