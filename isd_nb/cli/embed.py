@@ -17,7 +17,7 @@ from ..engine.launch import one_sentence
 from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n04-8f7f7a
-SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
+SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 DataSpec = Annotated[str, Option(help="digits, folder:PATH or torchvision:NAME")]
 OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder
 from ..errors import InputError, suggest
+from .hub import hub_file
 from .networks import need_timm, network_size, parse_network, view_size, with_network
 from ..recipe import Recipe
 
@@ -327,6 +328,8 @@ def open_source(source: Path | str,  # see the table above
                 ) -> FrozenEncoder:
     "The encoder that a text names."
     text = str(source)
+    if text.startswith("hub:"):
+        return load_encoder(hub_file(text.removeprefix("hub:")), which)
     network, at, file = text.rpartition("@")
     if at and ":" in network and not Path(text).exists():
         return read_checkpoint(file, which, network)
