@@ -46,14 +46,14 @@ def to_torchscript(module: nn.Module, images: Tensor, out: Path, about: str) -> 
     torch.jit.save(traced, str(out), _extra_files={"isd_nb.json": about})
     return torch.jit.load(str(out))
 
-
+# %% ../../nbs/machine_room/75_export.ipynb #ex04-ld28-s
 def to_exported_program(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "A file of `torch.export`, for `torch.export.load`."
     program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     torch.export.save(program, out, extra_files={"isd_nb.json": about})
     return torch.export.load(out).module()
 
-
+# %% ../../nbs/machine_room/75_export.ipynb #ex04-ld28-s-s
 def to_onnx(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "An ONNX file."
     try:
@@ -102,7 +102,7 @@ def last_name(text: str) -> str:
     "The end of a path."
     return Path(text).name or text
 
-
+# %% ../../nbs/machine_room/75_export.ipynb #ex07-ld28-s
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     "A recipe without paths of this machine."
     kind, _, place = recipe["data"].partition(":")
@@ -147,7 +147,7 @@ def to_share(run: Path | str,  # a directory that isd_train wrote
         'load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"'))
     return [folder / file_name, card]
 
-
+# %% ../../nbs/machine_room/75_export.ipynb #ex08-ld28-s
 def holds_encoders(run: Path) -> list[str]:
     "The names of the encoders in a run's file."
     for which in ("teacher", "student"):
@@ -158,7 +158,7 @@ def holds_encoders(run: Path) -> list[str]:
                 raise
     raise InputError(f"{run / file_name} holds neither a teacher nor a student")
 
-
+# %% ../../nbs/machine_room/75_export.ipynb #ex08-ld28-s-s
 def push_to_hub(run: Path | str, name: str, private: bool = True, licence: str = "apache-2.0") -> str:  # where it is
     "Send a run's encoders and card to OWNER/NAME on the Hub."
     hub = need_hub()

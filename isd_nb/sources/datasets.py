@@ -100,7 +100,7 @@ def some_files(folder: Path) -> Iterator[Path]:
     "Image files below a folder or in an archive, as they come."
     return (folder.joinpath(*parts, name) for parts, inside in iter_image_folders(folder) for name in inside.images)
 
-
+# %% ../../nbs/machine_room/24_datasets.ipynb #n12-1407a5-s
 def typical_side(spec: str,  # as `--data` names images
                  sample: int = 16,  # files whose headers are read
                  ) -> int | None:  # pixels; None for what is no folder
