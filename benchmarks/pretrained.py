@@ -13,8 +13,7 @@ Every run starts from the same seed and sees the same batches; all scores are of
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,56 +32,46 @@ from isd_nb.sources.door import load_images
 from common import about
 
 
-def scored(name: str, encoder: nn.Module, train: ImageSet, test: ImageSet, **more: Any) -> dict[str, Any]:
-    "A row: 1-NN, 20-NN and linear accuracy of an encoder, and how long it took to compute."
-    start = time.perf_counter()
-    (found,) = score_encoders({name: encoder}, train, test).values()
-    row = dict(encoder=name, **{k: round(v, 4) for k, v in found.items() if k != "linear_top5"}, **more)
-    took = f"{time.perf_counter() - start:.0f} s"
-    print(f"{name:<40} 20-NN {row['knn20']:.3f}  linear {row['linear']:.3f}  {took}", flush=True)
-    return row
+def scored(name: str, encoder: nn.Module, train: ImageSet, test: ImageSet) -> dict[str, Any]:
+    "A row: 1-NN, 20-NN and linear accuracy of an encoder."
+    (found,) = score_encoders({"encoder": encoder}, train, test).values()
+    return dict(encoder=name, **{k: round(found[k], 4) for k in ("knn1", "knn20", "linear")})
 
 
-def continued(
-    name: str, recipe: Recipe, train: ImageSet, test: ImageSet, scored_sets: tuple[ImageSet, ImageSet]
-) -> list[dict[str, Any]]:
+def continued(name: str, recipe: Recipe, train: ImageSet, test: ImageSet) -> list[dict[str, Any]]:
     "Rows of student and teacher after training by this recipe."
     with tempfile.TemporaryDirectory() as place:
-        run = isd_nb.train(recipe, train, Path(place) / "run", test, device="cpu", threads=1)
-    said = dict(
-        learning_rate=recipe.learning_rate,
-        momentum=recipe.momentum,
-        images_seen=run.summary["images_seen"],
-        train_seconds=round(run.summary["seconds"], 1),
-    )
-    return [scored(f"{name}, {which}", run.encoders[which], *scored_sets, **said) for which in ("student", "teacher")]
+        summary = isd_nb.train(recipe, train, Path(place) / "run", test, device="cpu", threads=1).summary
+    said = dict(learning_rate=recipe.learning_rate, momentum=recipe.momentum, images_seen=summary["images_seen"])
+    rows = []
+    for which in ("student", "teacher"):
+        scores = {k: round(summary[f"{k}_{which}"], 4) for k in ("knn1", "knn20", "linear")}
+        rows.append(dict(encoder=f"{name}, {which}", **scores, **said, seconds=round(summary["seconds"], 1)))
+    return rows
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    "All rows, the slow ones last."
-    own, size = load_images(options.data, 32), options.size
-    sets = load_images(options.data, size)
-    given = open_encoder(options.weights)
-    random = open_encoder(f"{given.config.name},pretrained=false")
-    rows = [
-        scored("raw pixels, 32 x 32", nn.Flatten(), *own),
-        scored("the network with random weights", random, *sets),
-        scored("the weights as they are", given, *sets),
-    ]
+def measure(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    "Rows as they are measured, the slow ones last."
+    size = options.size
+    sets, given = load_images(options.data, size), open_encoder(options.weights)
+    yield [scored("raw pixels, 32 x 32", nn.Flatten(), *load_images(options.data, 32))]
+    yield [scored("the network with random weights", open_encoder(f"{given.config.name},pretrained=false"), *sets)]
+    yield [scored("the weights as they are", given, *sets)]
     recipe = with_weights(choose_recipe(None, options.data, steps=options.steps), options.weights, None, size)
     recipe = replace(
         recipe, image_size=size, batch_size=options.batch_size, queue_size=2048, evaluations=1, seed=options.seed
     )
     for rate in options.rates:
         go_on = replace(recipe, learning_rate=rate, momentum=(0.99, 1.0))
-        rows += continued(f"continued with ISD, rate {rate:g}", go_on, *sets, sets)
-    return rows + continued("ISD from random weights", replace(recipe, init=""), *sets, sets)
+        yield continued(f"continued with ISD, rate {rate:g}", go_on, *sets)
+    yield continued("ISD from random weights", replace(recipe, init=""), *sets)
 
 
-def report(rows: list[dict], sets: tuple[ImageSet, ImageSet], options: argparse.Namespace) -> Mapping[str, Any]:
-    "What the file holds."
-    images = dict(images=len(sets[0]), test_images=len(sets[1]), note=options.note)
-    return about("pretrained") | images | dict(size=options.size, batch_size=options.batch_size, rows=rows)
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    "What the file holds, but for its rows."
+    train, test = load_images(options.data, 32)
+    images = dict(images=len(train), test_images=len(test), note=options.note)
+    return about("pretrained") | images | dict(size=options.size, batch_size=options.batch_size, seed=options.seed)
 
 
 def main() -> None:
@@ -98,8 +87,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pretrained.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(options)
-    options.out.write_text(json.dumps(report(rows, load_images(options.data, 32), options), indent=1) + "\n")
+    found, rows = report(options), []
+    for more in measure(options):
+        rows += more
+        options.out.write_text(json.dumps(found | dict(rows=rows), indent=1) + "\n")
+        print(*more, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

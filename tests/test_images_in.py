@@ -121,7 +121,8 @@ FLAT = [f"{i:02}.png" for i in range(20)]
 @pytest.mark.parametrize("packed", [False, True])
 def test_labels_come_from_a_table(packed: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "set", *FLAT, "extra.png")
-    (tmp_path / "labels.csv").write_text("id,breed\n" + "".join(f"{i:02},{'cat' if i % 2 else 'dog'}\n" for i in range(20)))
+    rows = "".join(f"{i:02},{'cat' if i % 2 else 'dog'}\n" for i in range(20))
+    (tmp_path / "labels.csv").write_text(f"id,breed\n{rows}")
     where = to_zip(folder, tmp_path / "set.zip") if packed else folder
     sets = read(tmp_path, f"{where}?labels={tmp_path / 'labels.csv'}")
     assert sets.train.classes == ("cat", "dog") and len(sets.train) + len(sets.test) == 20

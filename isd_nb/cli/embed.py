@@ -17,9 +17,10 @@ from ..engine.launch import one_sentence
 from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n04-8f7f7a
-SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
+SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 DataSpec = Annotated[str, Option(help="digits, folder:PATH or torchvision:NAME")]
 OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
+Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and suspect labels")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
 BatchSize = Annotated[int, Option(min=1, help="images at a time")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
@@ -27,12 +28,12 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n05-79cc83
 def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None,
-            size: Size = None, batch_size: BatchSize = 256, device: Device = "auto",
+            report: Report = None, size: Size = None, batch_size: BatchSize = 256, device: Device = "auto",
             root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
     with one_sentence("isd_embed"):
-        count, width = embed_to_file(source, with_given(data, labels, test) or data, out, size, batch_size, device, root, show=True)
-        print(f"{count:,} images, {width} features each, in {out}")
+        count, width = embed_to_file(source, with_given(data, labels, test) or data, out, size, batch_size, device, root, True, report)
+        print(f"{count:,} images, {width} features each, in {out}" + (f"; near-duplicates, outliers and suspect labels in {report}" if report else ""))
 
 # %% ../../nbs/machine_room/70_isd_embed.ipynb #n06-594003
 def isd_embed() -> None:

@@ -34,7 +34,7 @@ RunFolder = Annotated[Path | None, Argument(help="the run's directory; not with 
 Protocol = Annotated[str, Option(help=", ".join(protocols))]
 DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME; by default the run's")]
 Encoders = Annotated[str, Option(help="teacher, student or both of the run; or, without a run, what to evaluate: "
-                                    "a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
+                                    "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images, without a run; by default as the encoder was trained")]
 Fractions = Annotated[str, Option(help="shares of the labels, for few-labels and finetune")]
 Seeds = Annotated[int, Option(help="draws of the labelled images")]

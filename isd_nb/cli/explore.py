@@ -68,7 +68,7 @@ def produce(run: Path, html: Path | None, **settings: Any) -> Path:
 
 # %% ../../nbs/machine_room/69_isd_explore.ipynb #c56-acd9d4
 RunFolder = Annotated[Path | None, Argument(help="a directory that isd_train wrote; not with --encoder")]
-Encoders = Annotated[list[str] | None, Option("--encoder", help="without a run: a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME, torchvision:NAME; "
+Encoders = Annotated[list[str] | None, Option("--encoder", help="without a run: a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME; "
                                               "again for a second one")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images, with --encoder; by default as the encoder was trained")]
 LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]

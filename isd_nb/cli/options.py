@@ -74,7 +74,7 @@ Labels = Annotated[Path | None, Option(help="of a folder: a table of files and l
 TestFolder = Annotated[str | None, Option("--test", help="of a folder: the folder to test on, inside it or anywhere")]
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
 Backbone = Annotated[str | None, Option(help="tiny, small_resnet, resnet18, resnet50, timm:NAME, torchvision:NAME or package.module:function")]
-Init = Annotated[str | None, Option(help="start from given weights: a run, a checkpoint, NETWORK@FILE, shipped:NAME, timm:NAME or torchvision:NAME")]
+Init = Annotated[str | None, Option(help="start from given weights: a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 Epochs = Annotated[float | None, Option(help="passes over the images")]
 Steps = Annotated[int | None, Option(help="optimiser steps, instead of --epochs")]
 BatchSize = Annotated[int | None, Option(help="images a step, all processes together")]

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from ..data import ImageSet
+from ..data import FileList, ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint
+from .report import write_report
 from ..errors import InputError, printable, suggest
 from ..evaluation import embed
 from ..kernels.devices import pick_device
@@ -32,11 +34,13 @@ columns = ("file", "class", "split")
 
 
 def described(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, str, str]]:
-    "File, class and split of every image."
+    "File (below the folder that all share), class and split of every image."
+    folders = [os.fspath(images.paths.folder) for _, images in sets if isinstance(images.paths, FileList)]
+    top = os.path.commonpath(folders) if folders else ""
     for split, images in sets:
         for i in range(len(images)):
             label = "" if images.labels is None else images.classes[int(images.labels[i])]
-            yield printable(images.paths[i]) if images.paths else f"{split}/{i}", label, split
+            yield printable(os.path.relpath(images.paths[i], top or None)) if images.paths else f"{split}/{i}", label, split
 
 
 def pieces(sets: Sequence[tuple[str, ImageSet]], start: int, rows: int) -> Iterator[ImageSet]:
@@ -147,6 +151,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   device: str = "auto",
                   root: Path | str = "data",  # where torchvision's sets lie
                   show: bool = False,
+                  report: Path | str | None = None,  # a folder for the tables of `isd_nb.engine.report`; holds all features in memory
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out = Path(out)
@@ -164,5 +169,8 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
             raw.write(embed(encoder, piece, batch_size, place).cpu().numpy().astype("<f4").tobytes())
             raw.flush()
             bar.update(len(piece))
+    if report:
+        features = torch.from_numpy(np.fromfile(folder / "features.raw", np.float32).reshape(count, width))
+        write_report(report, features, [*described(sets)])
     put_together(out, folder, sets, width)
     return count, width

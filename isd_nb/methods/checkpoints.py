@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder
 from ..errors import InputError, suggest
+from .hub import hub_file
 from .networks import need_timm, network_size, parse_network, view_size, with_network
 from ..recipe import Recipe
 
@@ -144,7 +145,7 @@ def own_names(values: Mapping[str, Any], layout: Layout) -> dict[str, Tensor]:
 efficientnet_parts = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier",
                       "_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 
-
+# %% ../../nbs/machine_room/32_checkpoints.ipynb #ef2-ld28-s
 def from_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "The tensors of EfficientNet-PyTorch (lukemelas/EfficientNet-PyTorch, model.py) by the names of timm."
     project = "_blocks.{}._project_conv.weight"
@@ -156,7 +157,7 @@ def from_efficientnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         places.append((stage, inside))
     return {efficientnet_name(k, places, state): v for k, v in state.items()}
 
-
+# %% ../../nbs/machine_room/32_checkpoints.ipynb #ef2-ld28-s-s
 def efficientnet_name(name: str, places: Sequence[tuple[int, int]], state: Mapping[str, Tensor]) -> str:
     "One of these names as timm has it; what is not known stays as it is, and is refused later by this name."
     block = re.fullmatch(r"_blocks\.(\d+)\.([^.]+)\.(\w+)", name)
@@ -175,7 +176,7 @@ resnets: dict[tuple, str] = {("basic", 2, 2, 2, 2): "resnet18", ("basic", 3, 4, 
 efficientnets = {(16, 320): 0, (23, 320): 1, (23, 352): 2, (26, 384): 3, (32, 448): 4, (39, 512): 5, (45, 576): 6, (55, 640): 7}
 widths = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # of vision transformers
 
-
+# %% ../../nbs/machine_room/32_checkpoints.ipynb #n15-41cece-s
 def guess_network(state: Mapping[str, Tensor]) -> tuple[str, str] | None:  # (name, stem)
     "The network that has these names and shapes, if it is a plain ResNet, EfficientNet or vision transformer."
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
@@ -305,7 +306,7 @@ def published(name: str) -> FrozenEncoder:
     encoder.metadata = dict(written_by=prefix, encoders=["student"], source=name, normalisation=prefix, weights=where)
     return encoder
 
-
+# %% ../../nbs/machine_room/32_checkpoints.ipynb #n24-9fd890-s
 def download(prefix: str, place: str, net: nn.Module) -> dict[str, Tensor]:
     "The tensors of published weights, by the network's own names."
     try:
@@ -327,6 +328,8 @@ def open_source(source: Path | str,  # see the table above
                 ) -> FrozenEncoder:
     "The encoder that a text names."
     text = str(source)
+    if text.startswith("hub:"):
+        return load_encoder(hub_file(text.removeprefix("hub:")), which)
     network, at, file = text.rpartition("@")
     if at and ":" in network and not Path(text).exists():
         return read_checkpoint(file, which, network)

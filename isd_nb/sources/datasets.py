@@ -100,7 +100,7 @@ def some_files(folder: Path) -> Iterator[Path]:
     "Image files below a folder or in an archive, as they come."
     return (folder.joinpath(*parts, name) for parts, inside in iter_image_folders(folder) for name in inside.images)
 
-
+# %% ../../nbs/machine_room/24_datasets.ipynb #n12-1407a5-s
 def typical_side(spec: str,  # as `--data` names images
                  sample: int = 16,  # files whose headers are read
                  ) -> int | None:  # pixels; None for what is no folder
@@ -112,7 +112,7 @@ def typical_side(spec: str,  # as `--data` names images
     sides = []
     try:
         for path in islice(some_files(Path(parse_folder(place).path).expanduser()), sample):
-            with suppress(Exception), Image.open(openable(path), formats=formats()) as image:  # a damaged header raises anything; reading names it
+            with suppress(Exception), Image.open(openable(path), formats=formats()) as image:  # damaged: whoever reads the folder says so
                 sides.append(min(image.size))
     except OSError:
         return None

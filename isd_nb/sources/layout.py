@@ -101,7 +101,7 @@ def find_layout(path: Path) -> Layout:
     found.sort(key=lambda p: not is_file(p / table_name))  # a table of classes is what the archive itself brings
     return Layout(place, train, tuple(found), (*others, *(place / n for n in trains[1:])))
 
-
+# %% ../../nbs/machine_room/18_layout.ipynb #ly09-le28-s
 def layout_with(path: Path, test: str) -> Layout:
     "The same with a test folder that is named: inside the path, or anywhere else."
     path = path if is_folder(path / test) else enter(path)
@@ -121,7 +121,7 @@ def layout_with(path: Path, test: str) -> Layout:
     train = unwrap((named or alone or [path])[0])
     return Layout(path, train, (place,), tuple(p for p in rest if train != path and not train.is_relative_to(p)))
 
-
+# %% ../../nbs/machine_room/18_layout.ipynb #ly09-le28-s-s
 def holds_images(folder: Path) -> bool:
     "Whether there is an image in a folder or below it."
     return bool(look_into(folder).images) or bool(class_folders(folder, most=1))
@@ -208,7 +208,7 @@ def plan_folder(path: Path | str,
     beside = {str(f.relative_to(layout.folder)): index for f, index in tests.items() if f != chosen}
     return FolderPlan(path, layout, train, tests[chosen] if chosen else None, rows if rows is not None and len(rows) else None, beside)
 
-
+# %% ../../nbs/machine_room/18_layout.ipynb #ly16-le28-s
 def without_classes(index: FolderIndex, classes: Sequence[str]) -> bool:
     "Whether a folder beside labelled training images has no classes, or nothing but a folder called `images`."
     return not set(index.classes) & set(classes) and no_class.issuperset(map(plain, index.classes))
@@ -245,7 +245,7 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
         files, labels = files.take(keep), None if labels is None else labels[keep]
     return ImageSet(images, labels, paths=files, **about)
 
-
+# %% ../../nbs/machine_room/18_layout.ipynb #ly18-le28-s
 def part_(images: ImageSet, test_rows: np.ndarray) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "Split a set that nobody else has: the test images are copied, the others moved together in place."
     kept = images.paths.rows if isinstance(images.paths, FileList) else None  # without those that could not be read
@@ -367,7 +367,7 @@ def seen_text(seen: Survey | None) -> str:
     sizes = " to ".join(f"{w}x{h}" for w, h in seen.sizes)
     return f"{sizes} pixels, {', '.join(mode for mode, _ in seen.modes.most_common())}"
 
-
+# %% ../../nbs/machine_room/18_layout.ipynb #ly26-le28-s
 def all_left_out(plan: FolderPlan) -> dict[str, dict[str, int]]:
     "What was left out of all folders of a plan: files by ending, and whole folders."
     counts: dict[str, Counter[str]] = {}

@@ -1,0 +1,109 @@
+"""What leaves the house: exported encoders, and the Hub through a cache and an API that are made up."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import call
+from torch.testing import assert_close
+
+from isd_nb.cli.export import isd_export
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
+from isd_nb.engine.export import export_encoder, push_to_hub
+from isd_nb.errors import InputError
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    "A run's directory as far as sharing needs it, with paths of this machine in its recipe."
+    torch.manual_seed(0)
+    config = BackboneConfig("tiny", 3, 4)
+    encoders = {w: Encoder(build_backbone(config), [0.4] * 3, [0.2] * 3).eval() for w in ("student", "teacher")}
+    recipe = dict(name="mine", method="isd", seed=1, data=f"folder:{tmp_path}/birds?labels={tmp_path}/l.csv")
+    recipe["init"] = f"{tmp_path}/weights.pth"
+    save_encoder(tmp_path / "run/encoder.safetensors", encoders, config, 16, dict(recipe=recipe, classes=["a", "b"]))
+    scores = {f"{k}_{w}": 0.5 for k in ("knn1", "knn20", "linear") for w in encoders}
+    (tmp_path / "run/summary.json").write_text(json.dumps(scores | dict(images_seen=64)))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pt2", ".onnx"])
+def test_exported_features_are_the_encoders(ending: str, run: Path, tmp_path: Path) -> None:
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / f"encoder{ending}"
+    done = call(isd_export, tmp_path, "run", "--out", out.name)
+    assert done.returncode == 0 and "agree" in done.stdout, done.stderr
+    images = torch.rand(7, 3, 16, 16)
+    want = load_encoder(run)(images)
+    if ending == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    else:
+        found = torch.jit.load(out)(images) if ending == ".pt" else torch.export.load(out).module()(images)
+    assert_close(found, want, atol=1e-5, rtol=1e-4)
+    assert str(tmp_path).encode() not in out.read_bytes()
+
+
+def test_an_unknown_ending_and_nothing_to_do(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.onnx, \.pt2 or \.pt"):
+        export_encoder(str(run), tmp_path / "encoder.tflite")
+    assert "--push OWNER/NAME" in call(isd_export, tmp_path, "run").stderr
+
+
+class FakeApi:
+    "Takes what is sent to it."
+
+    sent: dict[str, bytes] = {}  # noqa: RUF012
+    fails: str = ""
+
+    def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+        type(self).private = private
+
+    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        if self.fails:
+            raise OSError(f"{self.fails}\nmore lines")
+        type(self).sent = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+
+
+def test_a_push_sends_weights_and_card_and_no_path(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    push_to_hub(run, "me/birds")
+    assert set(FakeApi.sent) == {"encoder.safetensors", "README.md"} and FakeApi.private
+    assert not any(str(run.parent).encode() in content for content in FakeApi.sent.values())
+    card = huggingface_hub.ModelCard(FakeApi.sent["README.md"].decode())
+    results = card.data.eval_results
+    assert card.data.library_name == "isd_nb" and {r.metric_value for r in results} == {0.5} and len(results) == 6
+    assert 'load_encoder("hub:me/birds"' in card.text and "folder:birds" in card.text
+    monkeypatch.setattr(FakeApi, "fails", "401 no token")
+    with pytest.raises(InputError, match="401 no token") as refused:
+        push_to_hub(run, "me/birds")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_in_the_cache_is_an_encoder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    push_to_hub(run, "me/birds")
+    cache, commit = tmp_path / "cache/models--me--birds", "a" * 40
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text(commit)
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    (cache / "snapshots" / commit / "encoder.safetensors").write_bytes(FakeApi.sent["encoder.safetensors"])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    images = torch.rand(3, 3, 16, 16)
+    for which in ("teacher", "student"):
+        assert_close(load_encoder("hub:me/birds", which)(images), load_encoder(run, which)(images))
+    assert_close(load_encoder(f"hub:me/birds@{commit}")(images), load_encoder(run)(images))
+    for name, words in (("me/absent", "cannot be had"), ("absent", "OWNER/NAME")):
+        with pytest.raises(InputError, match=words) as refused:
+            load_encoder(f"hub:{name}")
+        assert "\n" not in str(refused.value)
+    shutil.rmtree(cache)
