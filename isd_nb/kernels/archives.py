@@ -38,9 +38,9 @@ class Contents:
     left_out: Counter[str]  # how many members are not read, by reason
 
 
-endings = (".zip", ".tar")
+endings = (".zip", ".tar")  # of archives that are read in place
 largest = 1 << 30  # bytes of one member
-inside = re.compile(r"(?i)\.(?:zip|tar)(?=/|$)")
+inside = re.compile(r"(?i)\.(?:zip|tar)(?=/|$)")  # where a path enters an archive
 
 # %% ../../nbs/machine_room/72_archives.ipynb #ar06-ld28
 class Adding:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/74_hub.ipynb #hu03-ld28
-file_name = "encoder.safetensors"
+file_name = "encoder.safetensors"  # of the weights in a repository of the Hub
 
 
 def need_hub() -> Any:
