@@ -17,6 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from explorer import write_explorer
 from reference import Name, front_names, package_modules, public_names, write_reference
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def page_of(notebook: dict[str, Any], path: Path, names: dict[str, Name]) -> dic
     for number, cell in enumerate(notebook["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            source = source.replace("](../book/explorer/digits.html)", "](/explorer.md)")  # the file, and its page
+            source = source.replace("](../book/pages/explorer.md)", "](/explorer.md)")
             source = re.sub(r"(?<=\]\()[^)\s]*#[^)\s]+", lambda m: with_small_anchor(m.group()), source)
             cells.append(cell | {"source": link_names(source, names)})
         elif is_shown(cell):
@@ -146,7 +147,7 @@ def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[s
         origin = ROOT / "book" / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, source / name)
     copy_mathjax(source / "_static" / "mathjax")
-    shutil.copytree(ROOT / "book" / "explorer", source / "extra" / "explorer")
+    write_explorer(source / "extra" / "explorer" / "digits.html")
     shutil.copytree(ROOT / "results" / "figures", source / "results" / "figures")
     titles = {path.with_suffix("").as_posix(): title_of(notebook)[0] for path, notebook in notebooks.items()}
     (source / "api").mkdir()

@@ -1,9 +1,8 @@
-"""Writes `book/explorer/digits.html`: the explorer of the encoders that are shipped, on the held-out digits.
+"""The explorer of the encoders that are shipped, on the held-out digits, as one file for the website.
 
-    python book/explorer.py
-
-The file is committed, because its layouts take a while; `tests/test_site.py` compares it with the package.
+    python book/explorer.py digits.html
 """
+import sys
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -15,8 +14,6 @@ from isd_nb.explore.gallery import Gallery, gallery_of
 from isd_nb.sources.digits import digits
 from isd_nb.views import GENTLE
 
-FILE = Path(__file__).parent / "explorer" / "digits.html"
-
 
 def shipped_gallery(**settings: object) -> Gallery:
     "The 500 held-out digits with the features of the shipped teacher and student."
@@ -26,6 +23,11 @@ def shipped_gallery(**settings: object) -> Gallery:
     return gallery_of(images, features, title="ISD on digits", views=GENTLE, show=False, **settings)
 
 
+def write_explorer(path: Path) -> None:
+    "One HTML file with maps, thumbnails and features of the shipped teacher and student inside."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Explorer(shipped_gallery()).html(path)
+
+
 if __name__ == "__main__":
-    FILE.parent.mkdir(exist_ok=True)
-    print(f"{Explorer(shipped_gallery()).html(FILE)}: {FILE.stat().st_size / 1e6:.1f} MB")
+    write_explorer(Path(sys.argv[1]))

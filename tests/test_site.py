@@ -196,17 +196,16 @@ def test_llms_txt_lists_what_is_there(site: Path) -> None:
     assert not [link for link in here if not (site / link).is_file()]
 
 
-def test_the_explorer_of_the_site_is_that_of_the_package() -> None:
-    text, static = explorer.FILE.read_text(), reference.PACKAGE / "explore/static"
+def test_the_explorer_of_the_site_holds_the_shipped_encoders(site: Path) -> None:
+    text, static = (site / "explorer/digits.html").read_text(), reference.PACKAGE / "explore/static"
     for name in ("contours.js", "explorer.js", "explorer.css"):
-        own = (static / name).read_text().replace("export default { render, mount };", "")
-        assert own in text, "run book/explorer.py"
+        assert (static / name).read_text().replace("export default { render, mount };", "") in text
     header, data = (re.search(rf'id="{name}">(.*?)</script>', text, re.S).group(1) for name in ("header", "data"))
     index = json.loads(header)["arrays"]["features"]
     kept = np.frombuffer(base64.b64decode(data), "<i2", index["length"], index["offset"])
     computed = explorer.shipped_gallery(places={("teacher", 7812): None, ("student", 7812): None}).features
     now = np.stack([computed["teacher", 7812], computed["student", 7812]]) * 32767
-    assert np.abs(kept.reshape(now.reshape(2, 500, -1).shape) - now).max() < 40, "run book/explorer.py"
+    assert np.abs(kept.reshape(now.reshape(2, 500, -1).shape) - now).max() < 40
 
 
 # ---- in Chromium
