@@ -307,7 +307,7 @@ def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[Image
     train, test = held_out_rows(images.labels, share, seed)
     return images.subset(train), images.subset(test) if len(test) else None
 
-
+# %% ../nbs/machine_room/14_images.ipynb #c37-1a3d72p1
 def stratified_fraction(labels: Tensor,  # int64 (N,)
                         fraction: float,  # in (0, 1]
                         seed: int = 0,

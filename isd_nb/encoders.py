@@ -137,7 +137,7 @@ def check_partners(state: Mapping[str, Tensor], encoder: nn.Module, where: str) 
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{where} does not match its config: {'; '.join(wrong[:3])}{more}")
 
-
+# %% ../nbs/machine_room/35_encoder_files.ipynb #c2876ee3ap1
 def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> FrozenEncoder:
     "A frozen encoder from the header and tensors of a file."
     config = BackboneConfig(**header["config"])

@@ -91,7 +91,7 @@ def check_row(ledger: ResultCache, row: Mapping[str, Any]) -> None:
     if wrong := [name for name in (*columns, "low", "high") if not isinstance(row.get(name), int | float)]:
         raise InputError(f"{ledger.path} is damaged: a row has no number for {', '.join(wrong)}; mend it, or delete it to compute its rows again")
 
-
+# %% ../../nbs/machine_room/55_evaluate_run.ipynb #c34-514af3p1
 def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
     weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]

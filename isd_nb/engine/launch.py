@@ -95,7 +95,7 @@ def places_of(count: int) -> list[dict[str, str]]:
     shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(count))
     return [shared | dict(RANK=str(i), LOCAL_RANK=str(i), LOCAL_WORLD_SIZE=str(count)) for i in range(count)]
 
-
+# %% ../../nbs/machine_room/49_launch.ipynb #c46-9b9f6fp1
 @dataclass
 class Companion:
     "Another process of this command, and the file in which it says what went wrong."

@@ -30,7 +30,7 @@ def neighbours_of(features: Tensor,  # (N, F)
     others = own.int().argsort(dim=1, stable=True)[:, :k]
     return values.gather(1, others), rows.gather(1, others)
 
-
+# %% ../../nbs/machine_room/54_report.ipynb #rp03-ld28p1
 def near_duplicates(values: Tensor, rows: Tensor) -> list[tuple[int, int, float]]:  # (row, row, cosine), the most similar first
     "Pairs of images that are each other's nearest."
     first = rows[:, 0].tolist()
@@ -75,7 +75,7 @@ def write_report(folder: Path | str,  # is made
         tables["suspect_labels"] = ["score", "file", "class", "neighbours_class", "its_share", "own_share", "split"], suspects
     return [write_table(folder / f"{name}.csv", *table) for name, table in tables.items()]
 
-
+# %% ../../nbs/machine_room/54_report.ipynb #rp04-ld28p1
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
     "A CSV file."
     with path.open("w", newline="", errors="surrogateescape") as file:

@@ -49,7 +49,7 @@ def keep_compiled(*packages: str) -> None:
             with suppress(RuntimeError):  # there is no place for a cache: it is compiled in each process
                 function.enable_caching()
 
-
+# %% ../../nbs/machine_room/63_umap.ipynb #n05-583687p1
 def check_map(places: np.ndarray, images: ImageSet) -> None:
     "Raise unless there is a place for every image."
     if np.shape(places) != (len(images), 2):

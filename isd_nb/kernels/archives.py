@@ -81,7 +81,7 @@ def safe_name(name: str) -> str:  # "" for a name that is not used
     odd = not name or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) or len(parts) > 64
     return "" if odd or any(part in ("", ".", "..") for part in parts) else name
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar05-ld28p1
 def of_zip(file: Path, add: Adding) -> None:
     "The table of contents at a zip's end."
     kinds = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
@@ -143,7 +143,7 @@ def left_out_of(path: Path) -> Counter[str]:
     found = split_archive(path)
     return Counter(open_contents(found[0]).left_out) if found and not found[1] else Counter()
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar09-ld28p1
 def is_folder(path: Path) -> bool:
     "Whether a path is a folder, an archive, or a folder in one."
     found = split_archive(path)
@@ -178,7 +178,7 @@ def member(archive: Path, name: str) -> Member:
         raise OSError(f"{name} in {archive.name} states {found.size:,} bytes, more than {largest:,}")
     return found
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar10-ld28p1
 def read_bytes(path: Path | str) -> bytes:
     "A file, packed or not."
     if (found := split_archive(path)) is None:
@@ -204,7 +204,7 @@ def read_member(archive: Path, name: str, place: Member) -> bytes:
         raise OSError(f"{name} in {archive.name} is damaged: its bytes are not those that the archive states")
     return data
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar10-ld28p2
 def openable(path: Path | str) -> Path | str | BinaryIO:
     "What `open` functions of other libraries take: a path, or the bytes of a packed file."
     return path if split_archive(path) is None else io.BytesIO(read_bytes(path))

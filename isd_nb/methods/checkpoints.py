@@ -356,7 +356,7 @@ def start_from(student: Encoder, recipe: Recipe) -> None:
     student.mean.copy_(given.mean)
     student.std.copy_(given.std)
 
-
+# %% ../../nbs/machine_room/34_checkpoints.ipynb #n28-979bbep1
 def open_encoder(source: str) -> FrozenEncoder:
     "The teacher of a source, or its student where it has no teacher."
     try:

@@ -31,7 +31,7 @@ def check_name(name: str) -> str:
         raise InputError(f"a model of the Hub is OWNER/NAME, not {name!r}")
     return name
 
-
+# %% ../../nbs/machine_room/36_hub.ipynb #hu03-ld28p1
 def hub_file(name: str,  # OWNER/NAME, or OWNER/NAME@REVISION
              ) -> Path:
     "The encoder file of a model on the Hub, downloaded once; an `InputError` where it cannot be had."

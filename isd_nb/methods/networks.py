@@ -69,7 +69,7 @@ def unknown(kind: str, name: str, known: list[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return InputError(f"{kind} has no network {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
 
-
+# %% ../../nbs/machine_room/33_networks.ipynb #n09-d4f1c6p1
 def from_timm(name: str, options: Mapping[str, Any], channels: int) -> Network:
     "A network of timm; a transformer takes images of any size that its patches divide, unless `img_size` fixes it."
     timm = need_timm()
@@ -155,7 +155,7 @@ def replace_first(net: nn.Module, make: Callable[[nn.Conv2d], nn.Conv2d]) -> Non
     place, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     net.set_submodule(place, make(old))
 
-
+# %% ../../nbs/machine_room/33_networks.ipynb #n14-8e6b4dp1
 def small_stem(net: nn.Module, name: str, padding: int = 1) -> None:
     "Let the first convolution and the pool keep the resolution; an `InputError` where a network begins with patches."
     first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
@@ -250,7 +250,7 @@ def with_network(recipe: Recipe,
                         warmup_steps=max(recipe.warmup_steps, 500), batch_norm_splits=1)
     return replace(recipe, **changes)
 
-
+# %% ../../nbs/machine_room/33_networks.ipynb #n27-972168p1
 def takes_small_stem(name: str) -> bool:
     "Whether the first convolution of a network can be made small."
     try:

@@ -43,7 +43,7 @@ def rows_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not say what its rows are about; mend it, or delete it to compute them again")
     return values
 
-
+# %% ../../nbs/machine_room/40_answers.ipynb #c06-3a5958p1
 def all_identities(images: Any) -> bool:
     "Whether these can be what `isd_nb.sources.door.identities` returned; None: nothing to test on."
     return isinstance(images, list) and all(one is None or (isinstance(one, dict) and {"fingerprint", "images", "classes"} <= one.keys()) for one in images)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['suffixes', 'service_folders', 'service_files', 'ending_of', 'Listing', 'look_into', 'iter_image_folders',
-           'image_files', 'class_folders', 'Survey', 'header_of', 'survey', 'read_files', 'same_channels']
+           'iter_image_files', 'image_files', 'class_folders', 'Survey', 'header_of', 'survey', 'read_files',
+           'same_channels']
 
 # %% ../../nbs/machine_room/18_folders.ipynb #10c9a50e
 import os
@@ -81,7 +82,7 @@ class Listing:
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images, by ending
     service: Counter[str] = field(default_factory=Counter)  # entries of service folders, by the folder's name
 
-
+# %% ../../nbs/machine_room/18_folders.ipynb #c28-d685cbp1
 def look_into(folder: Path) -> Listing:
     "List a folder."
     time, found, whole = modified(folder), Listing(left_out=left_out_of(folder)), True
@@ -113,10 +114,15 @@ def iter_image_folders(folder: Path,
     for name in listing.folders:
         yield from iter_image_folders(folder / name, (*below, name), above | {here})
 
+# %% ../../nbs/machine_room/18_folders.ipynb #c29-d0a179p1
+def iter_image_files(folder: Path) -> Iterator[Path]:
+    "Every image file below `folder`, by its suffix, as they come; hidden files are left out."
+    return (folder.joinpath(*parts, name) for parts, inside in iter_image_folders(folder) for name in inside.images)
 
-def image_files(folder: Path) -> list[Path]:  # sorted by name
-    "Every image file below `folder`, by its suffix; hidden files are left out."
-    return sorted(folder.joinpath(*parts, name) for parts, inside in iter_image_folders(folder) for name in inside.images)
+
+def image_files(folder: Path) -> list[Path]:
+    "The same, sorted by name."
+    return sorted(iter_image_files(folder))
 
 
 def class_folders(folder: Path, most: int | None = None) -> list[Path]:  # sorted by name; at most so many
@@ -144,7 +150,7 @@ class Survey:
             return dict.fromkeys(("whole", "real"), (0, white))
         return {kind: levels_between(kind, *between) for kind, between in self.values.items()} or None
 
-
+# %% ../../nbs/machine_room/18_folders.ipynb #c32-711052p1
 def header_of(path: Path) -> tuple[tuple[int, int], str, bool, tuple[float, float] | None] | None:  # None: it cannot be read
     "Size, mode and colour of a file, and the range of its values if it has more than 8 bits."
     try:

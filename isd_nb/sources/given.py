@@ -45,7 +45,7 @@ def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
         raise InputError(f"after a folder's ? come labels=FILE and test=PATH with & between them, not {options!r}")
     return FolderSpec(path, **known)
 
-
+# %% ../../nbs/machine_room/19_given_labels.ipynb #gl04-ld28p1
 def with_given(data: str | None, labels: Path | str | None, test: Path | str | None) -> str | None:
     "The text of `--data` with what `--labels` and `--test` add to it."
     if labels is None and test is None:
@@ -68,7 +68,7 @@ def absolute(data: str) -> str:
     return str(FolderSpec(str(path), spec.labels and str(Path(spec.labels).expanduser().resolve()),
                           spec.test if inside or not spec.test else str(Path(spec.test).expanduser().resolve())))
 
-
+# %% ../../nbs/machine_room/19_given_labels.ipynb #gl04-ld28p2
 def readable_folder(path: Path) -> Path:
     "The path of a folder, a zip or a tar; an `InputError` for anything else."
     try:
@@ -99,7 +99,7 @@ def split_lines(text: str) -> list[list[str]]:
         return [[entry.strip() for entry in row] for row in csv.reader(lines, delimiter=mark)]
     return [line.rsplit(maxsplit=1) for line in lines]  # a name may have blanks, a label then not
 
-
+# %% ../../nbs/machine_room/19_given_labels.ipynb #gl07-ld28p1
 def columns_of(rows: Sequence[Sequence[str]], where: str) -> tuple[int, int, int]:  # of file and label; lines of header
     "Where files and labels are."
     first = rows[0]
@@ -175,7 +175,7 @@ def label_lists(table_path: Path | str, indices: Sequence[FolderIndex], top: Pat
         start += len(part)
     return done
 
-
+# %% ../../nbs/machine_room/19_given_labels.ipynb #gl11-ld28p1
 def labelled(index: FolderIndex, found: Sequence[str | None], table: Mapping[str, str], classes: tuple[str, ...], where: str) -> FolderIndex:
     "One list with labels, sorted by class as folders are."
     number = {name: i for i, name in enumerate(classes)}

@@ -34,7 +34,7 @@ def places_of(paths: Sequence[Path]) -> tuple[bytes, list[bytes]]:  # a folder, 
     folder = os.fsencode(os.path.commonpath([path.absolute().parent for path in paths]))
     return folder, [os.path.relpath(os.fsencode(path.absolute()), folder) for path in paths]
 
-
+# %% ../../nbs/machine_room/25_identity.ipynb #id06-le28p1
 def some_bytes(path: bytes, piece: int = 16 << 10) -> bytes:
     "All of a small file; of a large one its beginning, its middle and its end. Nothing of one that cannot be read."
     try:

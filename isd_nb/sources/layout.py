@@ -64,7 +64,7 @@ def enter(path: Path) -> Path:
         path, = inside
     return path
 
-
+# %% ../../nbs/machine_room/20_layout.ipynb #ly07-le28p1
 def unwrap(folder: Path) -> Path:
     "Below a split: go into `images/`, or into a folder that repeats the name of a split."
     for _ in range(2):
