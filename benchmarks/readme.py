@@ -150,20 +150,13 @@ class Curves(NamedTuple):
     runs: list[list[tuple[float, float]]]  # (images seen, 20-NN accuracy of the teacher)
     pixels: float
     untrained: float
-    split: str  # the images that the curves are measured on
 
 
 def learning_curves(results: Path) -> Curves:
-    "From the runs of the table, else from those of the comparison."
-    files = sorted((results / "tables" / "digits").glob("isd-[0-9]*.json"))
-    base = scores_of(results, "digits").of
-    if files:
-        curves, split = [read(p)["curve"] for p in files], "validation digits"
-    else:
-        saved = read(results / "compare" / "digits.json")["runs"]
-        curves, split = [r["curve"] for r in saved if r["method"] == "isd"], "test digits"
-    points = [[(r["images_seen"], r["knn20_teacher"]) for r in curve if "knn20_teacher" in r] for curve in curves]
-    return Curves(points, *(mean(s["knn20"] for s in base[name]) for name in ("pixels", "untrained")), split)
+    "From the runs of the recipe."
+    saved = [read(p) for p in sorted(results.glob("digits-[0-9]*.json"))]
+    points = [[(r["images_seen"], r["knn20_teacher"]) for r in run["curve"]] for run in saved]
+    return Curves(points, *(mean(run[f"knn20_{name}"] for run in saved) for name in ("pixels", "untrained")))
 
 
 def draw(results: Path, path: Path) -> None:
@@ -177,10 +170,11 @@ def draw(results: Path, path: Path) -> None:
     passed = max(next(x for x, y in run if y > given.pixels) for run in given.runs)
     fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
     for number, run in enumerate(given.runs):
-        ax.plot(*zip(*run), color="#0072B2", alpha=0.8, label="ISD's teacher, one line per run" if not number else None)
+        seen, accuracy = zip(*run)
+        ax.plot([x / 1000 for x in seen], accuracy, color="#0072B2", alpha=0.8, label="ISD's teacher, one line per run" if not number else None)
     ax.axhline(given.pixels, color="#D55E00", ls="--", label="raw pixels")
     ax.axhline(given.untrained, color="#777777", ls=":", label="untrained network")
-    ax.set(xlabel="images seen", ylabel=f"20-NN accuracy ({given.split})", ylim=(0.4, 1))
+    ax.set(xlabel="thousands of images seen", ylabel="20-NN accuracy (test digits)", ylim=(0.4, 1))
     ax.set_title(f"Without a label: past raw pixels within {passed:,.0f} images", fontsize=11)
     ax.legend(loc="lower right", fontsize=8)
     fig.savefig(path, dpi=110, metadata={"Software": None})

@@ -47,16 +47,22 @@ def test_runs_of_the_table_are_preferred(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     scores = {"knn1": 0.5, "knn20": 0.75, "linear": 0.25}
     run = dict(scores={"student": scores, "teacher": scores | {"knn20": 1.0}}, images_seen=1024, command="python x")
-    curve = [{"images_seen": 0, "knn20_teacher": 0.1}, {"images_seen": 1024, "knn20_teacher": 0.9}]
     baseline = dict(scores={"pixels": scores, "untrained": scores | {"knn20": 0.5}}, command="python x")
     for split in (1, 2):
-        (folder / f"isd-{split}.json").write_text(json.dumps(run | dict(curve=curve)))
+        (folder / f"isd-{split}.json").write_text(json.dumps(run))
         (folder / f"baselines-{split}.json").write_text(json.dumps(baseline))
     lines = readme.all_methods(tmp_path, "digits").splitlines()
     assert lines[2:5] == ["| **ISD** | 0.500 | 1.000 | 0.250 |", "| raw pixels | 0.500 | 0.750 | 0.250 |",
                           "| untrained net | 0.500 | 0.500 | 0.250 |"]
     assert "1,024 images seen by each, means of 2 runs: `python x`" in lines[-1]
-    assert readme.learning_curves(tmp_path).runs == [[(0, 0.1), (1024, 0.9)]] * 2
+
+
+def test_the_figure_is_of_the_recipe(tmp_path: Path) -> None:
+    curve = [{"images_seen": 0, "knn20_teacher": 0.1}, {"images_seen": 1024, "knn20_teacher": 0.9}]
+    for seed in (0, 1):
+        run = dict(curve=curve, knn20_pixels=0.5, knn20_untrained=0.25 * (1 + seed))
+        (tmp_path / f"digits-{seed}.json").write_text(json.dumps(run))
+    assert readme.learning_curves(tmp_path) == ([[(0, 0.1), (1024, 0.9)]] * 2, 0.5, 0.375)
 
 
 def test_the_figure_shows_isd_above_raw_pixels() -> None:
