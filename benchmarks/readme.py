@@ -171,7 +171,8 @@ def draw(results: Path, path: Path) -> None:
     fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
     for number, run in enumerate(given.runs):
         seen, accuracy = zip(*run)
-        ax.plot([x / 1000 for x in seen], accuracy, color="#0072B2", alpha=0.8, label="ISD's teacher, one line per run" if not number else None)
+        label = None if number else "ISD's teacher, one line per run"
+        ax.plot([x / 1000 for x in seen], accuracy, color="#0072B2", alpha=0.8, label=label)
     ax.axhline(given.pixels, color="#D55E00", ls="--", label="raw pixels")
     ax.axhline(given.untrained, color="#777777", ls=":", label="untrained network")
     ax.set(xlabel="thousands of images seen", ylabel="20-NN accuracy (test digits)", ylim=(0.4, 1))
