@@ -52,6 +52,18 @@ def kept_if_allowed(what: str, folder: Path, otherwise: str) -> Iterator[None]:
     except OSError as error:
         warnings.warn(f"{what} could not be kept in {folder} ({error}), so {otherwise}", stacklevel=4)
 
+# %% ../nbs/machine_room/01_errors.ipynb #ex-extra-c1
+@contextmanager
+def from_extra(extra: str,  # of this package, which brings what is imported inside
+               what: str,  # "the map needs umap-learn"
+               otherwise: str = "",  # what works without it
+               ) -> Iterator[None]:
+    "Where an import inside fails, an `InputError` names the extra to install."
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{what} ({error}): pip install 'isd_nb[{extra}]'" + (f"; {otherwise}" if otherwise else "")) from error
+
 # %% ../nbs/machine_room/01_errors.ipynb #c47-9c970b
 @contextmanager
 def locked(folder: Path | str, wait: bool = True) -> Iterator[bool]:  # False: another process has it (only without `wait`)

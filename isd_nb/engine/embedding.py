@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..data import FileList, ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint
 from .report import write_report
-from ..errors import InputError, printable, suggest
+from ..errors import InputError, from_extra, printable, suggest
 from ..evaluation import embed
 from ..kernels.devices import pick_device
 from ..protocols.fine_tuning import with_channels
@@ -111,11 +111,9 @@ def write_parquet(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str
 # %% ../../nbs/machine_room/52_embedding.ipynb #n10-59s283a
 def need_arrow() -> tuple[Any, Any]:
     "The library that writes Parquet, or a sentence that says how to get it."
-    try:
+    with from_extra("parquet", "Parquet files need pyarrow", ".npy and .csv need nothing"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("Parquet files need pyarrow: pip install 'isd_nb[parquet]'; .npy and .csv need nothing") from error
     return pyarrow, pyarrow.parquet
 
 # %% ../../nbs/machine_room/52_embedding.ipynb #n11-78ba7b

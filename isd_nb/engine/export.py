@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder, load_encoder, save_encoder
 from .model_card import read_summary, write_model_card
-from ..errors import InputError, suggest
+from ..errors import InputError, from_extra, suggest
 from ..methods.checkpoints import open_encoder
 from ..methods.hub import check_name, file_name, need_hub
 from ..sources.given import parse_folder
@@ -56,11 +56,9 @@ def to_exported_program(module: nn.Module, images: Tensor, out: Path, about: str
 # %% ../../nbs/machine_room/53_export.ipynb #ex04-ld28-s-s
 def to_onnx(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "An ONNX file."
-    try:
+    with from_extra("onnx", "ONNX needs onnx and onnxruntime", ".pt and .pt2 need nothing"):
         import onnx
         import onnxruntime
-    except ImportError as error:
-        raise InputError(f"ONNX needs {error.name}: pip install 'isd_nb[onnx]'; .pt and .pt2 need nothing") from error
     torch.onnx.export(module, (images,), str(out), input_names=["images"], output_names=["features"],
                       dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}}, dynamo=False)
     model = onnx.load(str(out))

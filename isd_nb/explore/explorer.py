@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .umap_map import palette, plot_map
 from ..data import ImageSet, decode_image
-from ..errors import InputError
+from ..errors import InputError, from_extra
 from .gallery import CheckpointKey, Gallery, gallery_of_run
 from .neighbours import agreement, disagreement, hubness, look_up, printable
 from ..views import Views
@@ -164,10 +164,8 @@ def page(name: str) -> str:
 # %% ../../nbs/machine_room/66_explorer.ipynb #c29-274395
 def draw_picture(gallery: Gallery) -> bytes:  # PNG
     "The last map as a figure."
-    try:
+    with from_extra("explore", "the explorer's picture needs matplotlib"):
         import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise InputError(f"the explorer's picture needs matplotlib ({error}): pip install 'isd_nb[explore]'") from error
 
     name, step = gallery.encoders[0], gallery.steps[-1]
     some = torch.linspace(0, len(gallery.images) - 1, min(5000, len(gallery.images))).long()
@@ -243,12 +241,10 @@ def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[by
 @lru_cache
 def widget_class() -> type["AnyWidget"]:
     "The widget; made on demand, so that the HTML file needs no Jupyter."
-    try:
+    with from_extra("explore", "the explorer in a notebook needs anywidget",
+                    "isd_explore RUN --html FILE needs no widgets, only umap-learn and matplotlib"):
         import anywidget
         import traitlets
-    except ImportError as error:
-        raise InputError(f"the explorer in a notebook needs {error.name}: pip install 'isd_nb[explore]'; isd_explore RUN --html "
-                         "FILE needs no widgets, only umap-learn and matplotlib") from error
 
     class Window(anywidget.AnyWidget):
         "The page, the numbers it was given, and what the reader has chosen on it."

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..data import ImageSet
-from ..errors import InputError
+from ..errors import InputError, from_extra
 from .neighbours import plain_text
 from ..kernels.nearest_neighbours import nearest
 from ..kernels.scores import as_features
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/machine_room/63_umap.ipynb #n05-583687
 def umap_class() -> type:
     "UMAP, whose compiled functions are kept for the next process; an `InputError` says how to install it."
-    try:
+    with from_extra("explore", "the map needs umap-learn"):
         import umap
-    except ImportError as error:
-        raise InputError(f"the map needs umap-learn ({error}): pip install 'isd_nb[explore]'") from error
     keep_compiled("umap", "pynndescent")
     return umap.UMAP
 

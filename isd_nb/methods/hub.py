@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, from_extra
 
 # %% ../../nbs/machine_room/36_hub.ipynb #hu03-ld28
 file_name = "encoder.safetensors"  # of the weights in a repository of the Hub
@@ -18,10 +18,8 @@ file_name = "encoder.safetensors"  # of the weights in a repository of the Hub
 
 def need_hub() -> Any:
     "The library, or a sentence that says how to get it."
-    try:
+    with from_extra("hub", "the Hub needs huggingface_hub"):
         import huggingface_hub
-    except ImportError as error:
-        raise InputError("the Hub needs huggingface_hub: pip install 'isd_nb[hub]'") from error
     return huggingface_hub
 
 

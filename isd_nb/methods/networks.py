@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, build_backbone
-from ..errors import InputError
+from ..errors import InputError, from_extra
 from ..kernels.backbones import num_features_of
 from ..recipe import Recipe
 
@@ -57,10 +57,8 @@ class Network(nn.Module):
 # %% ../../nbs/machine_room/33_networks.ipynb #n09-d4f1c6
 def need_timm() -> Any:
     "The library, or a sentence that says how to get it."
-    try:
+    with from_extra("timm", "networks of timm need it installed"):
         import timm
-    except ImportError as error:
-        raise InputError("networks of timm need it installed: pip install 'isd_nb[timm]'") from error
     return timm
 
 
