@@ -271,7 +271,7 @@ gpu = (
 # %% ../nbs/machine_room/29_recipes.ipynb #c44-f0ff3b
 # the presets by name, as `--recipe` reads them
 recipes = {r.name: r for r in (
-    Recipe("digits", predictor=(), batch_size=128, learning_rate=0.06, steps=7800),
+    Recipe("digits", predictor=(), batch_size=256, learning_rate=0.1, steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
            predictor=(), batch_norm_splits=2, queue_size=4096, epochs=30, batch_size=128,
