@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from isd_nb.recipe import find_recipe
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = ["--batch", "32", "--images", "64", "--anchors", "256", "--steps", "1"]
 ONCE = ["--workers", "1", "--repeats", "1", "--blur", "--processes", "1"]
@@ -39,7 +41,7 @@ def race(monkeypatch):
 @pytest.mark.parametrize("name, method", [("ours", "isd"), ("tuned", "isd"), ("tuned", "moco_v2")])
 def test_race(race, name, method):
     rows = race.run_one(name, race.race_recipe(method, "digits", 3, 0, None), every=2)
-    assert [row["step"] for row in rows] == [0, 2, 3] and rows[2]["images"] == 3 * 128
+    assert [row["step"] for row in rows] == [0, 2, 3] and rows[2]["images"] == 3 * find_recipe("digits").batch_size
     assert 0 < rows[1]["seconds"] < rows[2]["seconds"] and 0.1 < rows[2]["knn20"] < 1
 
 

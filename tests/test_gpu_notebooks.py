@@ -68,8 +68,8 @@ def test_notebooks_were_run_and_name_their_commands(path: Path) -> None:
 def test_other_settings_and_the_authors_recipe(tmp_path: Path) -> None:
     "MoCo by the authors' settings, on a folder, through the notebook of ImageNet."
     path = ROOT / "nbs" / "gpu" / "imagenet.ipynb"
-    printed = run(path, 'recipe_name, method = "imagenet_r50_authors", "moco_v2"\nteraflops = 1.0', tmp_path)
-    assert "--recipe imagenet_r50_authors --method moco_v2" in printed and "teacher" in printed
+    printed = run(path, 'recipe_name, method = "imagenet_authors", "moco_v2"\nteraflops = 1.0', tmp_path)
+    assert "--recipe imagenet_authors --method moco_v2" in printed and "teacher" in printed
 
 
 def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
