@@ -127,6 +127,17 @@ def test_student_and_teacher_start_from_given_weights(folder: Path, tmp_path: Pa
         build_method(replace(short(CONVNET), init=str(tmp_path / "weights.pth"), stem="large"), images)
 
 
+@pytest.mark.parametrize("changes", [{}, dict(batch_norm_splits=2), dict(batch_norm="sync")])
+def test_the_network_that_is_trained_is_the_network_that_was_given(changes: dict[str, object], folder: Path, tmp_path: Path) -> None:
+    "Its batch norms are exchanged for training, and timm's hold the activations."
+    images = load_images(f"folder:{folder}", 32)[0]
+    given = build_backbone(BackboneConfig("timm:mobilenetv3_small_050", stem="large"))
+    torch.save(given.net.state_dict(), tmp_path / "weights.pth")
+    recipe = short("timm:mobilenetv3_small_050", init=str(tmp_path / "weights.pth"), stem="large", **changes)
+    trained, pictures = build_method(recipe, images).student.backbone, torch.rand(4, 3, 32, 32)
+    assert_close(trained.eval()(pictures), given.eval()(pictures))
+
+
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: isd_eval(None, device="cpu"), "name what to evaluate"),
     (lambda: isd_explore(None), "name what to explore"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'SplitBatchNorm',
-           'split_batch_norm', 'check_images']
+           'is_known_norm', 'fill_norm', 'split_batch_norm', 'check_images']
 
 # %% ../../nbs/machine_room/12_backbones.ipynb #c0fb6e047
 import difflib
@@ -161,6 +161,13 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         "One class serves vectors and images."
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
+        x = self.normalise(x)
+        for step in self.children():  # the dropout and activation that timm's batch norms hold
+            x = step(x)
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        "The batch norm alone."
         if self.splits == 1 or not self.training:
             return super().forward(x)
         if len(x) % self.splits:
@@ -178,22 +185,36 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.copy_(variances.mean(0))
         return out
 
+# %% ../../nbs/machine_room/12_backbones.ipynb #bn-act-code
+def is_known_norm(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    "Whether a batch norm normalises as PyTorch's do and then at most applies its `drop` and `act`, as timm's do."
+    usual = (nn.modules.batchnorm._BatchNorm.forward, SplitBatchNorm.forward)
+    return type(norm).forward in usual or [name for name, _ in norm.named_children()] == ["drop", "act"]
+
+
+def fill_norm(new: nn.modules.batchnorm._BatchNorm, old: nn.modules.batchnorm._BatchNorm) -> nn.modules.batchnorm._BatchNorm:
+    "Put the parameters, buffers and modules of a batch norm into the one that takes its place."
+    for name, value in [*old.named_parameters(recurse=False), *old.named_buffers(recurse=False), *old.named_children()]:
+        setattr(new, name, value)
+    return new.train(old.training)
+
 # %% ../../nbs/machine_room/12_backbones.ipynb #c8d7ec08b
 def split_batch_norm(module: nn.Module,  # changed in place, except when it is a batch norm itself
                      splits: int,  # number of parts; 1 is ordinary batch norm
                      ) -> nn.Module:  # `module`, its parameters and buffers unchanged
-    "Replace every `BatchNorm1d` and `BatchNorm2d` by a `SplitBatchNorm` with the same parameters and buffers."
+    "Replace every batch norm by a `SplitBatchNorm` with the same parameters, buffers and activation."
     if splits < 1:
         raise InputError(f"splits must be at least 1, not {splits}")
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, SplitBatchNorm)):
-        new = SplitBatchNorm(module.num_features, splits, eps=module.eps, momentum=module.momentum,
-                             affine=module.affine, track_running_stats=module.track_running_stats)
-        for name, value in [*module.named_parameters(), *module.named_buffers()]:
-            setattr(new, name, value)
-        return new.train(module.training)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if splits > 1 and not is_known_norm(module):
+            raise InputError(f"{type(module).__name__} is a batch norm of another kind, which cannot be split: set batch_norm_splits=1")
+        return module if not is_known_norm(module) else fill_norm(
+            SplitBatchNorm(module.num_features, splits, eps=module.eps, momentum=module.momentum,
+                           affine=module.affine, track_running_stats=module.track_running_stats), module)
     for name, child in module.named_children():
         setattr(module, name, split_batch_norm(child, splits))
     return module
+
 
 # %% ../../nbs/machine_room/12_backbones.ipynb #c4c227fb9
 def check_images(images: Tensor, channels: int) -> None:

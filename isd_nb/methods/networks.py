@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'crop_size', 'view_size', 'has_batch_norm',
-           'fused_norms', 'with_network', 'takes_small_stem', 'network_line', 'check_network']
+           'with_network', 'takes_small_stem', 'network_line', 'check_network']
 
 # %% ../../nbs/machine_room/33_networks.ipynb #n02-5b9f43
 import difflib
@@ -224,25 +224,20 @@ def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
 
-def fused_norms(net: nn.Module) -> bool:
-    "Whether a network has batch norms with an activation inside (timm's), which cannot be split into parts."
-    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return any(isinstance(m, nn.BatchNorm2d) and type(m) not in plain and hasattr(m, "act") for m in net.modules())
-
 # %% ../../nbs/machine_room/33_networks.ipynb #n27-972168
 def with_network(recipe: Recipe,
                  name: str,  # a backbone
                  side: int | None = None,  # the shorter side of a typical image, in pixels
                  init: str = "",  # given weights: the stem stays as they have it
                  ) -> Recipe:
-    "The recipe with another network, and what suits it: the size of views, the stem, the optimiser, whole batch norms."
+    "The recipe with another network, and what suits it: the size of views, the stem, the optimiser."
     recipe = replace(recipe, backbone=name, init=init)
     if ":" not in name:
         return recipe
     size = view_size(name, side, recipe.image_size)
     stem = "small" if size < 96 and not init and takes_small_stem(name) else "large"
     net = build_backbone(BackboneConfig(name, stem=stem))
-    changes: dict[str, Any] = dict(image_size=size, stem=stem, batch_norm_splits=1 if fused_norms(net) else recipe.batch_norm_splits)
+    changes: dict[str, Any] = dict(image_size=size, stem=stem)
     if not has_batch_norm(net) and recipe.optimizer != "adamw":
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
                         warmup_steps=max(recipe.warmup_steps, 500), batch_norm_splits=1)
@@ -274,6 +269,3 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     if ":" not in recipe.backbone:
         return
     look_once(net, (2, channels, recipe.image_size, recipe.image_size), recipe.backbone)
-    if fused_norms(net) and (recipe.batch_norm == "sync" or recipe.batch_norm_splits > 1):
-        raise InputError(f"{recipe.backbone} has batch norms with an activation inside, which cannot be split or shared: "
-                         "set batch_norm=local and batch_norm_splits=1")

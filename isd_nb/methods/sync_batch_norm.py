@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import InputError
+from ..kernels.backbones import fill_norm, is_known_norm
+
 # %% ../../nbs/machine_room/30_sync_batch_norm.ipynb #c13-d3b216
 class SumOverProcesses(torch.autograd.Function):
     "The sum of a tensor over all processes; its gradient is summed as well."
@@ -47,6 +50,13 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         "One class serves vectors and images."
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
+        x = self.normalise(x)
+        for step in self.children():  # the dropout and activation that timm's batch norms hold
+            x = step(x)
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        "The batch norm alone."
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or not together:
             return super().forward(x)
@@ -69,12 +79,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 # %% ../../nbs/machine_room/30_sync_batch_norm.ipynb #c16-42b455
 def sync_batch_norm(module: nn.Module) -> nn.Module:  # `module`, its parameters and buffers unchanged
-    "Replace every batch norm by a `SyncBatchNorm` with the same parameters and buffers."
+    "Replace every batch norm by a `SyncBatchNorm` with the same parameters, buffers and activation."
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        new = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-        for name, value in [*module.named_parameters(), *module.named_buffers()]:
-            setattr(new, name, value)
-        return new.train(module.training)
+        if not (is_known_norm(module) or isinstance(module, (SyncBatchNorm, nn.SyncBatchNorm))):
+            raise InputError(f"{type(module).__name__} is a batch norm of another kind, which cannot be shared: set batch_norm=local")
+        return fill_norm(SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats), module)
     for name, child in module.named_children():
         setattr(module, name, sync_batch_norm(child))
     return module
