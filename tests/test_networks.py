@@ -128,7 +128,7 @@ def test_student_and_teacher_start_from_given_weights(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("changes", [{}, dict(batch_norm_splits=2), dict(batch_norm="sync")])
-def test_what_is_trained_is_the_network_that_was_given(changes: dict[str, object], folder: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_the_network_given(changes: dict[str, object], folder: Path, tmp_path: Path) -> None:
     "Its batch norms are exchanged for training, and timm's hold the activations."
     images = load_images(f"folder:{folder}", 32)[0]
     given = build_backbone(BackboneConfig("timm:mobilenetv3_small_050", stem="large"))
