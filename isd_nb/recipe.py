@@ -274,8 +274,8 @@ recipes = {r.name: r for r in (
     Recipe("digits", predictor=(), batch_size=256, learning_rate=0.1, steps=3900),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
-           predictor=(), batch_norm_splits=2, queue_size=4096, epochs=30, batch_size=128,
-           learning_rate=0.04, weight_decay=5e-4),
+           predictor=(), batch_norm_splits=2, queue_size=2048, teacher_temperature=0.02, momentum=(0.97, 0.99),
+           epochs=30, batch_size=128, learning_rate=0.04, weight_decay=5e-4),
     *gpu, *theirs)}
 
 # %% ../nbs/machine_room/29_recipes.ipynb #c45-fa8b7c
