@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Levels', 'raster_formats', 'FileList', 'Unreadable', 'ImageSet', 'deep_kind', 'usual_levels', 'levels_between',
            'to_eight_bits', 'exif_transpose', 'formats', 'open_image', 'resize_center_crop', 'decode_image',
-           'held_out_rows', 'held_out', 'stratified_fraction', 'long_tailed', 'subsample_evenly']
+           'held_out_rows', 'held_out', 'rows_by_class', 'stratified_fraction', 'long_tailed', 'subsample_evenly']
 
 # %% ../nbs/machine_room/14_images.ipynb #9c3ad89c
 import os
@@ -49,6 +49,12 @@ class FileList(Sequence[Path]):
         "The relative path of one file, as the file system has it."
         i = range(len(self))[i] if self.rows is None else int(self.rows[i])
         return self.names[self.ends[i - 1] if i else 0:self.ends[i]].tobytes()
+
+    def all_names(self) -> list[bytes]:
+        "The relative paths of all files, cut out in one go."
+        text, ends = self.names.tobytes(), self.ends.tolist()
+        whole = [text[start:end] for start, end in zip([0, *ends], ends)]
+        return whole if self.rows is None else [whole[i] for i in self.rows.tolist()]
 
     @overload
     def __getitem__(self, i: int) -> Path: ...
@@ -308,6 +314,14 @@ def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[Image
     return images.subset(train), images.subset(test) if len(test) else None
 
 # %% ../nbs/machine_room/14_images.ipynb #c37-1a3d72p1
+def rows_by_class(labels: Tensor | np.ndarray) -> dict[int, np.ndarray]:  # sorted rows of each class, by label
+    "Which images are of which class, from one sort: a thousand classes take as long as ten."
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts[1:]))) if len(found) else {}
+
+
 def stratified_fraction(labels: Tensor,  # int64 (N,)
                         fraction: float,  # in (0, 1]
                         seed: int = 0,
@@ -316,8 +330,7 @@ def stratified_fraction(labels: Tensor,  # int64 (N,)
     if not 0 < fraction <= 1:
         raise InputError(f"a fraction of the labels lies in (0, 1], not {fraction}")
     rng = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    chosen = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    chosen = [rng.permutation(rows) for rows in rows_by_class(labels).values()]
     few = [c[:max(1, round(fraction * len(c)))] for c in chosen]
     return torch.from_numpy(np.sort(np.concatenate(few)) if few else np.zeros(0, np.int64))
 
@@ -330,12 +343,12 @@ def long_tailed(labels: Tensor,  # int64 (N,)
                 ) -> tuple[Tensor, Tensor]:  # (sorted int64 indices, the classes that are large)
     "A few large and many rare classes, chosen by the seed (ISD paper, section on unbalanced data)."
     rng = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    order = rng.permutation(np.unique(labels))
+    rows = rows_by_class(labels)
+    order = rng.permutation(np.array(list(rows), dtype=np.asarray(labels).dtype))
     if not 0 <= large <= len(order):
         raise InputError(f"{large} large classes asked for, but the labels have {len(order)} classes")
     counts = [large_count if i < large else small_count for i in range(len(order))]
-    chosen = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(order, counts)]
+    chosen = [rng.permutation(rows[int(c)])[:n] for c, n in zip(order, counts)]
     return torch.from_numpy(np.sort(np.concatenate(chosen))), torch.from_numpy(np.sort(order[:large]))
 
 

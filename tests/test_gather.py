@@ -3,7 +3,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from isd_nb.data import ImageSet
+from isd_nb.protocols.scorer import features_of
 from isd_nb.queue import AnchorQueue, gather_keys
+
+IMAGES = ImageSet(torch.arange(7 * 12).to(torch.uint8).view(7, 3, 2, 2))  # three for one process, four for the other
 
 
 def keys_of(rank: int) -> torch.Tensor:  # (2, 3): the rows of rank r are numbered 2 r and 2 r + 1
@@ -20,7 +24,8 @@ def worker(rank: int, folder: str) -> None:
     assert gather_keys(keys.detach().bfloat16()).dtype == torch.bfloat16
     queue = AnchorQueue(5, 3, torch.Generator().manual_seed(0))
     queue.enqueue(everyone)
-    torch.save({"everyone": everyone, "queue": queue.state_dict()}, f"{folder}/rank{rank}.pt")
+    features = features_of({"pixels": torch.nn.Flatten()}, IMAGES, shared=True)["pixels"]
+    torch.save({"everyone": everyone, "queue": queue.state_dict(), "features": features}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -32,6 +37,8 @@ def test_gather_of_two_processes(tmp_path):
     for name in ("anchors", "count"):
         torch.testing.assert_close(first["queue"][name], second["queue"][name], rtol=0, atol=0)
     assert first["queue"]["count"].item() == 4
+    torch.testing.assert_close(first["features"], IMAGES.images.flatten(1) / 255)
+    assert len(second["features"]) == 3  # it embedded its part
 
 
 def test_one_process_returns_its_keys():

@@ -96,6 +96,8 @@ def run(recipe: Recipe,
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end
+        if not main and sets.scorable():
+            final_scores(recipe, trained, upper, *sets.to_score())  # helps the first process
         return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/71_isd_train.ipynb #c55-dd004b

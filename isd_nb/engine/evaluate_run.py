@@ -22,7 +22,8 @@ from .runs import read_recipe
 from ..errors import InputError, printable
 from ..kernels.devices import pick_device
 from ..methods.building import build_method
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers, protocol_version
+from ..protocols.answers import (
+    EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version)
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..sources.door import Sets, identities, load_sets, same_sets
@@ -91,6 +92,29 @@ def check_row(ledger: ResultCache, row: Mapping[str, Any]) -> None:
     if wrong := [name for name in (*columns, "low", "high") if not isinstance(row.get(name), int | float)]:
         raise InputError(f"{ledger.path} is damaged: a row has no number for {', '.join(wrong)}; mend it, or delete it to compute its rows again")
 
+# %% ../../nbs/machine_room/55_evaluate_run.ipynb #sp1-m2
+def share_pass(everyone: Mapping[str, EvalTarget], ledger: ResultCache, question: EvalConfig) -> None:
+    "Let the encoders that lack a row be embedded in one pass over the images."
+    lacking = {name: asked for name, asked in everyone.items()
+               if any(matching(ledger.rows, as_saved({"encoder": name, **key})) is None for key, _ in answers(asked, question))}
+    for name, asked in lacking.items():
+        asked.name = name
+    if lacking:
+        first = next(iter(lacking.values()))
+        group = Together({name: asked.encoder for name, asked in lacking.items()}, first.train, first.test, first.device)
+        for asked in lacking.values():
+            asked.together = group
+
+# %% ../../nbs/machine_room/55_evaluate_run.ipynb #sp2-m2
+def rows_for(everyone: Mapping[str, EvalTarget], ledger: ResultCache, question: EvalConfig) -> list[dict[str, Any]]:
+    "All rows, one encoder after the other; the features of one that is done are freed."
+    share_pass(everyone, ledger, question)
+    rows = []
+    for name, asked in everyone.items():
+        rows += [answer(ledger, {"encoder": name, **key}, compute) for key, compute in answers(asked, question)]
+        asked.forget()
+    return rows
+
 # %% ../../nbs/machine_room/55_evaluate_run.ipynb #c34-514af3p1
 def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
@@ -128,6 +152,5 @@ def evaluate_run(run: Path | str,  # made by isd_train
     ledger = ledger_of(run, question, recipe, sets, command)
     if show:
         print(*filter(None, (str(sets.found), why_again(ledger.replaced, sets))), sep="\n", flush=True)
-    rows = [answer(ledger, {"encoder": name, **key}, compute)
-            for name, asked in everyone.items() for key, compute in answers(asked, question)]
+    rows = rows_for(everyone, ledger, question)
     return {**ledger.values, "rows": [dict(row) for row in rows], "file": str(ledger.path)}

@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder
-from .evaluate_run import answer, images_for
+from .evaluate_run import images_for, rows_for
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers, protocol_version
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version
 from ..recipe import Recipe, views_for
 from ..protocols.fine_tuning import with_channels
 from ..sources.door import Sets, identities
@@ -90,6 +90,6 @@ def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, chan
                          dict(shared, size=recipe.image_size, weights=fingerprint(encoder), images=identities(sets),
                               protocol_version=protocol_version), command=command, source=name,
                          images=len(train), test_images=len(test))
-    rows = [answer(ledger, {"encoder": who, **key}, compute) for who, module in asked.items()
-            for key, compute in answers(EvalTarget(module, train, test, recipe, place, show), question)]
+    everyone = {who: EvalTarget(module, train, test, recipe, place, show) for who, module in asked.items()}
+    rows = rows_for(everyone, ledger, question)
     return {**ledger.values, "rows": [dict(row) for row in rows], "file": str(ledger.path)}

@@ -23,7 +23,7 @@ from .state import save_encoders
 from .training import Trained, train
 from ..kernels.devices import machine
 from ..methods.building import build_method
-from ..protocols.scorer import features_of, flat, score_encoders, score_features, where
+from ..protocols.scorer import agreed_precision, features_of, flat, score_encoders, score_features, where
 from ..protocols.storage import write_json
 from ..recipe import Recipe, total_steps
 from ..sources.door import Sets
@@ -48,14 +48,14 @@ def train_supervised(recipe: Recipe,
 
 # %% ../../nbs/machine_room/48_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
-    "Scores of pixels (below 4 GB of them), untrained net, given weights, student, teacher and supervised net, on all images."
+    "Scores of pixels (below 4 GB of them), untrained net, given weights, student, teacher and supervised net, on all images; all processes help."
     small = 4 * len(train_set) * math.prod(train_set.shape) < 2 ** 32  # as float32
     named = {"pixels": torch.nn.Flatten()} if small else {}
     named["untrained"] = build_method(replace(recipe, init=""), train_set).student
     named |= ({"given": build_method(recipe, train_set).student} if recipe.init else {}) | trained.method.encoders()
     if upper is not None:
         named["supervised"] = upper.method.student
-    scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device)
+    scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device, shared=True)
     return {name: value for name, value in flat(scores).items() if "_top5" not in name}
 
 # %% ../../nbs/machine_room/48_finish.ipynb #c21-1c9009
@@ -107,7 +107,8 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
     out, device = Path(out), where()
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.bank)
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
-    bank, test = (features_of(encoders, images, device) if images else {} for images in (sets.bank, sets.test))
+    kinds = agreed_precision(encoders, sets.bank, device)
+    bank, test = (features_of(encoders, images, device, kinds) if images else {} for images in (sets.bank, sets.test))
     summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
                    images=len(sets.train), images_seen=trained.images_seen, seconds=round(trained.seconds, 1),
                    images_per_second=round(trained.images_per_second, 1)) | no_accuracy(sets)

@@ -78,9 +78,12 @@ class Progress:
 
 
 def look(session: TrainState, out: Path, *measures: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
-    "Keep the encoders and measure them, in the first process; all see whether they are sound."
+    "Keep the encoders and measure them, in the first process; all see whether they are sound, and help where a measure is `shared`."
     check_encoders(session)
     if not session.accelerator.is_main_process:
+        for ask in measures:
+            if getattr(ask, "shared", False):
+                ask(session.method)
         return {}
     place = out / "checkpoints" / f"encoder_{session.step:08}.safetensors"
     save_encoders(place, session.method, session.recipe, session.images)
@@ -158,7 +161,7 @@ class Trained:
 # %% ../../nbs/machine_room/46_training.ipynb #c45-71678a
 def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
-          evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher
+          evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher; with an attribute `shared`, all processes call it
           resume: bool = False,  # go on with `out` if it has a checkpoint
           device: str = "auto",  # "auto", "cpu" or "cuda"
           save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time

@@ -53,3 +53,23 @@ def machine() -> str:
     "The processor and, if there is one, the GPU: what a saved number is read with."
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.processor() or platform.machine()}, {cores()} cores{gpu}, torch {torch.__version__}"
+
+# %% ../../nbs/machine_room/02_devices.ipynb #fm2-m2
+def limit_of_container() -> int:
+    "Bytes that a container leaves this process (Linux); without a limit more than any machine has."
+    folder = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return int(most) - int(used) if most != "max" else 1 << 62
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    "Bytes of memory that are free, on a GPU or for this process; where the system does not state it, more than any machine has."
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    stated = Path("/proc/meminfo")
+    lines = stated.read_text().splitlines() if stated.is_file() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min([1024 * k for k in kilobytes] + [limit_of_container()])

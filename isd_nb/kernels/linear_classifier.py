@@ -8,7 +8,7 @@ __all__ = ['LinearClassifier', 'fit_linear']
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c03-2415bd
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,17 @@ from tqdm.auto import tqdm
 
 from .scores import as_features, check_labels
 
+# %% ../../nbs/machine_room/09_linear_classifier.ipynb #st1-m2
+block = 8192  # rows that are standardised at a time: 67 MB of 2,048 features
+
+
+def unit_statistics(features: Tensor) -> tuple[Tensor, Tensor]:  # (N, F) -> mean and variance (F,) each
+    "Of the features at length 1, summed in float64, a block of rows at a time."
+    def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
+        return sum(function(F.normalize(part.float(), dim=1)).sum(0, dtype=torch.float64) for part in features.split(block)) / len(features)
+    mean = mean_of(lambda unit: unit).float()
+    return mean, mean_of(lambda unit: (unit - mean).square()).float()
+
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c06-dfee83
 class LinearClassifier(nn.Module):
     "Features -> unit length -> standardised by the training set -> one linear layer."
@@ -25,9 +36,9 @@ class LinearClassifier(nn.Module):
     def __init__(self, features: Tensor,  # (N, F), whose mean and standard deviation are kept
                  classes: int) -> None:
         super().__init__()
-        unit = F.normalize(features.float(), dim=1)
-        self.register_buffer("mean", unit.mean(0))
-        self.register_buffer("std", (unit.var(0, correction=0) + 1e-5).sqrt())  # the authors' epsilon (eval_linear.py)
+        mean, variance = unit_statistics(features)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", (variance + 1e-5).sqrt())  # the authors' epsilon (eval_linear.py)
         self.linear = nn.Linear(features.shape[1], classes, device=features.device)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -52,20 +63,28 @@ def one_thread(work: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# %% ../../nbs/machine_room/09_linear_classifier.ipynb #c08-step
-def take_step(layer: nn.Linear,
-              speed: dict[Tensor, Tensor],  # what momentum remembers, by parameter
-              inputs: Tensor,  # (B, F)
-              labels: Tensor,  # (B,)
-              learning_rate: float,
-              weight_decay: float) -> None:
-    "A step of `torch.optim.SGD` with a momentum of 0.9 on the mean cross entropy."
-    errors = layer(inputs).softmax(1)
-    errors[torch.arange(len(labels), device=labels.device), labels] -= 1
-    errors /= len(labels)
-    for parameter, gradient in ((layer.weight, errors.T @ inputs), (layer.bias, errors.sum(0))):
-        speed[parameter].mul_(0.9).add_(gradient).add_(parameter, alpha=weight_decay)
-        parameter.sub_(speed[parameter], alpha=learning_rate)
+def standardised(classifier: LinearClassifier, features: Tensor,
+                 most: int = 1 << 30,  # bytes of a copy that is standardised once
+                 ) -> Callable[[Tensor], Tensor]:  # rows (B,) -> inputs of the layer (B, F)
+    "Features as the layer sees them: all at once where a copy is small, else a batch at a time, and no copy is made."
+    if 4 * features.numel() > most:
+        return lambda rows: classifier.standardise(features[rows])
+    inputs = torch.empty(features.shape, device=features.device)
+    for start in range(0, len(features), block):
+        inputs[start:start + block] = classifier.standardise(features[start:start + block])
+    return lambda rows: inputs.index_select(0, rows)
+
+# %% ../../nbs/machine_room/09_linear_classifier.ipynb #st3-m2
+@torch.no_grad()
+def sgd_step(layer: nn.Linear, velocity: tuple[Tensor, Tensor], inputs: Tensor, labels: Tensor,  # (B, F), (B,)
+             learning_rate: float, weight_decay: float) -> None:
+    "One step of SGD with momentum 0.9 on the mean cross-entropy of a batch, in place."
+    errors = layer(inputs).softmax(1)  # (B, classes)
+    errors.scatter_add_(1, labels[:, None], errors.new_full((len(labels), 1), -1.0)).div_(len(labels))
+    gradients = torch.addmm(layer.weight, errors.T, inputs, beta=weight_decay), errors.sum(0).add_(layer.bias, alpha=weight_decay)
+    for parameter, speed, gradient in zip((layer.weight, layer.bias), velocity, gradients, strict=True):
+        speed.mul_(0.9).add_(gradient)
+        parameter.sub_(speed, alpha=learning_rate)
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-617c48
 def fit_linear(features: Tensor | ArrayLike,  # (N, F)
@@ -83,13 +102,13 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     features = as_features(features, "training")
     labels = check_labels(features, labels, "training")
     classifier = LinearClassifier(features, classes or int(labels.max()) + 1)
-    inputs, generator = classifier.standardise(features), torch.Generator().manual_seed(seed)
-    epochs = max(epochs, math.ceil(min_steps / math.ceil(len(inputs) / batch_size)))
-    milestones = [max(1, round(epochs * part / 40)) for part in (15, 30)]
-    layer, speed = classifier.linear, {p: torch.zeros_like(p) for p in classifier.parameters()}
-    with torch.no_grad(), one_thread(batch_size * layer.weight.numel(), inputs.device):
+    layer, inputs, generator = classifier.linear, standardised(classifier, features), torch.Generator().manual_seed(seed)
+    velocity = torch.zeros_like(layer.weight), torch.zeros_like(layer.bias)
+    epochs = max(epochs, math.ceil(min_steps / math.ceil(len(features) / batch_size)))
+    slower = [max(1, round(epochs * part / 40)) for part in (15, 30)]  # epochs after which the rate falls
+    with one_thread(batch_size * layer.weight.numel(), features.device):
         for epoch in tqdm(range(epochs), "linear", leave=False, disable=not progress):
-            rate = learning_rate * 0.1 ** sum(epoch >= milestone for milestone in milestones)
-            for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(batch_size):
-                take_step(layer, speed, inputs[rows], labels[rows], rate, weight_decay)
+            rate = learning_rate * 0.1 ** sum(epoch >= end for end in slower)
+            for rows in torch.randperm(len(features), generator=generator).to(features.device).split(batch_size):
+                sgd_step(layer, velocity, inputs(rows), labels[rows], rate, weight_decay)
     return classifier.requires_grad_(False)

@@ -30,7 +30,7 @@ def evenly(count: int, most: int) -> list[int]:
 def places_of(paths: Sequence[Path]) -> tuple[bytes, list[bytes]]:  # a folder, and the names below it
     "Files by their path in the folder that they share."
     if isinstance(paths, FileList):
-        return os.fsencode(paths.folder), [paths.name(i) for i in range(len(paths))]
+        return os.fsencode(paths.folder), paths.all_names()
     folder = os.fsencode(os.path.commonpath([path.absolute().parent for path in paths]))
     return folder, [os.path.relpath(os.fsencode(path.absolute()), folder) for path in paths]
 

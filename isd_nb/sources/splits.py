@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageSet
+from ..data import ImageSet, rows_by_class
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/24_splits.ipynb #sp05-le28
 def stratified(labels: np.ndarray, number: int, seed: int) -> np.ndarray:  # bool, as long as `labels`
     "Mark `number` items, the same share of every class; what rounding leaves over is drawn from all."
     order, chosen = np.random.default_rng(seed).permutation(len(labels)), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
+    for rows in rows_by_class(labels[order]).values():  # of one class, in the drawn order
+        own = order[rows]
         chosen[own[:len(own) * number // len(labels)]] = True
     rest = order[~chosen[order]]
     chosen[rest[:number - chosen.sum()]] = True
