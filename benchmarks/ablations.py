@@ -12,7 +12,6 @@ spread, alignment, uniformity, entropy of the soft labels. Nothing is chosen by 
 OUT/NAME-SEED.json and is not repeated.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Mapping
@@ -20,20 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from experiment import (
-    RESULTS,
-    about,
-    check_names,
-    chosen_encoder,
-    describe,
-    entry_recipe,
-    found,
-    hold_out,
-    keep,
-    scores_of,
-    trained,
+    RESULTS, about, chosen_encoder, describe, entry_recipe, found, hold_out, keep, read_options, scores_of, trained
 )
 from health import health
 from isd_nb.engine.launch import one_sentence
@@ -162,16 +150,7 @@ def one(out: Path, name: str, seed: int, images: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=187_000, help="seen in every run")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "ablations" / "digits")
-    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    check_names(given.variants, list(VARIANTS), "variant")
+    given = read_options(__doc__, "variant", list(VARIANTS), 187_000, RESULTS / "ablations" / "digits")
     if given.summary:
         print(summary(given.out))
         return

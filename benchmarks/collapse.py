@@ -9,17 +9,15 @@ uniformity, the same of the projector's vectors (rank and spread), and the entro
 the scores of the 500 test digits. Each run is a file OUT/NAME-SEED.json and is not repeated.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ablations import Variant, final_settings, variant_recipe
-from experiment import RESULTS, about, check_names, chosen_encoder, describe, found, hold_out, keep, scores_of, trained
+from experiment import RESULTS, about, chosen_encoder, describe, found, hold_out, keep, read_options, scores_of, trained
 from health import health
 from isd_nb.engine.launch import one_sentence
 from isd_nb.errors import InputError
@@ -83,16 +81,7 @@ def summary(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=125_000, help="seen in every run")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "collapse" / "digits")
-    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    check_names(given.cases, list(CASES), "case")
+    given = read_options(__doc__, "case", list(CASES), 125_000, RESULTS / "collapse" / "digits")
     if given.summary:
         print(summary(given.out))
         return

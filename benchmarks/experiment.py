@@ -1,5 +1,6 @@
 """What the experiments share: splits by original, one training, its scores, one JSON file."""
 
+import argparse
 import json
 import os
 import sys
@@ -180,6 +181,29 @@ def found(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 def describe(recipe: Recipe) -> dict[str, Any]:
     "A recipe as JSON holds it, without what only names the run."
     return {k: v for k, v in recipe_to_json(recipe).items() if k not in ("name", "evaluations")}
+
+
+def read_options(
+    doc: str,  # of the script
+    what: str,  # what runs are made of: "variant", "case", "method"
+    names: Sequence[str],  # all there are, and the default
+    images: int,
+    out: Path,
+    repeats: str = "seeds",  # what is repeated, and how often
+    numbers: Sequence[int] = (0, 1, 2),
+) -> argparse.Namespace:
+    "The options of an experiment that runs by name and seed; the number of threads is set, and names are checked."
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument(f"--{what}s", nargs="+", default=list(names), metavar="NAME")
+    parser.add_argument(f"--{repeats}", nargs="+", type=int, default=list(numbers))
+    parser.add_argument("--images", type=int, default=images, help="seen in every run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    check_names(getattr(given, f"{what}s"), names, what)
+    return given
 
 
 def check_names(names: Sequence[str], known: Sequence[str], what: str) -> None:

@@ -38,18 +38,8 @@ import numpy as np
 import torch
 
 from experiment import (
-    RESULTS,
-    about,
-    check_names,
-    chosen_encoder,
-    describe,
-    entry_recipe,
-    found,
-    hold_out,
-    keep,
-    method_of,
-    scores_of,
-    trained,
+    RESULTS, about, check_names, chosen_encoder, describe, entry_recipe, found, hold_out, keep, method_of, scores_of,
+    trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.methods.choosing import change_setting
@@ -61,48 +51,25 @@ Rungs = Sequence[tuple[int, int]]  # (images seen by a trial, trials), from the 
 RUNGS: dict[str, Rungs] = {"digits": ((62_000, 12), (187_000, 3)), "cifar10_small": ((50_000, 6), (150_000, 2))}
 
 # Settings of the recipes when the search began, for those that may have changed since.
+START_OF_BOTH: dict[str, Any] = dict(
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    momentum=(0.9, 1.0),
+    batch_size=256,
+    optimizer="sgd",
+    schedule="cosine",
+    warmup_steps=0,
+    key_views=None,
+    options={},
+    method="isd",
+)
 START: dict[str, dict[str, Any]] = {
-    "digits": dict(
-        backbone="tiny",
-        width=16,
-        widths=(),
-        projector=(128, 64),
-        predictor=(128,),
-        batch_norm_splits=1,
-        queue_size=2048,
-        student_temperature=0.1,
-        teacher_temperature=0.04,
-        momentum=(0.9, 1.0),
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        batch_size=256,
-        optimizer="sgd",
-        schedule="cosine",
-        warmup_steps=0,
-        key_views=None,
-        options={},
-        method="isd",
-    ),
-    "cifar10_small": dict(
-        width=32,
-        widths=(32, 64, 128, 256),
-        projector=(512, 128),
-        predictor=(512,),
-        batch_norm_splits=2,
-        queue_size=4096,
-        student_temperature=0.1,
-        teacher_temperature=0.04,
-        momentum=(0.9, 1.0),
-        learning_rate=0.06,
-        weight_decay=5e-4,
-        batch_size=256,
-        optimizer="sgd",
-        schedule="cosine",
-        warmup_steps=0,
-        key_views=None,
-        options={},
-        method="isd",
-    ),
+    "digits": START_OF_BOTH
+    | dict(backbone="tiny", width=16, widths=(), projector=(128, 64), predictor=(128,), batch_norm_splits=1)
+    | dict(queue_size=2048, learning_rate=0.1, weight_decay=1e-4),
+    "cifar10_small": START_OF_BOTH
+    | dict(width=32, widths=(32, 64, 128, 256), projector=(512, 128), predictor=(512,), batch_norm_splits=2)
+    | dict(queue_size=4096, learning_rate=0.06, weight_decay=5e-4),
 }
 START_VIEWS: dict[str, dict[str, Any]] = {
     "digits": {"views.crop_scale": [0.5, 1.3], "views.rotation": 10},

@@ -14,30 +14,17 @@ CompRess distils the teacher of `isd` of the same split, which is trained first.
 Each run is a file OUT/METHOD-SPLIT.json and is not repeated.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from experiment import (
-    RESULTS,
-    about,
-    check_names,
-    chosen_encoder,
-    describe,
-    entry_recipe,
-    evenly,
-    found,
-    hold_out,
-    keep,
-    method_of,
-    scores_of,
-    trained,
+    RESULTS, about, chosen_encoder, describe, entry_recipe, evenly, found, hold_out, keep, method_of, read_options,
+    scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.data import ImageSet
@@ -156,16 +143,8 @@ def summary(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=["baselines", *METHODS], metavar="METHOD")
-    parser.add_argument("--splits", nargs="+", type=int, default=[101, 102, 103, 104, 105])
-    parser.add_argument("--images", type=int, default=500_000, help="seen in every run")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "tables" / "digits")
-    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    check_names(given.methods, ["baselines", *METHODS], "method")
+    names, splits = ["baselines", *METHODS], [101, 102, 103, 104, 105]
+    given = read_options(__doc__, "method", names, 500_000, RESULTS / "tables" / "digits", "splits", splits)
     if given.summary:
         print(summary(given.out))
         return

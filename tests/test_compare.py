@@ -14,7 +14,7 @@ import torch
 from conftest import call
 
 from isd_nb.cli.compare import isd_compare
-from isd_nb.studies.compare import Task, compare, finished, plan, recipe_for, run_tasks, step_cost
+from isd_nb.studies.compare import Task, compare, finished, plan, recipe_for, run_tasks, smaller_batch, step_cost
 from isd_nb.studies.tables import by_method, comparison_table, compute
 from isd_nb.engine.contract import check_contract
 from isd_nb.errors import InputError
@@ -104,6 +104,14 @@ def test_symmetric_losses_cost_twice() -> None:
     layers = [2 * 9 * i * o * s * s for i, o, s in zip((1, *widths), widths, sizes)]
     layers.append(2 * 32 * 10)  # the classifier
     assert cost["supervised"]["flops_per_image"] == 3 * sum(layers) - layers[0]
+
+
+def test_the_cost_of_a_step_is_counted_on_a_few_images() -> None:
+    "A batch of ImageNet is too large for a CPU: a part of it is counted, divided as batch norm needs it."
+    recipe = replace(find_recipe("imagenet"), accumulate=2)
+    part = smaller_batch(recipe)
+    assert part.batch_size <= 32 < recipe.batch_size and part.batch_size % (2 * recipe.batch_norm_splits * 2) == 0
+    assert smaller_batch(TINY) is TINY
 
 
 def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path, small: Path) -> None:

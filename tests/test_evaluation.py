@@ -1,5 +1,6 @@
 """Protocols against independent references, and the studies of chapters 20 at toy size."""
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,20 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from isd_nb import embedding
 from isd_nb.studies import few_labels, soft_and_binary, unbalanced
 from isd_nb.studies.evidence import Study, pair_up, paired
 from isd_nb.studies.few_labels import labelled_rows
 from isd_nb.data import ImageSet, stratified_fraction
 from isd_nb.sources.digits import digits
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
-from isd_nb.evaluation import LinearClassifier, embed, knn_predict, linear_accuracy
+from isd_nb.errors import InputError
+from isd_nb.evaluation import LinearClassifier, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
 from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
 from isd_nb.methods.building import backbone_config, build_method
+from isd_nb.protocols.scorer import score_encoders
 from isd_nb.recipe import find_recipe
 from isd_nb.views import GENTLE
 
@@ -84,6 +89,67 @@ def test_the_linear_layer_is_logistic_regression() -> None:
         theirs.append(solver.score(layer.standardise(test_x), test_y))
         ours.append(linear_accuracy(x, y, test_x, test_y))
     assert abs(np.mean(ours) - np.mean(theirs)) <= 0.005, (ours, theirs)
+
+
+def test_the_linear_layer_divides_as_the_authors_do() -> None:
+    "A nearly constant feature is divided by sqrt(var + 1e-5), not by its own tiny deviation."
+    x = torch.tensor([[1.0, 1e-7], [1.0, 0.0], [1.0, -1e-7]])
+    torch.testing.assert_close(LinearClassifier(x, 2).std, torch.full((2,), 1e-5).sqrt(), rtol=1e-3, atol=0)
+
+
+def test_one_epoch_of_the_linear_layer_has_the_full_learning_rate() -> None:
+    "Milestones at 15 and 30 fortieths of one epoch do not come before its first step."
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    layer = fit_linear(x, y, epochs=1, min_steps=1)  # one step, from weights of zero
+    gradient = (1 / 3 - nn.functional.one_hot(y, 3)).T @ layer.standardise(x) / 30  # (3, 4)
+    torch.testing.assert_close(layer.linear.weight, -0.01 * gradient, rtol=1e-4, atol=1e-7)
+
+
+class PeakBytes(TorchDispatchMode):
+    "The most memory that new tensors have held at once."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # as PyTorch calls it
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.live:
+                self.live[key] = tensor.untyped_storage().nbytes()
+                self.peak = max(self.peak, sum(self.live.values()))
+                weakref.finalize(tensor.untyped_storage(), self.live.pop, key, None)
+        return made
+
+
+def test_the_linear_layer_makes_one_copy_of_the_features() -> None:
+    features = torch.randn(2000, 200)
+    with PeakBytes() as memory:
+        fit_linear(features, torch.arange(2000) % 5, epochs=1, min_steps=1)
+    assert memory.peak < 1.5 * features.nbytes
+
+
+def test_encoders_are_scored_from_one_pass_over_the_images(sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Two encoders do not decode every image twice."
+    passes: list[int] = []
+    monkeypatch.setattr(embedding, "in_batches", lambda images, size: (passes.append(len(images)), [images.images])[1])
+    encoders = {name: nn.Flatten() for name in ("student", "teacher")}
+    scores = score_encoders(encoders, *(images.subset(range(40)) for images in sets), linear=False)
+    assert scores.keys() == encoders.keys() and passes == [40, 40]
+
+
+def test_arrays_and_lists_are_features_and_negative_labels_are_refused() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    halves = pixels[:900], labels[:900], pixels[900:], labels[900:]
+    kinds = halves, tuple(map(torch.from_numpy, halves)), tuple(part.tolist() for part in halves)
+    assert len({knn_accuracy(*kind) for kind in kinds}) == 1
+    assert ImageSet(pixels[:, None, :, None].astype(np.uint8), labels).labels.dtype == torch.int64
+    for refused in (lambda: ImageSet(np.zeros((2, 1, 4, 4), np.uint8), [0, -1]),
+                    lambda: knn_accuracy(*halves[:3], labels[900:] - 1),
+                    lambda: linear_accuracy(pixels, labels - 1, *halves[2:])):
+        with pytest.raises(InputError, match="labels must be 0 or more"):
+            refused()
 
 
 def test_few_labels_are_stratified_nested_and_reproducible() -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import SMALL, TINY, call
 
 from isd_nb.cli.train import isd_train
+from isd_nb.engine.finish import score_table
 from isd_nb.engine.launch import free_port
 from isd_nb.explore.gpu_notebooks import commands, settle
 from isd_nb.recipe import recipes
@@ -40,7 +41,8 @@ def run(path: Path, settings: str, at: Path) -> str:  # what it printed
             code.append("".join(cell["source"]))
             code += [settings] if "parameters" in cell["metadata"].get("tags", []) else []
     script = at / "notebook.py"
-    script.write_text('if __name__ == "__main__":\n' + textwrap.indent("\n".join(code), "    "))
+    text = "\n".join(code).replace("../../results", str(ROOT / "results"))
+    script.write_text('if __name__ == "__main__":\n' + textwrap.indent(text, "    "))
     result = subprocess.run([sys.executable, str(script)], cwd=at, env=ENVIRONMENT, capture_output=True, text=True,
                             timeout=280)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -58,11 +60,15 @@ def test_settings_stand_in_one_cell(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_were_run_and_name_their_commands(path: Path) -> None:
-    outputs = ["".join(o.get("text", "")) for c in cells_of(path) for o in c.get("outputs", [])]
-    printed = "".join(outputs)
-    assert "20-NN" in printed and "torchrun" in printed and "sbatch" in printed
-    assert sum("image/png" in o.get("data", {}) for c in cells_of(path) for o in c.get("outputs", [])) >= 4
+def test_notebooks_were_run_and_show_a_cpu_run_that_learns(path: Path) -> None:
+    "Without a GPU the page shows the saved run, up to date and marked as a CPU's, and not the toy's scores."
+    saved = json.loads((ROOT / "results" / "cifar10_small-0.json").read_text())
+    outputs = [o for c in cells_of(path) for o in c.get("outputs", [])]
+    printed = "".join("".join(o.get("text", "")) for o in outputs)
+    assert "torchrun" in printed and "sbatch" in printed and score_table(saved) in printed, "execute it again"
+    assert printed.count("20-NN") == 1 and "run of a CPU" in printed and saved["command"] in printed
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
+    assert saved["knn20_teacher"] > max(saved["knn20_pixels"], saved["knn20_untrained"])
 
 
 def test_other_settings_and_the_authors_recipe(tmp_path: Path) -> None:

@@ -132,6 +132,23 @@ def test_options_of_a_wrong_kind(method: str, images: ImageSet) -> None:
                 build_method(replace(recipe, options={name: wrong}), images)
 
 
+@pytest.mark.parametrize("method", sorted(methods))
+def test_a_batch_may_exceed_the_queue_of_a_method_without_one(method: str, images: ImageSet) -> None:
+    recipe = replace(choose_recipe("digits", None, method=method, batch_size=64), queue_size=32)
+    if find_method(method).has_queue:
+        with pytest.raises(InputError, match="a queue of 32 anchors is smaller than a batch of 64"):
+            build_method(recipe, images)
+    else:
+        assert build_method(recipe, images).student is not None
+
+
+@pytest.mark.parametrize("method", ["pirl", "invp"])
+def test_a_bank_cannot_keep_more_than_all_of_a_row(method: str, images: ImageSet) -> None:
+    recipe = choose_recipe("digits", None, method=method, batch_size=16)
+    with pytest.raises(InputError, match=r"bank_momentum of \w+ must lie in \[0, 1\], not 3"):
+        build_method(replace(recipe, options={"bank_momentum": 3}), images)
+
+
 @pytest.mark.parametrize("name", ["torch.nn:Linear", "isd_nb.data:ImageSet", "math:pi", "os.path:join", ":x", "x:",
                                   "..x:y", "a b:c"])
 def test_what_is_no_method_is_refused(name: str, tmp_path: Path) -> None:

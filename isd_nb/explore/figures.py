@@ -68,11 +68,13 @@ class LiveCurves:
         plt.close(figure)
 
 # %% ../../nbs/machine_room/65_figures.ipynb #c27-1ec408
-def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int | None = None, tracker: str | None = None) -> Trained:
-    "Train into `out`, or go on with what is there; curves while it runs."
+def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int | None = None, tracker: str | None = None,
+                   show: bool = True,  # progress, a line for every evaluation, curves while it runs
+                   ) -> Trained:
+    "Train into `out`, or go on with what is there."
     out = Path(out)
     return train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume=out.exists(), workers=workers, tracker=tracker,
-                 watch=LiveCurves())
+                 show=show, watch=LiveCurves() if show else None)
 
 # %% ../../nbs/machine_room/65_figures.ipynb #c39-810115
 def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
