@@ -180,10 +180,12 @@ def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
 
 
 def check_set(images: ImageSet) -> None:
-    "Raise unless there are as many labels as images, and a name for every label."
+    "Raise unless there are as many labels as images, none is negative, and each has a name."
     labels, names = images.labels, images.classes
     if labels is not None and len(labels) != len(images):
         raise InputError(f"{len(images)} images but {len(labels)} labels")
+    if labels is not None and len(labels) and int(labels.min()) < 0:
+        raise InputError(f"labels must be 0 or more, but the lowest is {int(labels.min())}: leave out the images without a class")
     if labels is not None and names and len(labels) and int(labels.max()) >= len(names):
         raise InputError(f"labels go up to {int(labels.max())}, but there are names of {len(names)} classes only")
 
