@@ -43,7 +43,8 @@ def measure(arguments: list[str]) -> dict[str, float]:
     "Peak of memory (MiB) and seconds of one call of `isd_embed`, in a process of its own."
     code = "from isd_nb.cli.embed import isd_embed; isd_embed()"
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+    calm = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=calm)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"isd_embed {' '.join(arguments)} failed")
@@ -65,11 +66,12 @@ def main() -> None:
             make_encoder(folder / "tiny.safetensors", 32)
             for ending in asked.endings.split(","):
                 out = folder / f"features.{ending}"
-                arguments = [str(folder / "tiny.safetensors"), "--data", f"folder:{folder / 'images'}", "--out", str(out),
-                             "--device", "cpu", "--root", str(folder / "data")]
-                rows.append(dict(images=count, ending=ending, **measure(arguments), file_mib=round(out.stat().st_size / 2**20, 1)))
+                data = ["--data", f"folder:{folder / 'images'}", "--root", str(folder / "data"), "--device", "cpu"]
+                used = measure([str(folder / "tiny.safetensors"), *data, "--out", str(out)])
+                rows.append(dict(images=count, ending=ending, **used, file_mib=round(out.stat().st_size / 2**20, 1)))
                 print(rows[-1], flush=True)
-    about = dict(command=f"python benchmarks/embedding.py --counts {asked.counts} --endings {asked.endings}", machine=machine(),
+    command = f"python benchmarks/embedding.py --counts {asked.counts} --endings {asked.endings}"
+    about = dict(command=command, machine=machine(),
                  network="tiny, width 16, random weights", images="JPEG of 32 x 32 pixels, 10 classes", threads=1)
     asked.out.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Features by several processes: the same file as by one, also when a run is stopped and another number of processes goes on."""
+"""Features by several processes: the same file as by one, also when another number of processes goes on."""
 
 from pathlib import Path
 
@@ -19,11 +19,13 @@ def encoder(tmp_path: Path) -> Path:
     "A network with random weights, in a file."
     torch.manual_seed(0)
     config = BackboneConfig("tiny", channels=3, width=2)
-    save_encoder(tmp_path / "tiny.safetensors", {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.2] * 3)}, config, 8)
+    teacher = Encoder(build_backbone(config), [0.5] * 3, [0.2] * 3)
+    save_encoder(tmp_path / "tiny.safetensors", {"teacher": teacher}, config, 8)
     return tmp_path / "tiny.safetensors"
 
 
-def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     how = dict(batch_size=4, device="cpu", root=tmp_path)
     data = f"folder:{small}"
     count, width = embed_to_file(encoder, data, tmp_path / "one.npy", **how)
