@@ -216,3 +216,47 @@ def test_a_question_mark_in_a_name_is_a_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="labels=FILE and test=PATH"):
         read(tmp_path, f"{tmp_path}?label=x")
 
+
+
+def write_dicom(path: Path, stored: np.ndarray, **tags: object) -> Path:
+    "A slice as a CT writes it: 12 bits, an intercept of -1024."
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
+    data.Rows, data.Columns = stored.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = stored.astype("<u2").tobytes()
+    for tag, value in tags.items():
+        setattr(data, tag, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom_is_seen_through_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = np.arange(64).reshape(8, 8) * 60  # Hounsfield units from -1024 to 2756
+    for number in range(8):
+        write_dicom(tmp_path / "own" / "ab"[number % 2] / f"{number}.dcm", stored, WindowCenter=40, WindowWidth=400)
+        write_dicom(tmp_path / "bare" / "ab"[number % 2] / f"{number}.DCM", stored)
+
+    def seen(black: float, white: float) -> torch.Tensor:
+        return torch.from_numpy((255 * (stored - 1024 - black) / (white - black)).clip(0, 255).round()).byte()
+    own, bare = (read(tmp_path, str(tmp_path / name)) for name in ("own", "bare"))
+    assert torch.equal(own.train.get([0])[0, 0], seen(-160, 239)) and own.train.shape == (1, 8, 8)
+    assert torch.equal(bare.train.get([0])[0, 0], seen(-1024, 2756))  # the range of the set
+    assert "through a window" in str(own.found) and "as the values of the set suggest" in str(bare.found)
+    for memory in (4 << 30, 0):
+        wide = read(tmp_path, f"{tmp_path / 'own'}?window=500,2000", memory=memory)
+        assert torch.equal(wide.train.get([0])[0, 0], seen(-500, 1499)) and "as window= says" in str(wide.found)
+    packed = read(tmp_path, f"{to_zip(tmp_path / 'own', tmp_path / 'own.zip')}?window=500,2000")
+    assert torch.equal(packed.train.images, wide.train.get(range(len(wide.train)))[:, :1])
+    assert len({fingerprint(sets.train) for sets in (own, wide)}) == 2
+    write_dicom(tmp_path / "own" / "a" / "9.dcm", stored, NumberOfFrames=2)
+    assert "2 frames" in refusal(read, tmp_path, str(tmp_path / "own"))
+    assert "CENTER,WIDTH" in refusal(read, tmp_path, f"{tmp_path / 'own'}?window=40")
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    assert "isd_nb[dicom]" in refusal(read, tmp_path, str(tmp_path / "bare"))

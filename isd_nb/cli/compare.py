@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .options import Labels, TestFolder, console
+from .options import Labels, TestFolder, Window, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
@@ -39,13 +39,13 @@ Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/73_isd_compare.ipynb #c47-059300
-def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, recipe: RecipeName = None,
+def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, recipe: RecipeName = None,
             names: Names = every_method, seeds: Seeds = "0,1,2",
             budget_images: Budget = None, batch_size: BatchSize = None, settings: Settings = None, out: Out = None,
             evaluations: Evaluations = 20, jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Train every method on the same images seen, and write comparison.json, a table and two figures."
     with one_sentence("isd_compare", "the same command goes on"):
-        base = replace(choose_recipe(recipe, with_given(data, labels, test)), evaluations=evaluations)
+        base = replace(choose_recipe(recipe, with_given(data, labels, test, window)), evaluations=evaluations)
         base = replace(base, batch_size=batch_size or base.batch_size)
         place = out or Path("runs") / f"compare-{base.name}"
         call = " ".join(["isd_compare", *sys.argv[1:]])

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from .options import Labels, TestFolder
+from .options import Labels, TestFolder, Window
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
 from ..sources.given import with_given
@@ -23,16 +23,17 @@ OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names besid
 Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and suspect labels")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
 BatchSize = Annotated[int, Option(min=1, help="images at a time")]
+Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
 Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n05-79cc83
-def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None,
-            report: Report = None, size: Size = None, batch_size: BatchSize = 256, device: Device = "auto",
-            root: Root = Path("data")) -> None:
+def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
+            report: Report = None, size: Size = None, batch_size: BatchSize = 256, processes: Processes = 1,
+            device: Device = "auto", root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
-    with one_sentence("isd_embed"):
-        count, width = embed_to_file(source, with_given(data, labels, test) or data, out, size, batch_size, device, root, True, report)
+    with one_sentence("isd_embed", "the same command goes on"):
+        count, width = embed_to_file(source, with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report, processes)
         print(f"{count:,} images, {width} features each, in {out}" + (f"; near-duplicates, outliers and suspect labels in {report}" if report else ""))
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n06-594003

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .options import Labels, TestFolder, Threads, console
+from .options import Labels, TestFolder, Window, Threads, console
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import one_sentence, with_threads
@@ -47,13 +47,13 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 
 # %% ../../nbs/machine_room/72_isd_eval.ipynb #c56-4ae2c8
 def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
-            test: TestFolder = None, encoder: Encoders = "both",
+            test: TestFolder = None, window: Window = None, encoder: Encoders = "both",
             size: Size = None, fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False,
             baselines: Baselines = False, epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", threads: Threads = None, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
     with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"), with_threads(threads):
-        data = with_given(data, labels, test)
+        data = with_given(data, labels, test, window)
         said = " ".join(["isd_eval", *sys.argv[1:]])
         settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
                         backbone_rate=backbone_rate)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from .options import Labels, TestFolder, console
+from .options import Labels, TestFolder, Window, console
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
@@ -91,11 +91,11 @@ def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, 
 
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = None, size: Size = None,
             html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
-            data: DataSpec = None, labels: Labels = None, test: TestFolder = None, root: Root = Path("data"),
+            data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file."
     with one_sentence("isd_explore"):
-        data = with_given(data, labels, test)
+        data = with_given(data, labels, test, window)
         if encoder:
             return print(explore_sources(run, encoder, data, size, limit, root, html))
         if run is None:

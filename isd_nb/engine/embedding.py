@@ -9,20 +9,27 @@ __all__ = ['embed_to_file']
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import FileList, ImageSet
+from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint
-from .report import write_report
-from ..errors import InputError, from_extra, printable, suggest
+from .launch import in_words, warnings_as_notes, with_threads
+from .report import described, write_report
+from ..errors import InputError, from_extra, suggest
 from ..evaluation import embed
 from ..kernels.devices import pick_device
 from ..protocols.fine_tuning import with_channels
@@ -31,41 +38,55 @@ from ..sources.door import load_images
 
 # %% ../../nbs/machine_room/52_embedding.ipynb #n05-cca880
 columns = ("file", "class", "split")
+Named = Sequence[tuple[str, ImageSet]]  # splits with their images
+Piece = tuple[int, int]  # the rows of a piece: the first, and the one behind the last
 
 
-def described(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, str, str]]:
-    "File (below the folder that all share), class and split of every image."
-    folders = [os.fspath(images.paths.folder) for _, images in sets if isinstance(images.paths, FileList)]
-    top = os.path.commonpath(folders) if folders else ""
-    for split, images in sets:
-        for i in range(len(images)):
-            label = "" if images.labels is None else images.classes[int(images.labels[i])]
-            yield printable(os.path.relpath(images.paths[i], top or None)) if images.paths else f"{split}/{i}", label, split
-
-
-def pieces(sets: Sequence[tuple[str, ImageSet]], start: int, rows: int) -> Iterator[ImageSet]:
-    "The images from number `start` on, so many at a time."
+def pieces(sets: Named, rows: int) -> list[Piece]:
+    "All rows, so many at a time; no piece crosses from one split into the next."
+    found, start = [], 0
     for _, images in sets:
-        for first in range(min(start, len(images)), len(images), rows):
-            yield images.subset(range(first, min(first + rows, len(images))))
-        start = max(0, start - len(images))
+        end = start + len(images)
+        found += [(first, min(first + rows, end)) for first in range(start, end, rows)]
+        start = end
+    return found
+
+
+def images_of(sets: Named, piece: Piece) -> ImageSet:
+    "The images of a piece."
+    start = 0
+    for _, images in sets:
+        if piece[0] < start + len(images):
+            break
+        start += len(images)
+    return images.subset(range(piece[0] - start, piece[1] - start))
 
 # %% ../../nbs/machine_room/52_embedding.ipynb #n08-a3f346
-def progress_of(folder: Path, key: str, width: int) -> int:  # rows that are there
-    "How far an earlier try came, its raw file cut to whole rows; 0 where it computed something else."
-    about, raw = folder / "about.json", folder / "features.raw"
-    if not about.is_file() or json.loads(about.read_text()) != {"key": key} or not raw.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_json(about, {"key": key})
-        raw.touch()
-    done = raw.stat().st_size // (4 * width)
-    with raw.open("r+b") as file:
-        file.truncate(done * 4 * width)
-    return done
+def start_or_go_on(folder: Path, key: str, count: int, width: int) -> None:
+    "The files of an earlier try that computed the same, or empty ones."
+    about, expected = folder / "about.json", {"key": key, "rows": count, "width": width}
+    if about.is_file() and json.loads(about.read_text()) == expected:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, size in (("features.raw", 4 * count * width), ("done", count)):
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    write_json(about, expected)
 
 
-def key_of(encoder: Any, name: str, sets: Sequence[tuple[str, ImageSet]], size: int) -> str:
+def rows_done(folder: Path) -> int:
+    "How many rows are there."
+    return int(np.fromfile(folder / "done", np.uint8).sum())
+
+
+def missing(folder: Path, every: Sequence[Piece]) -> list[Piece]:
+    "The pieces with rows that are still to be computed."
+    done = np.fromfile(folder / "done", np.uint8)
+    return [(first, last) for first, last in every if not done[first:last].all()]
+
+# %% ../../nbs/machine_room/52_embedding.ipynb #n08-key1
+def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
     "A fingerprint of all that the features depend on."
     found = hashlib.sha256(f"{fingerprint(encoder)} {name} {size}".encode())
     for row in described(sets):
@@ -74,6 +95,93 @@ def key_of(encoder: Any, name: str, sets: Sequence[tuple[str, ImageSet]], size: 
         if images.images is not None:
             found.update(images.images.contiguous().numpy().data)
     return found.hexdigest()
+
+# %% ../../nbs/machine_room/52_embedding.ipynb #n08-com1
+@dataclass(frozen=True)
+class Work:
+    "What is computed, in values that another process can be sent."
+    source: Source
+    data: str
+    size: int | None
+    root: Path | str
+    folder: Path  # of what is unfinished
+    batch_size: int
+
+    def open(self) -> tuple[Callable[[Tensor], Tensor], list[tuple[str, ImageSet]], int, str]:
+        "The encoder, the images of every split, their size, and the name of the source."
+        encoder, size, channels, name = as_encoder(self.source, self.size)
+        named = zip(("train", "test"), load_images(self.data, size, self.root, memory=0))
+        takes = channels if callable(getattr(encoder, "features", None)) else None
+        return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
+
+# %% ../../nbs/machine_room/52_embedding.ipynb #n08-com2
+def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
+            progress: Callable[[int], object] = lambda rows: None) -> None:
+    "Embed these pieces, and write each where it belongs."
+    with (work.folder / "features.raw").open("r+b") as raw, (work.folder / "done").open("r+b") as done:
+        for first, last in share:
+            features = embed(encoder, images_of(sets, (first, last)), work.batch_size, place)
+            raw.seek(4 * first * features.shape[1])
+            raw.write(features.cpu().numpy().astype("<f4").data)
+            raw.flush()
+            done.seek(first)
+            done.write(b"\1" * (last - first))
+            done.flush()
+            progress(last - first)
+
+# %% ../../nbs/machine_room/52_embedding.ipynb #n08-com4
+def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: int, failures: Any) -> None:
+    "What another process does: a share of the pieces. What a user can mend goes back as a sentence."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        with warnings_as_notes("isd_embed"), with_threads(threads):
+            encoder, sets, _, _ = work.open()
+            compute(work, encoder, sets, share, place)
+    except Exception as error:
+        if not (said := in_words(error)):
+            raise
+        failures.put(said)
+        raise SystemExit(2) from None
+
+
+def end_with_parent() -> None:
+    "End this process when the one that started it does."
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
+
+# %% ../../nbs/machine_room/52_embedding.ipynb #n08-com5
+def check_processes(count: int, source: Source, place: torch.device) -> None:
+    "Raise unless so many processes can share the work."
+    if count < 1:
+        raise InputError(f"at least 1 process is needed, not {count}")
+    if count > 1 and not isinstance(source, str | Path):
+        raise InputError("several processes need a source that each of them can open, such as a run or a file, not a function")
+    if place.type == "cuda" and count > torch.cuda.device_count():
+        raise InputError(f"{count} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
+
+
+def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch.device, progress: Callable[[], object]) -> None:
+    "One process for every share."
+    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // len(shares))
+    failures = context.SimpleQueue()
+    places = [torch.device("cuda", i) if place.type == "cuda" else place for i in range(len(shares))]
+    others = [context.Process(target=companion, args=(work, *job, threads, failures), daemon=True) for job in zip(shares, places)]
+    try:
+        for other in others:
+            other.start()
+        while running := [other for other in others if other.is_alive()]:
+            wait([other.sentinel for other in running], timeout=0.5)
+            progress()
+            if failed := [other.exitcode for other in others if other.exitcode]:
+                raise InputError(failures.get() if not failures.empty() else f"a process that computes features has ended with exit code {failed[0]}; "
+                                 "where memory is short choose fewer --processes, then the same command goes on")
+    finally:
+        for other in others:
+            if other.pid is not None:
+                other.terminate()
+                other.join()
 
 # %% ../../nbs/machine_room/52_embedding.ipynb #n10-59983a
 def rows_of(raw: BinaryIO, width: int, rows: int = 4096) -> Iterator[np.ndarray]:  # float32 (up to rows, width)
@@ -150,25 +258,27 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   root: Path | str = "data",  # where torchvision's sets lie
                   show: bool = False,
                   report: Path | str | None = None,  # a folder for the tables of `isd_nb.engine.report`; holds all features in memory
+                  processes: int = 1,  # that share the images
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
-    out = Path(out)
+    out, place = Path(out), pick_device(device)
     check_ending(out)
-    encoder, size, channels, name = as_encoder(source, size)
-    named = zip(("train", "test"), load_images(data, size, root, memory=0))
-    sets = [(split, with_channels(images, channels) if callable(getattr(encoder, "features", None)) else images) for split, images in named if images]
-    place = pick_device(device)
+    check_processes(processes, source, place)
+    work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
+    encoder, sets, size, name = work.open()
     width = embed(encoder, sets[0][1].subset([0]), device=place).shape[1]
-    folder = out.with_name(f".{out.name}.unfinished")
-    done = progress_of(folder, key_of(encoder, name, sets, size), width)
     count = sum(len(images) for _, images in sets)
-    with (folder / "features.raw").open("ab") as raw, tqdm(total=count, initial=done, unit="images", disable=not show) as bar:
-        for piece in pieces(sets, done, 2 * batch_size):
-            raw.write(embed(encoder, piece, batch_size, place).cpu().numpy().astype("<f4").tobytes())
-            raw.flush()
-            bar.update(len(piece))
+    start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)
+    waiting = missing(work.folder, pieces(sets, 2 * batch_size))
+    to_do = sum(last - first for first, last in waiting)
+    with tqdm(total=count, initial=count - to_do, unit="images", disable=not show) as bar:
+        if processes == 1:
+            compute(work, encoder, sets, waiting, place, bar.update)
+        else:
+            shares = [share for i in range(processes) if (share := waiting[i::processes])]
+            compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
     if report:
-        features = torch.from_numpy(np.fromfile(folder / "features.raw", np.float32).reshape(count, width))
+        features = torch.from_numpy(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width))
         write_report(report, features, [*described(sets)])
-    put_together(out, folder, sets, width)
+    put_together(out, work.folder, sets, width)
     return count, width

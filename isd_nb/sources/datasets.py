@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import ImageSet, formats, resize_center_crop, to_eight_bits
+from ..data import ImageSet, open_stored, resize_center_crop, to_eight_bits
 from ..errors import InputError
-from ..kernels.archives import openable
 from .folders import iter_image_files
 from .given import parse_folder
 
@@ -107,7 +106,7 @@ def typical_side(spec: str,  # as `--data` names images
     sides = []
     try:
         for path in islice(iter_image_files(Path(parse_folder(place).path).expanduser()), sample):
-            with suppress(Exception), Image.open(openable(path), formats=formats()) as image:  # damaged: whoever reads the folder says so
+            with suppress(Exception), open_stored(path) as image:  # damaged: whoever reads the folder says so
                 sides.append(min(image.size))
     except OSError:
         return None

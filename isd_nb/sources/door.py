@@ -13,6 +13,7 @@ import torch
 
 from ..data import ImageSet, subsample_evenly
 from ..errors import InputError, locked, suggest
+from ..kernels.dicom import parse_window
 from .digits import digits
 from .given import parse_folder
 from .identity import identity, other_images
@@ -122,7 +123,8 @@ def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:
     if white is not None and not 0 < white < float("inf"):
         raise InputError(f"white must be positive and finite, not {white}")
     spec = parse_folder(place)
-    return plan_folder(spec.path, Path(root) / "index", unlabelled=False, labels=spec.labels, test=spec.test)
+    plan = plan_folder(spec.path, Path(root) / "index", unlabelled=False, labels=spec.labels, test=spec.test)
+    return replace(plan, window=parse_window(spec.window)) if spec.window else plan
 
 # %% ../../nbs/machine_room/27_one_door.ipynb #sh1-le2811
 def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memory: int = 4 << 30, white: float | None = None,

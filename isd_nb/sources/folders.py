@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import (
-    ImageSet, Levels, deep_kind, exif_transpose, formats, levels_between, open_image, resize_center_crop)
+    ImageSet, Levels, deep_kind, exif_transpose, levels_between, open_image, open_stored, resize_center_crop)
 from ..errors import InputError, printable
-from ..kernels.archives import entries_in, left_out_of, modified, openable, split_archive
+from ..kernels.archives import entries_in, left_out_of, modified, split_archive
+from ..kernels.dicom import dicom_endings, is_dicom
 
 # %% ../../nbs/machine_room/18_folders.ipynb #c26-5b16d1
-suffixes = frozenset((  # of the formats in `isd_nb.data.raster_formats`
+suffixes = frozenset((  # of the formats in `isd_nb.data.raster_formats`, and of DICOM
+    *dicom_endings,
     ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".gif",
     ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
     ".mpo", ".msp", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb",
@@ -151,28 +152,30 @@ class Survey:
         return {kind: levels_between(kind, *between) for kind, between in self.values.items()} or None
 
 # %% ../../nbs/machine_room/18_folders.ipynb #c32-711052p1
-def header_of(path: Path) -> tuple[tuple[int, int], str, bool, tuple[float, float] | None] | None:  # None: it cannot be read
+def header_of(path: Path, levels: Levels | None = None) -> tuple[tuple[int, int], str, bool, tuple[float, float] | None] | None:  # None: it cannot be read
     "Size, mode and colour of a file, and the range of its values if it has more than 8 bits."
     try:
-        with Image.open(openable(path), formats=formats()) as image:
+        with open_stored(path, levels) as image:
             between = None
             if deep := deep_kind(image.mode):
                 values = np.asarray(image, dtype=np.float64)
                 between = (float(values.min()), float(values.max())) if np.isfinite(values).all() else None
             grey = deep or (image.mode in ("L", "1") and "transparency" not in image.info)
-            return exif_transpose(image).size, image.mode, not grey, between
+            mode = "DICOM through a window" if is_dicom(path) and not deep else image.mode
+            return exif_transpose(image).size, mode, not grey, between
     except Exception:  # whoever decodes it will say why
         return None
 
 # %% ../../nbs/machine_room/18_folders.ipynb #su1-le2811
 def survey(paths: Sequence[Path],
            most: int = 1000,  # files to open, evenly spaced
+           levels: Levels | None = None,  # what is known of them: the window of DICOM files
            ) -> Survey:
     "Look at the headers of files."
     rows = range(len(paths)) if len(paths) <= most else np.linspace(0, len(paths) - 1, most).astype(int).tolist()
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [header for header in pool.map(lambda i: header_of(paths[i]), rows) if header]
+        found = [header for header in pool.map(lambda i: header_of(paths[i], levels), rows) if header]
     sizes = sorted({size for size, *_ in found}, key=lambda size: (size[0] * size[1], size))
     values: dict[str, tuple[float, float]] = {}
     for _, mode, _, between in found:

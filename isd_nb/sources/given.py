@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InputError, printable
 from ..kernels.archives import is_folder
+from ..kernels.dicom import parse_window
 from .folders import ending_of, suffixes
 from .index import FolderIndex
 
@@ -28,9 +29,10 @@ class FolderSpec:
     path: str
     labels: str | None = None  # a table of files and labels
     test: str | None = None  # a folder, inside the path or anywhere
+    window: str | None = None  # of DICOM files: CENTER,WIDTH
 
     def __str__(self) -> str:
-        said = [f"{name}={value}" for name, value in (("labels", self.labels), ("test", self.test)) if value]
+        said = [f"{name}={value}" for name, value in (("labels", self.labels), ("test", self.test), ("window", self.window)) if value]
         return f"folder:{self.path}" + (f"?{'&'.join(said)}" if said else "")
 
 
@@ -40,21 +42,25 @@ def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
     if not found or Path(place).expanduser().exists():
         return FolderSpec(place)
     pairs = [part.partition("=") for part in re.split(r"&(?=\w+=)", options)]
-    known = {name: value for name, _, value in pairs if name in ("labels", "test") and value}
+    known = {name: value for name, _, value in pairs if name in ("labels", "test", "window") and value}
     if len(known) != len(pairs):
-        raise InputError(f"after a folder's ? come labels=FILE and test=PATH with & between them, not {options!r}")
+        raise InputError(f"after a folder's ? come labels=FILE, test=PATH and window=CENTER,WIDTH with & between them, not {options!r}")
+    if "window" in known:
+        parse_window(known["window"])
     return FolderSpec(path, **known)
 
 # %% ../../nbs/machine_room/19_given_labels.ipynb #gl04-ld28p1
-def with_given(data: str | None, labels: Path | str | None, test: Path | str | None) -> str | None:
-    "The text of `--data` with what `--labels` and `--test` add to it."
-    if labels is None and test is None:
+def with_given(data: str | None, labels: Path | str | None = None, test: Path | str | None = None, window: str | None = None) -> str | None:
+    "The text of `--data` with what `--labels`, `--test` and `--window` add to it."
+    given = {name: str(value) for name, value in (("labels", labels), ("test", test), ("window", window)) if value is not None}
+    if not given:
         return data
     kind, _, place = (data or "").partition(":")
     if kind != "folder" or not place:
-        raise InputError(f"--labels and --test are about a folder: --data folder:PATH, not {data or 'none'}")
-    spec = parse_folder(place)
-    return str(replace(spec, labels=str(labels) if labels else spec.labels, test=str(test) if test else spec.test))
+        raise InputError(f"--labels, --test and --window are about a folder: --data folder:PATH, not {data or 'none'}")
+    if window is not None:
+        parse_window(window)
+    return str(replace(parse_folder(place), **given))
 
 
 def absolute(data: str) -> str:
@@ -65,8 +71,8 @@ def absolute(data: str) -> str:
     spec = parse_folder(place)
     path = Path(spec.path).expanduser().resolve()
     inside = spec.test and is_folder(path / spec.test)
-    return str(FolderSpec(str(path), spec.labels and str(Path(spec.labels).expanduser().resolve()),
-                          spec.test if inside or not spec.test else str(Path(spec.test).expanduser().resolve())))
+    return str(replace(spec, path=str(path), labels=spec.labels and str(Path(spec.labels).expanduser().resolve()),
+                       test=spec.test if inside or not spec.test else str(Path(spec.test).expanduser().resolve())))
 
 # %% ../../nbs/machine_room/19_given_labels.ipynb #gl04-ld28p2
 def readable_folder(path: Path) -> Path:

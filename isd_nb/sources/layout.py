@@ -145,15 +145,16 @@ class FolderPlan:
     test_rows: np.ndarray | None = None  # sorted, which rows of `train` are held out
     beside: Mapping[str, FolderIndex] = field(default_factory=dict)  # what could be tested on, and is not
     table: Path | None = None  # where labels come from, if not from folders
+    window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each says
     most: int = 20_000  # files of more than 8 bits that are looked at for the range of their values
 
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
         "What the headers say; where there are more than 8 bits, of all files up to `most`."
         parts = [index.files for index in (self.train, self.test) if index is not None]
-        found = [survey(files) for files in parts]
+        found = [survey(files, levels=self.given_levels()) for files in parts]
         if any(seen.values for seen in found):
-            found = [survey(files, self.most) for files in parts]
+            found = [survey(files, self.most, self.given_levels()) for files in parts]
         return found[0], found[1] if len(found) > 1 else None
 
     def levels(self, white: float | None = None) -> Levels | None:
@@ -161,7 +162,12 @@ class FolderPlan:
         both = [seen for seen in self.surveys if seen]
         ranges = {k: [seen.values[k] for seen in both if k in seen.values] for seen in both for k in seen.values}
         values = {k: (min(low for low, _ in r), max(high for _, high in r)) for k, r in ranges.items()}
-        return replace(both[0], values=values).levels(white) if values else None
+        found = replace(both[0], values=values).levels(white) if values else None
+        return {**(found or {}), **self.given_levels()} or None
+
+    def given_levels(self) -> Levels:
+        "What the user says."
+        return {"dicom": self.window} if self.window else {}
 
 # %% ../../nbs/machine_room/20_layout.ipynb #ly15-le28
 def indexed(folder: Path, cache: Path | str | None, flat: bool = False, without: Path | None = None) -> FolderIndex:
@@ -301,8 +307,10 @@ def level_notes(levels: Levels | None, white: float | None) -> str:
     "How files of more than 8 bits are scaled."
     kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
     how = "as white= says" if white is not None else "as the values of the set suggest; white=N sets it"
-    said = [f"{kinds[kind]} from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()]
-    return f"pixels are {' and '.join(said)}, {how}" if said else ""
+    edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()}
+    said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
+    window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
+    return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", window) if part)
 
 # %% ../../nbs/machine_room/20_layout.ipynb #ly23-le28
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""Features by several processes: the same file as by one, also when another number of processes goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from numpy.testing import assert_allclose
+
+from isd_nb.cli.embed import isd_embed
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder
+from isd_nb.engine import embedding
+from isd_nb.engine.embedding import embed_to_file
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    "A network with random weights, in a file."
+    torch.manual_seed(0)
+    config = BackboneConfig("tiny", channels=3, width=2)
+    teacher = Encoder(build_backbone(config), [0.5] * 3, [0.2] * 3)
+    save_encoder(tmp_path / "tiny.safetensors", {"teacher": teacher}, config, 8)
+    return tmp_path / "tiny.safetensors"
+
+
+def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    how = dict(batch_size=4, device="cpu", root=tmp_path)
+    data = f"folder:{small}"
+    count, width = embed_to_file(encoder, data, tmp_path / "one.npy", **how)
+    batches = iter(range(100))
+
+    def interrupted(*arguments: object, **more: object) -> torch.Tensor:
+        if next(batches) == 3:  # the first says how wide features are, two more are pieces
+            raise KeyboardInterrupt
+        return embed(*arguments, **more)
+    embed = embedding.embed
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "embed", interrupted)
+        embed_to_file(encoder, data, tmp_path / "two.npy", **how)
+    begun = tmp_path / ".two.npy.unfinished"
+    assert embedding.rows_done(begun) == 2 * 8
+    with (begun / "features.raw").open("r+b") as raw:  # what is done is not computed again
+        raw.write(np.full(width, 7, "<f4").data)
+    embed_to_file(encoder, data, tmp_path / "two.npy", processes=2, **how)
+    one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
+    assert one.shape == (count, width) and (two[0] == 7).all()
+    assert_allclose(two[1:], one[1:], rtol=0, atol=1e-6)
+    assert not begun.exists()
+
+
+def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Path, tmp_path: Path) -> None:
+    said = call(isd_embed, tmp_path, encoder, "--data", f"folder:{small}", "--out", "f.npy", "--processes", "0")
+    assert said.returncode == 2
+    work = embedding.Work(tmp_path / "missing", f"folder:{small}", 8, tmp_path, tmp_path, 4)
+    with pytest.raises(embedding.InputError, match="no encoder"):
+        embedding.compute_together(work, [[(0, 4)]], torch.device("cpu"), lambda: None)
