@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Levels', 'raster_formats', 'FileList', 'Unreadable', 'ImageSet', 'deep_kind', 'usual_levels', 'levels_between',
-           'to_eight_bits', 'exif_transpose', 'formats', 'open_image', 'resize_center_crop', 'decode_image',
-           'held_out_rows', 'held_out', 'rows_by_class', 'stratified_fraction', 'long_tailed', 'subsample_evenly']
+           'to_eight_bits', 'exif_transpose', 'formats', 'open_stored', 'open_image', 'resize_center_crop',
+           'decode_image', 'held_out_rows', 'held_out', 'rows_by_class', 'stratified_fraction', 'long_tailed',
+           'subsample_evenly']
 
 # %% ../nbs/machine_room/14_images.ipynb #9c3ad89c
 import os
@@ -24,6 +25,7 @@ from torch import Tensor
 from .errors import InputError, printable
 from .kernels.archives import openable
 from .kernels.devices import to_device
+from .kernels.dicom import is_dicom, read_dicom
 
 # %% ../nbs/machine_room/14_images.ipynb #fl1-le2811
 class FileList(Sequence[Path]):
@@ -204,7 +206,7 @@ def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
     raise InputError(f"{printable(images.paths[index])} cannot be read, nor any other file that could stand in for it")
 
 # %% ../nbs/machine_room/14_images.ipynb #c16-3c8da5
-Levels = Mapping[str, tuple[float, float]]  # by kind of number ("whole", "real"): which value is black, which is white
+Levels = Mapping[str, tuple[float, float]]  # by kind of number ("whole", "real"), or "dicom": which value is black, which is white
 
 
 def deep_kind(mode: str) -> str:  # "whole", "real", or "" for modes of 8 bits or fewer
@@ -270,13 +272,18 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in raster_formats if name in Image.OPEN)
 
 
+def open_stored(path: Path | str, levels: Levels | None = None) -> Image.Image:  # any mode
+    "A file as Pillow has it; DICOM is read whole, through the window of the levels or its own."
+    return read_dicom(openable(path), (levels or {}).get("dicom")) if is_dicom(path) else Image.open(openable(path), formats=formats())
+
+
 def open_image(path: Path | str, levels: Levels | None = None) -> Image.Image:  # mode "L" or "RGB", upright
     "Read an image file: EXIF orientation honoured, every mode converted to grey or RGB."
     try:
-        with Image.open(openable(path), formats=formats()) as image:
+        with open_stored(path, levels) as image:
             image.load()
             return to_eight_bits(exif_transpose(image), levels)
-    except OSError:
+    except (OSError, InputError):
         raise
     except Exception as error:  # a damaged file makes Pillow raise anything: SyntaxError, struct.error, TypeError ...
         raise OSError(f"{type(error).__name__}: {error}") from error

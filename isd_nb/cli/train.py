@@ -15,7 +15,7 @@ from typing import Any
 
 from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
-    Resume, Root, Seed, Steps, Supervised, TestFolder, Threads, Tracker, Workers, console, own_directory, run_directory)
+    Resume, Root, Seed, Steps, Supervised, TestFolder, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, dry_run
 from ..engine.finish import final_scores, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
@@ -101,7 +101,7 @@ def run(recipe: Recipe,
         return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/71_isd_train.ipynb #c55-dd004b
-def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None,
+def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None,
             method: MethodName = None, backbone: Backbone = None,
             init: Init = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
@@ -112,7 +112,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
     with one_sentence("isd_train"):
         if device not in ("auto", "cpu", "cuda"):
             raise InputError(f"unknown device {device!r}: {suggest(device, ['auto', 'cpu', 'cuda'])}")
-        data = with_given(data, labels, test)
+        data = with_given(data, labels, test, window)
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)

@@ -80,6 +80,8 @@ def fingerprint(images: ImageSet) -> str:  # 32 hexadecimal digits
     found = blake2b(digest_size=16)
     found.update(json.dumps(["isd_nb images 1", len(images), list(images.classes)]).encode())
     found.update(b"no labels" if images.labels is None else images.labels.cpu().numpy().tobytes())
+    if images.levels and "dicom" in images.levels:  # the same files through another window are other images
+        found.update(json.dumps(images.levels["dicom"]).encode())
     if images.paths:
         files_into(found, images.paths)
     elif images.origin:
