@@ -323,7 +323,8 @@ def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[Image
     return images.subset(train), images.subset(test) if len(test) else None
 
 # %% ../nbs/machine_room/14_images.ipynb #c37-1a3d72p1
-def rows_by_class(labels: Tensor | np.ndarray) -> dict[int, np.ndarray]:  # sorted rows of each class, by label
+def rows_by_class(labels: Tensor | np.ndarray,  # (N,)
+                  ) -> dict[int, np.ndarray]:  # sorted rows of each class, by label
     "Which images are of which class, from one sort: a thousand classes take as long as ten."
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")

@@ -10,8 +10,8 @@ import contextlib
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,14 @@ def check_images(images: ImageSet | Tensor, precision: str) -> None:
         raise InputError("there are no images to embed")
 
 # %% ../nbs/machine_room/17_embedding.ipynb #c08-ebe110
-def in_batches(images: ImageSet | Tensor, size: int, ahead: int = 2) -> Iterator[Tensor]:  # uint8 (B, C, H, W) each
+def in_batches(images: ImageSet | Tensor, size: int, ahead: int = 2) -> Generator[Tensor, None, None]:  # uint8 (B, C, H, W) each
     "The images in order; files are decoded by threads, while whoever takes the batches computes."
     pixels = images.images if isinstance(images, ImageSet) else images
     if pixels is not None:
         yield from pixels.split(size)
         return
     with ThreadPoolExecutor() as pool:
-        batches, waiting = iter(torch.arange(len(images)).split(size)), deque()
+        batches, waiting = iter(torch.arange(len(images)).split(size)), deque[list[Future]]()
         try:
             while True:
                 while len(waiting) <= ahead and (rows := next(batches, None)) is not None:

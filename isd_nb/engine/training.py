@@ -82,7 +82,7 @@ def look(session: TrainState, out: Path, *measures: Callable[[Method], Mapping[s
     check_encoders(session)
     if not session.accelerator.is_main_process:
         for ask in measures:
-            if getattr(ask, "shared", False):
+            if ask and getattr(ask, "shared", False):
                 ask(session.method)
         return {}
     place = out / "checkpoints" / f"encoder_{session.step:08}.safetensors"

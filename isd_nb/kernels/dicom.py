@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import InputError, from_extra
 
 # %% ../../nbs/machine_room/78_dicom.ipynb #dc05-m1
-dicom_endings = (".dcm", ".dicom")
+dicom_endings = (".dcm", ".dicom")  # in lower case
 Edges = tuple[float, float]  # the value that is black, the value that is white
 
 

@@ -200,5 +200,5 @@ def sample_evaluator(bank: ImageSet, test: ImageSet | None) -> Callable[[Method]
 
     def evaluate(method: Method) -> dict[str, float]:
         return flat(score_encoders(method.encoders(), some, probe, shared=True, linear=False))
-    evaluate.shared = True  # `train` calls it in all processes
+    setattr(evaluate, "shared", True)  # noqa: B010 - `train` calls it in all processes
     return evaluate
