@@ -9,6 +9,7 @@ from conftest import call
 from numpy.testing import assert_allclose
 
 from isd_nb.cli.embed import isd_embed
+from isd_nb.cli.explore import isd_explore
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder
 from isd_nb.engine import embedding
 from isd_nb.engine.embedding import embed_to_file
@@ -56,3 +57,20 @@ def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Pat
     work = embedding.Work(tmp_path / "missing", f"folder:{small}", 8, tmp_path, tmp_path, 4)
     with pytest.raises(embedding.InputError, match="no encoder"):
         embedding.compute_together(work, [[(0, 4)]], torch.device("cpu"), lambda: None)
+
+
+def test_tables_and_an_atlas_name_files_below_the_folder(encoder: Path, small: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data = ["--data", f"folder:{small}"]
+    wanted = ["--out", "f.npy", "--atlas", "atlas.parquet", "--thumbnails", "--report", "tables"]
+    said = call(isd_embed, tmp_path, encoder, *data, *wanted)
+    assert said.returncode == 0 and "--neighbors neighbors --image image" in said.stdout
+    atlas = parquet.read_table(tmp_path / "atlas.parquet")
+    assert {"x", "y", "neighbors", "image"} <= {*atlas.column_names} and len(atlas) == len(np.load(tmp_path / "f.npy"))
+    found = call(isd_explore, tmp_path, "--encoder", encoder, *data, "--report", "shown")
+    assert found.returncode == 0 and "outliers.csv" in found.stdout
+    tables = [*(tmp_path / "tables").iterdir(), *(tmp_path / "shown").iterdir()]
+    assert sorted({path.name for path in tables}) == ["near_duplicates.csv", "outliers.csv", "suspect_labels.csv"]
+    written = [path.read_bytes() for path in (*tables, tmp_path / "atlas.parquet", tmp_path / "f.csv")]
+    assert not any(str(tmp_path).encode() in content for content in written)
+    assert "run" in call(isd_explore, tmp_path, *data, "--report", "shown").stderr

@@ -6,14 +6,19 @@
 __all__ = ['isd_embed', 'app']
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n02-07e52e
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option, Typer
 
+from torch import Tensor
 from .options import Labels, TestFolder, Window
+from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
+from ..errors import InputError
+from ..explore.atlas import check_atlas, write_atlas
 from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n04-8f7f7a
@@ -21,6 +26,8 @@ SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, sh
 DataSpec = Annotated[str, Option(help="digits, folder:PATH or torchvision:NAME")]
 OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
 Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and suspect labels")]
+Atlas = Annotated[Path | None, Option(help="a .parquet file with map and neighbours of all images, for Apple's Embedding Atlas")]
+Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file of --atlas, too")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
 BatchSize = Annotated[int, Option(min=1, help="images at a time")]
 Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
@@ -29,12 +36,28 @@ Root = Annotated[Path, Option(help="where torchvision's sets lie or are download
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n05-79cc83
 def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
-            report: Report = None, size: Size = None, batch_size: BatchSize = 256, processes: Processes = 1,
-            device: Device = "auto", root: Root = Path("data")) -> None:
+            report: Report = None, atlas: Atlas = None, thumbnails: Thumbnails = False, size: Size = None,
+            batch_size: BatchSize = 256, processes: Processes = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
     with one_sentence("isd_embed", "the same command goes on"):
-        count, width = embed_to_file(source, with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report, processes)
-        print(f"{count:,} images, {width} features each, in {out}" + (f"; near-duplicates, outliers and suspect labels in {report}" if report else ""))
+        if atlas:
+            check_atlas(atlas)
+        elif thumbnails:
+            raise InputError("--thumbnails are for the file of --atlas FILE")
+
+        def also(features: Tensor, rows: Sequence[tuple[str, str, str]], sets: Sequence[tuple[str, ImageSet]]) -> None:
+            write_atlas(atlas or "", features, rows, sets if thumbnails else ())
+        count, width = embed_to_file(source, with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report,
+                                     processes, also if atlas else None)
+        print(closing(count, width, out, report, atlas, thumbnails))
+
+
+def closing(count: int, width: int, out: Path, report: Path | None, atlas: Path | None, thumbnails: bool) -> str:
+    "What was written, and how it is opened."
+    lines = [f"{count:,} images, {width} features each, in {out}" + (f"; near-duplicates, outliers and suspect labels in {report}" if report else "")]
+    if atlas:
+        lines.append(f"embedding-atlas {atlas} --x x --y y --neighbors neighbors{' --image image' if thumbnails else ''}  opens the map")
+    return "\n".join(lines)
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n06-594003
 def isd_embed() -> None:

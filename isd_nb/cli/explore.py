@@ -21,7 +21,7 @@ from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
 from ..explore.explorer import Explorer
-from ..explore.given import gallery_of_sources
+from ..explore.given import gallery_of_sources, report_of_sources
 from ..sources.given import absolute, with_given
 
 # %% ../../nbs/machine_room/74_isd_explore.ipynb #c52-dcf378
@@ -73,6 +73,8 @@ Encoders = Annotated[list[str] | None, Option("--encoder", help="without a run: 
 Size = Annotated[int | None, Option(min=1, help="height and width of the images, with --encoder; by default as the encoder was trained")]
 LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]
 HtmlFile = Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")]
+Report = Annotated[Path | None, Option("--report", help="a folder for tables of near-duplicates, outliers and suspect labels of the images that are shown; "
+                                            "without --html nothing else is done")]
 Limit = Annotated[int, Option(min=4, help="images at most")]
 Moments = Annotated[int, Option(min=1, help="checkpoints at most")]
 DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH or torchvision:NAME")]
@@ -84,18 +86,31 @@ def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, 
                     html: Path | None) -> str:
     "Write the explorer of weights without a run as one HTML file, and say so."
     if run is not None or data is None or html is None:
-        raise InputError("weights are explored with --encoder SOURCE --data SPEC --html FILE, without a run")
+        raise InputError("weights are explored with --encoder SOURCE --data SPEC and --html FILE or --report FOLDER, without a run")
     path = Explorer(gallery_of_sources(sources, data, size, limit, root)).html(html)
     return f"{path} is written ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"
 
 
+def report(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path, folder: Path) -> str:
+    "Write the tables of a run or of weights without one, and say so."
+    if (run is None) == (not sources) or (sources and data is None):
+        raise InputError("--report is about a run, or about weights with --encoder SOURCE --data SPEC")
+    recipe = None if run is None else read_recipe(run)
+    files = report_of_sources(sources or [str(run)], data or (recipe.data if recipe else ""), folder, recipe.image_size if recipe else size, limit, root)
+    return f"{', '.join(map(str, files))} are written"
+
+# %% ../../nbs/machine_room/74_isd_explore.ipynb #c57-rep-m1
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = None, size: Size = None,
-            html: HtmlFile = None, limit: Limit = 5_000, moments: Moments = 8,
+            html: HtmlFile = None, report_folder: Report = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
-    "Open the explorer of a run in JupyterLab, or write it as one HTML file."
+    "Open the explorer of a run in JupyterLab, or write it as one HTML file; or list what to look at first."
     with one_sentence("isd_explore"):
         data = with_given(data, labels, test, window)
+        if report_folder:
+            print(report(run, encoder or [], data, size, limit, root, report_folder))
+            if html is None:
+                return
         if encoder:
             return print(explore_sources(run, encoder, data, size, limit, root, html))
         if run is None:

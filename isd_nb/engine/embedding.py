@@ -259,6 +259,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   show: bool = False,
                   report: Path | str | None = None,  # a folder for the tables of `isd_nb.engine.report`; holds all features in memory
                   processes: int = 1,  # that share the images
+                  then: Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object] | None = None,  # what else is made of features (N, F), rows and images
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out, place = Path(out), pick_device(device)
@@ -277,8 +278,11 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
         else:
             shares = [share for i in range(processes) if (share := waiting[i::processes])]
             compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
-    if report:
-        features = torch.from_numpy(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width))
-        write_report(report, features, [*described(sets)])
+    if report or then:  # these need all features at once
+        features, rows = torch.from_numpy(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width)), [*described(sets)]
+        if report:
+            write_report(report, features, rows)
+        if then:
+            then(features, rows, sets)
     put_together(out, work.folder, sets, width)
     return count, width

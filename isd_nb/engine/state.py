@@ -86,6 +86,8 @@ def compiler(recipe: Recipe, device: torch.device) -> str:
     "The backend of `torch.compile`, or off; `auto` compiles nets that are large enough to earn back the minute it takes."
     if recipe.compile != "auto":
         return recipe.compile
+    if recipe.gradient_checkpointing:
+        return "off"  # a compiled net is not computed in blocks
     return "inductor" if device.type == "cuda" and recipe.backbone.startswith("resnet") else "off"
 
 # %% ../../nbs/machine_room/43_train_step.ipynb #c17-16f2c5

@@ -24,7 +24,7 @@ from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statisti
 from ..method import Method
 from ..recipe import Recipe, coerce
 from .checkpoints import start_from
-from .networks import check_network
+from .networks import check_network, save_memory
 from .sync_batch_norm import sync_batch_norm
 from ..sources.door import Sets, load_sets
 
@@ -119,9 +119,10 @@ def build_method(recipe: Recipe,
         if recipe.init:
             start_from(student, recipe)
         method = kind.from_recipe(student, recipe, images)
-    if recipe.batch_norm == "sync":
-        return sync_batch_norm(method)
-    return split_batch_norm(method, recipe.batch_norm_splits)
+    method = sync_batch_norm(method) if recipe.batch_norm == "sync" else split_batch_norm(method, recipe.batch_norm_splits)
+    if recipe.gradient_checkpointing:
+        save_memory(method.student.backbone, recipe, images.shape[0])
+    return method
 
 # %% ../../nbs/machine_room/31_building.ipynb #c20-fdc388
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
