@@ -52,6 +52,7 @@ class Recipe:
     steps: int | None = None  # or this
     batch_size: int = 256  # of all processes together
     accumulate: int = 1  # parts of a process's batch that are computed one after the other, to save memory
+    gradient_checkpointing: bool = False  # compute blocks of the backbone twice, to save memory
     optimizer: str = "sgd"  # "sgd" (Nesterov), "sgd_plain" (as the authors'), "adamw"
     learning_rate: float = 0.1
     schedule: str = "cosine"  # to 0; "cosine_epochs": in steps of an epoch; "steps": x 0.2 after 70% and 90%
@@ -174,6 +175,8 @@ def check_settings(recipe: Recipe) -> None:
         require(value is None or 0 < value < math.inf, f"{name} must be positive and finite, not {value}")
     require(all(0 <= m <= 1 for m in recipe.momentum),
          f"the teacher's momentum goes from one number in [0, 1] to another, not {recipe.momentum}")
+    require(not recipe.gradient_checkpointing or recipe.compile in ("auto", "off"),
+         f'gradient_checkpointing computes blocks anew, which compile={recipe.compile!r} cannot: choose one of them')
     for name, known in choices.items():
         value = getattr(recipe, name)
         require(value in known, f"unknown {name} {value!r}: {suggest(value, known)}")

@@ -4,25 +4,29 @@
 
 # %% auto #0
 __all__ = ['parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'crop_size', 'view_size', 'has_batch_norm',
-           'with_network', 'takes_small_stem', 'network_line', 'check_network']
+           'with_network', 'takes_small_stem', 'network_line', 'check_network', 'checkpoint_blocks', 'gradients_of',
+           'save_memory']
 
 # %% ../../nbs/machine_room/33_networks.ipynb #n02-5b9f43
 import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..encoders import BackboneConfig, build_backbone
 from ..errors import InputError, from_extra
 from ..kernels.backbones import num_features_of
+from ..method import functional_forward
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/33_networks.ipynb #n05-a33ab7
@@ -269,3 +273,71 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     if ":" not in recipe.backbone:
         return
     look_once(net, (2, channels, recipe.image_size, recipe.image_size), recipe.backbone)
+
+# %% ../../nbs/machine_room/33_networks.ipynb #gc01-m1
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    "What stands in a row in a network, the outermost rows: parts of several layers, which leave their input as it is."
+    def fits(part: nn.Module) -> bool:
+        leaves = [m for m in part.modules() if not any(m.children())]
+        return leaves[0] is not part and not getattr(leaves[0], "inplace", False) and any(True for _ in part.parameters())
+    row = [part for part in net.children() if fits(part)] if isinstance(net, nn.Sequential | nn.ModuleList) else []
+    return row or [block for child in net.children() for block in blocks_of(child)]
+
+
+@contextmanager
+def copied_buffers(module: nn.Module) -> Iterator[None]:
+    "Copies stand in for the buffers of a module, which stay as they are whatever is computed meanwhile."
+    own = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
+    for part, name, buffer in own:
+        setattr(part, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for part, name, buffer in own:
+            setattr(part, name, buffer)
+
+
+def computed_again(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
+    "What a block computes; while it learns, only its inputs are kept for the gradient."
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs, **more)
+
+    def passes() -> tuple[Any, Any]:  # what surrounds the first one and the second one
+        return nullcontext(), copied_buffers(block)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=passes, **more)
+
+# %% ../../nbs/machine_room/33_networks.ipynb #gc02-m1
+def checkpoint_blocks(net: nn.Module,  # changed in place; parameters, buffers and their names stay
+                      name: str,  # of the network, for messages
+                      ) -> int:  # how many blocks
+    "Let the blocks of a network be computed a second time for the gradient; an `InputError` where it has none."
+    blocks = blocks_of(net)
+    if not blocks:
+        raise InputError(f"{name} has no blocks in a row that could be computed again: leave out gradient_checkpointing, or save memory with accumulate=2")
+    for block in blocks:
+        block.forward = partial(computed_again, block, block.forward)  # type: ignore[method-assign]
+    return len(blocks)
+
+
+def gradients_of(net: nn.Module, shape: tuple[int, ...]) -> list[Tensor]:
+    "Gradients of a sum over the features of random images, the same images each time; the network stays as it is."
+    learns = [p for p in net.parameters() if p.requires_grad]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        features, _ = functional_forward(net, torch.rand(shape))
+        found = torch.autograd.grad(features.square().sum(), learns, allow_unused=True)
+    return [g for g in found if g is not None]
+
+# %% ../../nbs/machine_room/33_networks.ipynb #gc03-m1
+def save_memory(net: nn.Module, recipe: Recipe, channels: int) -> None:
+    "Switch gradient checkpointing on; of a network of another library an `InputError` where its gradients would change."
+    shape = (2, channels, recipe.image_size, recipe.image_size)
+    compared = ":" in recipe.backbone and not any(p.is_meta for p in net.parameters())
+    before = gradients_of(net, shape) if compared else []
+    checkpoint_blocks(net, recipe.backbone)
+    try:
+        after = gradients_of(net, shape) if compared else []
+    except RuntimeError as error:  # also PyTorch's CheckpointError
+        raise InputError(f"{recipe.backbone} cannot be computed in blocks again ({str(error).partition(':')[0]}): leave out gradient_checkpointing") from error
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max())) for a, b in zip(before, after, strict=True)):
+        raise InputError(f"{recipe.backbone} has other gradients when its blocks are computed again, since they change their inputs: leave out gradient_checkpointing")
