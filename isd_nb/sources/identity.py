@@ -80,10 +80,10 @@ def fingerprint(images: ImageSet) -> str:  # 32 hexadecimal digits
     found = blake2b(digest_size=16)
     found.update(json.dumps(["isd_nb images 1", len(images), list(images.classes)]).encode())
     found.update(b"no labels" if images.labels is None else images.labels.cpu().numpy().tobytes())
-    if images.paths:
-        files_into(found, images.paths)
-    elif images.origin:
+    if images.origin:
         found.update(images.origin.encode())
+    elif images.paths:
+        files_into(found, images.paths)
     else:
         pixels_into(found, images.images)
     return found.hexdigest()
