@@ -256,7 +256,7 @@ def test_what_is_shown_costs_what_is_shown(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path / "set", *(f"{part}/{c}/{i}.png" for part in ("train", "test") for c in "ab" for i in range(10)))
     opened: list[Path] = []
     monkeypatch.setattr(
-        "isd_nb.sources.folders.open_image", lambda path, levels: opened.append(path) or open_image(path, levels)
+        "isd_nb.sources.folders.open_image", lambda path, *rest: opened.append(path) or open_image(path, *rest)
     )
     images, _ = load_shown(f"folder:{tmp_path / 'set'}", 4, 5, tmp_path)
     assert len(images) == len(opened) == 5 and {p.parent.parent.name for p in opened} == {"test"}

@@ -1,0 +1,156 @@
+"""Images per second of a packed set, of other formats, and of the same images in memory.
+
+    python benchmarks/packed.py --data SPEC [--json FILE] [--size 32] [--images 10000] [--batch 256] [--rounds 7]
+                                [--processes 1 2]
+
+Every contestant hands out batches of bytes (B, C, H, W) in random order (WebDataset: from shards in order, shuffled in a
+buffer of 1,000), in one process and in several at once; a round reads all images once in each process, and the
+contestants take turns. The formats that are not installed are left out: pip install datasets webdataset.
+"""
+import argparse
+import io
+import json
+import multiprocessing
+import statistics
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from common import about
+from torch import Tensor
+
+from isd_nb.data import ImageSet, subsample_evenly
+from isd_nb.sources.door import load_sets
+from isd_nb.sources.packed import read_packed, write_packed
+
+Batches = Iterator[Tensor]  # uint8 (B, C, H, W) each
+
+
+def order(count: int, batch: int) -> Iterator[Tensor]:
+    yield from torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(batch)
+
+
+def from_memory(folder: Path, size: int, batch: int) -> Batches:
+    pixels = torch.from_numpy(np.load(folder / "packed" / f"bank_{size}.npy"))
+    return (pixels[rows] for rows in order(len(pixels), batch))
+
+
+def from_packed(folder: Path, size: int, batch: int) -> Batches:
+    images = read_packed(folder / "packed", size)[1]
+    return (images.get(rows) for rows in order(len(images), batch))
+
+
+def from_files(folder: Path, size: int, batch: int) -> Batches:
+    images = torch.load(folder / "files.pt", weights_only=False)
+    return (images.get(rows) for rows in order(len(images), batch))
+
+
+def from_arrow(folder: Path, size: int, batch: int) -> Batches:
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder / "arrow")).with_format("torch", columns=["image"])
+    return (table[rows.tolist()]["image"] for rows in order(len(table), batch))
+
+
+def from_shards(folder: Path, size: int, batch: int) -> Batches:
+    import webdataset
+
+    shards = sorted(str(path) for path in folder.glob("shard-*.tar"))
+    stream = webdataset.WebDataset(shards, shardshuffle=False).shuffle(1000).decode().to_tuple("npy")
+    return (torch.from_numpy(part[0]) for part in stream.batched(batch))
+
+
+CONTESTANTS: dict[str, Callable[[Path, int, int], Batches]] = dict(
+    memory=from_memory, packed=from_packed, arrow=from_arrow, webdataset=from_shards, files=from_files)
+
+
+def write_all(folder: Path, images: ImageSet, files: ImageSet, size: int, names: list[str]) -> dict[str, float]:
+    "The set in every format, and the seconds that each took."
+    begun, took = time.perf_counter(), {}
+    write_packed(folder / "packed", {("bank", size): images}, "images of a benchmark")
+    took["packed"], begun = time.perf_counter() - begun, time.perf_counter()
+    if "arrow" in names:
+        from datasets import Array3D, Dataset, Features
+
+        features = Features(dict(image=Array3D(images.shape, "uint8")))
+        Dataset.from_dict(dict(image=list(images.images.numpy())), features).save_to_disk(str(folder / "arrow"))
+        took["arrow"], begun = time.perf_counter() - begun, time.perf_counter()
+    if "webdataset" in names:
+        for start in range(0, len(images), 2500):
+            with tarfile.open(folder / f"shard-{start:08}.tar", "w") as shard:
+                for i in range(start, min(start + 2500, len(images))):
+                    data = io.BytesIO()
+                    np.save(data, images.images[i].numpy())
+                    entry = tarfile.TarInfo(f"{i:08}.npy")
+                    entry.size = len(data.getvalue())
+                    shard.addfile(entry, io.BytesIO(data.getvalue()))
+        took["webdataset"] = time.perf_counter() - begun
+    torch.save(files, folder / "files.pt")
+    return {name: round(seconds, 2) for name, seconds in took.items()}
+
+
+def read_once(name: str, folder: Path, size: int, batch: int) -> tuple[int, float, float]:
+    "All images once: their number, and the seconds by the clock and of the processor."
+    next(CONTESTANTS[name](folder, size, batch))  # imports, and pages in memory
+    clock, processor = time.perf_counter(), time.process_time()
+    count = sum(len(part) for part in CONTESTANTS[name](folder, size, batch))
+    return count, time.perf_counter() - clock, time.process_time() - processor
+
+
+def rates(name: str, folder: Path, size: int, batch: int, processes: int) -> dict[str, float]:
+    "Images per second of all processes together, and per second of a processor."
+    if processes == 1:
+        found = [read_once(name, folder, size, batch)]
+    else:
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            found = pool.starmap(read_once, [(name, folder, size, batch)] * processes, chunksize=1)
+    total = sum(count for count, _, _ in found)
+    return dict(images_per_second=total / max(seconds for _, seconds, _ in found),
+                images_per_processor_second=total / sum(seconds for *_, seconds in found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--data", default="torchvision:CIFAR10", help="as isd_train reads it")
+    parser.add_argument("--root", type=Path, default=Path("data"))
+    parser.add_argument("--size", type=int, default=32, help="height and width, pixels")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # processes are forked
+    files = subsample_evenly(load_sets(args.data, args.size, None, args.root, memory=0).bank, args.images)
+    rows = torch.arange(len(files)).split(256)
+    images = ImageSet(torch.cat([files.get(part) for part in rows])) if files.images is None else files
+    needs = dict(arrow="datasets", webdataset="webdataset")  # libraries
+    names = [name for name in CONTESTANTS if name not in needs or find_spec(needs[name])]
+    names = [name for name in names if name != "files" or files.images is None]
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        wrote, results = write_all(folder, images, files, args.size, names), {}
+        for processes in args.processes:
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+            for number in range(args.rounds):
+                for name in names if number % 2 == 0 else names[::-1]:
+                    rounds[name].append(rates(name, folder, args.size, args.batch, processes))
+            results[processes] = {name: {key: round(statistics.median(row[key] for row in rows)) for key in rows[0]}
+                                  for name, rows in rounds.items()}
+            for name, row in results[processes].items():
+                share = row["images_per_processor_second"] / results[processes]["memory"]["images_per_processor_second"]
+                print(f"{processes} process(es) {name:12}{row['images_per_second']:>12,} images/s, "
+                      f"{row['images_per_processor_second']:>12,} per second of a processor, {share:.1%} of memory", flush=True)
+    if args.json:
+        settings = about("packed", images=len(images), size=args.size, batch=args.batch, rounds=args.rounds)
+        settings["command"] = settings["command"].replace(args.data, "SPEC")
+        args.json.write_text(json.dumps(settings | dict(write_seconds=wrote, results=results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
