@@ -13,7 +13,6 @@ decoded from their files on the way (`--in-memory`: decoded before, and not time
 
 Both are timed by the clock and by the processor's time, which a busy machine changes less.
 """
-
 import argparse
 import json
 import math
@@ -85,10 +84,8 @@ def before(nets: Mapping[str, nn.Module], bank: ImageSet, test: ImageSet) -> dic
     "As `isd_nb` scored encoders until version 0.1.0 of November 2026."
     train_x, test_x = features_before(nets, bank), features_before(nets, test)
     data = {name: (train_x[name], bank.known_labels(), test_x[name], test.known_labels()) for name in nets}
-    return {
-        name: dict(knn1=knn_accuracy(*parts, k=1), knn20=knn_accuracy(*parts, k=20), linear=linear_before(*parts))
-        for name, parts in data.items()
-    }
+    return {name: dict(knn1=knn_accuracy(*parts, k=1), knn20=knn_accuracy(*parts, k=20), linear=linear_before(*parts))
+            for name, parts in data.items()}
 
 
 def now(nets: Mapping[str, nn.Module], bank: ImageSet, test: ImageSet) -> dict[str, dict[str, float]]:
@@ -106,49 +103,24 @@ def timed(way: Callable, *arguments: object) -> tuple[dict[str, float], dict]:
 
 def nets_of(data: str, bank: ImageSet, steps: int, threads: int) -> dict[str, nn.Module]:
     "The encoders of a short run, the untrained net and raw pixels."
-<<<<<<< HEAD
-    recipe = replace(
-        find_recipe("cifar10_small"), data=data, epochs=None, steps=steps, evaluations=1, image_size=bank.shape[1]
-    )
-    with TemporaryDirectory() as folder:
-        method = train(recipe, subsample_evenly(bank, 10_000), folder, show=False, threads=threads).method
-    return {
-        "pixels": nn.Flatten(),
-        "untrained": build_method(recipe, subsample_evenly(bank, 1000)).student,
-        **method.encoders(),
-    }
-=======
     recipe = replace(find_recipe("cifar10_small"), data=data, epochs=None, steps=steps, evaluations=1,
                      image_size=bank.shape[1])
     with TemporaryDirectory() as folder:
         method = train(recipe, subsample_evenly(bank, 10_000), folder, show=False, threads=threads).method
     untrained = build_method(recipe, subsample_evenly(bank, 1000)).student
     return {"pixels": nn.Flatten(), "untrained": untrained, **method.encoders()}
->>>>>>> from_m2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--data", default="torchvision:CIFAR10", help="as isd_train reads it, e.g. folder:PATH")
-<<<<<<< HEAD
-    parser.add_argument(
-        "--root", type=Path, default=Path("data"), help="where torchvision's sets and the index of folders lie"
-    )
-=======
     parser.add_argument("--root", type=Path, default=Path("data"), help="where sets and indices of folders lie")
->>>>>>> from_m2
     parser.add_argument("--size", type=int, default=32, help="height and width, pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200, help="of training before")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-<<<<<<< HEAD
-    parser.add_argument(
-        "--images", type=int, default=1 << 40, help="training images at most; a fifth of them to test on"
-    )
-=======
     parser.add_argument("--images", type=int, default=1 << 40, help="to train on; a fifth of them to test on")
->>>>>>> from_m2
     parser.add_argument("--in-memory", action="store_true", help="decode before, without timing it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -163,44 +135,7 @@ def main() -> None:
             torch.set_num_threads(args.threads)
             took, scores[name] = timed(ways[name], nets, bank, test)
             times[name].append({key: round(value, 2) for key, value in took.items()})
-<<<<<<< HEAD
-            print(
-                f"round {number + 1} {name:8}{took['seconds']:8.1f} s, {took['processor_seconds']:.1f} s of the processor",
-                flush=True,
-            )
-    medians = {
-        key: {name: statistics.median(row[key] for row in rows) for name, rows in times.items()}
-        for key in times["now"][0]
-    }
-    shares = {key: round(row["now"] / row["before"], 3) for key, row in medians.items()}
-    differ = {
-        name: {key: round(scores["now"][name][key] - value, 5) for key, value in row.items()}
-        for name, row in scores["before"].items()
-    }
-    print(
-        f"now by before: {shares}; scores differ by up to {max(abs(v) for row in differ.values() for v in row.values()):.4f}"
-    )
-    for name, row in scores["before"].items():
-        print(
-            f"{name:12}{kinds[name]:10}"
-            + "".join(f"{key:>8} {value:.4f} ({differ[name][key]:+.4f})" for key, value in row.items())
-        )
-    if args.json:
-        found = dict(
-            times=times, medians=medians, now_by_before=shares, scores=scores, difference=differ, precision=kinds
-        )
-        settings = about(
-            "evaluation",
-            images=len(bank),
-            test_images=len(test),
-            size=args.size,
-            rounds=args.rounds,
-            steps=args.steps,
-            network="small_resnet of cifar10_small",
-            from_files=bank.images is None,
-        )
-=======
-            print(f"round {number + 1} {name:8}{took['seconds']:8.1f} s, of the processor {took['processor_seconds']:.1f}",
+            print(f"round {number + 1} {name:8}{took['seconds']:8.1f} s, processor {took['processor_seconds']:.1f}",
                   flush=True)
     medians = {key: {name: statistics.median(row[key] for row in rows) for name, rows in times.items()}
                for key in times["now"][0]}
@@ -217,7 +152,6 @@ def main() -> None:
                      precision=kinds)
         settings = about("evaluation", images=len(bank), test_images=len(test), size=args.size, rounds=args.rounds,
                          steps=args.steps, network="small_resnet of cifar10_small", from_files=bank.images is None)
->>>>>>> from_m2
         settings["command"] = settings["command"].replace(args.data, "SPEC")
         args.json.write_text(json.dumps(settings | found, indent=1) + "\n")
 

@@ -3,7 +3,7 @@
     python benchmarks/packed.py --data SPEC [--json FILE] [--size 32] [--images 10000] [--batch 256] [--rounds 7]
                                 [--processes 1 2]
 
-Every contestant hands out batches of bytes (B, C, H, W) in random order (WebDataset: from shards in order, shuffled in a
+Every contestant hands out batches of bytes (B, C, H, W) in random order (WebDataset: shards in order, shuffled in a
 buffer of 1,000), in one process and in several at once; a round reads all images once in each process, and the
 contestants take turns. The formats that are not installed are left out: pip install datasets webdataset.
 """
@@ -145,7 +145,7 @@ def main() -> None:
             for name, row in results[processes].items():
                 share = row["images_per_processor_second"] / results[processes]["memory"]["images_per_processor_second"]
                 print(f"{processes} process(es) {name:12}{row['images_per_second']:>12,} images/s, "
-                      f"{row['images_per_processor_second']:>12,} per second of a processor, {share:.1%} of memory", flush=True)
+                      f"{row['images_per_processor_second']:>12,} per processor second, {share:.1%} of memory", flush=True)
     if args.json:
         settings = about("packed", images=len(images), size=args.size, batch=args.batch, rounds=args.rounds)
         settings["command"] = settings["command"].replace(args.data, "SPEC")

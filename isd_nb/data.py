@@ -277,10 +277,14 @@ def open_stored(path: Path | str, levels: Levels | None = None) -> Image.Image: 
     return read_dicom(openable(path), (levels or {}).get("dicom")) if is_dicom(path) else Image.open(openable(path), formats=formats())
 
 
-def open_image(path: Path | str, levels: Levels | None = None) -> Image.Image:  # mode "L" or "RGB", upright
+def open_image(path: Path | str, levels: Levels | None = None,
+               size: int | None = None,  # pixels that no side may fall below: a larger JPEG is decoded at a half, a quarter or an eighth
+               ) -> Image.Image:  # mode "L" or "RGB", upright
     "Read an image file: EXIF orientation honoured, every mode converted to grey or RGB."
     try:
         with open_stored(path, levels) as image:
+            if size is not None:
+                image.draft(None, (size, size))  # does nothing for other formats
             image.load()
             return to_eight_bits(exif_transpose(image), levels)
     except (OSError, InputError):
@@ -303,7 +307,7 @@ def decode_image(path: Path | str,  # the file
                  levels: Levels | None = None,  # what is black and white in files of more than 8 bits
                  ) -> Tensor:  # uint8 (C, size, size)
     "Read one file as a square image of bytes."
-    return resize_center_crop(open_image(path, levels).convert("L" if channels == 1 else "RGB"), size)
+    return resize_center_crop(open_image(path, levels, size).convert("L" if channels == 1 else "RGB"), size)
 
 # %% ../nbs/machine_room/14_images.ipynb #c37-1a3d72
 def held_out_rows(labels: Tensor | np.ndarray,  # (N,)

@@ -315,7 +315,7 @@ def checkpoint_blocks(net: nn.Module,  # changed in place; parameters, buffers a
     if not blocks:
         raise InputError(f"{name} has no blocks in a row that could be computed again: leave out gradient_checkpointing, or save memory with accumulate=2")
     for block in blocks:
-        block.forward = partial(computed_again, block, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(computed_again, block, block.forward)
     return len(blocks)
 
 

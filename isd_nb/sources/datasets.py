@@ -22,6 +22,7 @@ from ..data import ImageSet, open_stored, resize_center_crop, to_eight_bits
 from ..errors import InputError
 from .folders import iter_image_files
 from .given import parse_folder
+from .packed import packed_about
 
 # %% ../../nbs/machine_room/26_datasets.ipynb #n05-673d2f
 def to_pixels(item: Any, size: int | None, where: str) -> Tensor:  # uint8 (C, H, W)
@@ -97,10 +98,12 @@ class TransformViews:
 # %% ../../nbs/machine_room/26_datasets.ipynb #n12-1407a5-s
 def typical_side(spec: str,  # as `--data` names images
                  sample: int = 16,  # files whose headers are read
-                 ) -> int | None:  # pixels; None for what is no folder
+                 ) -> int | None:  # pixels; None for what is not there
     "The median of the shorter sides of some images in a folder; known sizes for the sets that have one."
     kind, _, place = spec.partition(":")
     known = {"digits": 8, "torchvision:cifar10": 32, "torchvision:cifar100": 32, "torchvision:stl10": 96}
+    if kind == "packed":
+        return min((int(name.rpartition("_")[2]) for name in packed_about(place)["parts"]), default=None)
     if kind != "folder":
         return known.get(spec.lower())
     sides = []

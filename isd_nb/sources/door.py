@@ -18,6 +18,7 @@ from .digits import digits
 from .given import parse_folder
 from .identity import identity, other_images
 from .layout import FolderPlan, Found, plan_folder, read_plan, read_shown, what_was_found
+from .packed import packed_about, read_packed
 
 # %% ../../nbs/machine_room/27_one_door.ipynb #c11-fd39f5
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def read_stl10(root: Path | str) -> Sets:
 # %% ../../nbs/machine_room/27_one_door.ipynb #c13-c62d29
 def check_pixels(spec: str, size: int, stored_size: int | None) -> None:
     "Raise where a set of images cannot be read in these sizes."
-    if not spec.startswith("folder:") and stored_size not in (None, size):
+    if not spec.startswith(("folder:", "packed:")) and stored_size not in (None, size):
         raise InputError(f"stored_size={stored_size} is for folders of images; {spec} is read in the size of the views, "
                          f"{size}: --set stored_size=null")
     if spec.lower() == "torchvision:stl10" and size != 96:
         raise InputError(f"STL-10 is read in its own 96 pixels, not in {size}: choose --recipe stl10, or --set image_size=96")
 
 # %% ../../nbs/machine_room/27_one_door.ipynb #c14-5f890e
-def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH) or "torchvision:NAME"
+def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH), "torchvision:NAME" or "packed:PATH"
               size: int,  # height and width of the images that are evaluated, in pixels
               stored_size: int | None = None,  # of those that views are cut from; None: the same
               root: Path | str = "data",  # where torchvision's sets and the index of folders lie
@@ -99,6 +100,9 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
         train, test = read_plan(plan, stored_size or size, memory, white)
         bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white)
         return Sets(train, bank, test, what_was_found(plan, spec, white))
+    if kind == "packed":
+        train, bank, test = read_packed(place, size, stored_size)
+        return Sets(train, bank, test, words(spec, train, test, f"packed from {packed_about(place)['data']}"))
     if kind == "digits":
         train, test = digits(size)
         return Sets(train, train, test, words(spec, train, test, "of other handwriting"))
@@ -110,12 +114,12 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
     return Sets(train, train, test, words(spec, train, test, "of its own test split, or held out where it has none"))
 
 # %% ../../nbs/machine_room/27_one_door.ipynb #c15-1d2872
-def kind_of(spec: str) -> tuple[str, str]:  # "digits", "folder" or "torchvision", and its path or name
+def kind_of(spec: str) -> tuple[str, str]:  # "digits", "folder", "torchvision" or "packed", and its path or name
     "The parts of a `--data` argument."
     kind, _, place = spec.partition(":")
-    if spec == "digits" or (kind in ("folder", "torchvision") and place):
+    if spec == "digits" or (kind in ("folder", "torchvision", "packed") and place):
         return kind, place
-    raise InputError(f"unknown image set {spec!r}: {suggest(spec, ['digits', 'folder:PATH', 'torchvision:NAME'])}")
+    raise InputError(f"unknown image set {spec!r}: {suggest(spec, ['digits', 'folder:PATH', 'packed:PATH', 'torchvision:NAME'])}")
 
 
 def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:

@@ -199,7 +199,7 @@ def read_files(paths: Sequence[Path],  # the files
 
     def read(i: int) -> bool:  # whether it fits the channels
         try:
-            pixels = resize_center_crop(open_image(paths[i], levels), size)
+            pixels = resize_center_crop(open_image(paths[i], levels, size), size)
         except OSError as error:
             bad[i] = unreadable(paths[i], what, error)
             return True

@@ -82,10 +82,10 @@ def fingerprint(images: ImageSet) -> str:  # 32 hexadecimal digits
     found.update(b"no labels" if images.labels is None else images.labels.cpu().numpy().tobytes())
     if images.levels and "dicom" in images.levels:  # the same files through another window are other images
         found.update(json.dumps(images.levels["dicom"]).encode())
-    if images.paths:
-        files_into(found, images.paths)
-    elif images.origin:
+    if images.origin:
         found.update(images.origin.encode())
+    elif images.paths:
+        files_into(found, images.paths)
     else:
         pixels_into(found, images.images)
     return found.hexdigest()
