@@ -145,7 +145,7 @@ def main() -> None:
             for name, row in results[processes].items():
                 share = row["images_per_processor_second"] / results[processes]["memory"]["images_per_processor_second"]
                 print(f"{processes} process(es) {name:12}{row['images_per_second']:>12,} images/s, "
-                      f"{row['images_per_processor_second']:>12,} per processor second, {share:.1%} of memory", flush=True)
+                      f"{row['images_per_processor_second']:>12,} per processor second, {share:.1%}", flush=True)
     if args.json:
         settings = about("packed", images=len(images), size=args.size, batch=args.batch, rounds=args.rounds)
         settings["command"] = settings["command"].replace(args.data, "SPEC")
