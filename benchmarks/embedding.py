@@ -1,14 +1,12 @@
 """Memory of `isd_embed` for sets of growing size: small JPEG files that are made here and deleted afterwards.
 
-    python benchmarks/embedding.py          # 10,000 and 100,000 images; --counts 1000,10000 for fewer
+    python benchmarks/embedding.py          # 10,000 and 100,000 images; --endings npy,csv,parquet for every format
 """
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder
 from isd_nb.kernels.devices import machine
+from isd_nb.protocols.storage import write_json
 
 RESULT = Path(__file__).parent.parent / "results" / "bench" / "embedding.json"
 
@@ -40,24 +39,25 @@ def make_encoder(path: Path, size: int) -> None:
 
 
 def measure(arguments: list[str]) -> dict[str, float]:
-    "Peak of memory (MiB) and seconds of one call of `isd_embed`, in a process of its own."
+    "Peak of memory (MiB) of one call of `isd_embed`, in a process of its own."
     code = "from isd_nb.cli.embed import isd_embed; isd_embed()"
-    start = time.perf_counter()
     calm = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=calm)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"isd_embed {' '.join(arguments)} failed")
-    return dict(peak_mib=round(used.ru_maxrss / 1024, 1), seconds=round(time.perf_counter() - start, 1))
+    return dict(peak_mib=round(used.ru_maxrss / 1024, 1))
 
 
 def main() -> None:
     "Measure, and write the result."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", default="10000,100000")
-    parser.add_argument("--endings", default="npy,csv,parquet")
+    parser.add_argument("--endings", default="npy")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
+    about = dict(command=" ".join(["python benchmarks/embedding.py", *sys.argv[1:]]), machine=machine(),
+                 network="tiny, width 16, random weights", images="JPEG of 32 x 32 pixels, 10 classes", threads=1)
     rows = []
     for count in map(int, asked.counts.split(",")):
         with tempfile.TemporaryDirectory() as name:
@@ -70,10 +70,7 @@ def main() -> None:
                 used = measure([str(folder / "tiny.safetensors"), *data, "--out", str(out)])
                 rows.append(dict(images=count, ending=ending, **used, file_mib=round(out.stat().st_size / 2**20, 1)))
                 print(rows[-1], flush=True)
-    command = f"python benchmarks/embedding.py --counts {asked.counts} --endings {asked.endings}"
-    about = dict(command=command, machine=machine(),
-                 network="tiny, width 16, random weights", images="JPEG of 32 x 32 pixels, 10 classes", threads=1)
-    asked.out.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")
+                write_json(asked.out, about | dict(rows=rows))  # what is measured stays, whatever ends the rest
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def in_words(error: Exception) -> str:  # empty for a mistake of ours
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else said or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is used up; choose a smaller --batch-size, or --set accumulate=2"
+        return "the GPU's memory is used up; choose a smaller --batch-size, --set accumulate=2 or --set gradient_checkpointing=true"
     if isinstance(error, MemoryError) or "can't allocate memory" in said:
         return "the memory of this machine is used up; choose a smaller --batch-size, or fewer --workers"
     if isinstance(error, RuntimeError) and said.startswith("DataLoader worker"):
