@@ -185,16 +185,6 @@ def check_classes(folder: Path, index: FolderIndex, classes: Sequence[str]) -> N
     if classes and (extra := sorted(set(index.classes) - set(classes))):
         raise InputError(f"{printable(folder)} has classes that the training images lack: {', '.join(map(printable, extra[:5]))}")
 
-# %% ../../nbs/machine_room/20_layout.ipynb #ly16-le27
-def chosen_tests(layout: Layout, tests: Mapping[Path, FolderIndex], train: FolderIndex, unlabelled: bool, named: bool) -> Path | None:
-    "The folder to test on, if any: the one with the classes of the training images; a named one without them is refused."
-    chosen = pick_held_out({f: index.classes for f, index in tests.items()}, train.classes)
-    if not chosen or not train.classes:
-        return chosen
-    if named and without_classes(tests[chosen], train.classes):
-        raise InputError(f"{printable(layout.tests[0])} has none of the classes of the training images: it needs their folders, or --labels FILE")
-    return chosen if unlabelled or not without_classes(tests[chosen], train.classes) else None
-
 # %% ../../nbs/machine_room/20_layout.ipynb #ly16-le28
 def plan_folder(path: Path | str,
                 cache: Path | str | None = None,  # where lists of files are kept; None: nowhere
@@ -213,7 +203,11 @@ def plan_folder(path: Path | str,
         return plan_with_table(path, layout, train, Path(labels).expanduser(), cache, bool(test))
     tables = {f for f in layout.tests if train.classes and is_file(f / table_name)}
     tests = {f: annotated_folder(f, train.classes, cache) if f in tables else index_folder(f, cache) for f in layout.tests}
-    chosen = chosen_tests(layout, tests, train, unlabelled, bool(test))
+    chosen = pick_held_out({f: index.classes for f, index in tests.items()}, train.classes)
+    if test and chosen and train.classes and without_classes(tests[chosen], train.classes):
+        raise InputError(f"{printable(layout.tests[0])} has none of the classes of the training images: it needs their folders, or --labels FILE")
+    if chosen and train.classes and not unlabelled and without_classes(tests[chosen], train.classes):
+        chosen = None
     rows = held_out_rows(train.labels)[1] if train.classes and not chosen else None
     if chosen:
         check_classes(chosen, tests[chosen], train.classes)
