@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
+# An error in the notebooks, too: a tensor handed to matplotlib where it computes with NumPy (in pytest: pyproject.toml).
+TENSORS = error::DeprecationWarning:matplotlib.cbook,error::DeprecationWarning:matplotlib.axes._axes,error::DeprecationWarning:matplotlib.transforms
+
 # PyTorch for macOS and PyTorch without CUDA come without Triton, and then the notebook on the Triton kernel cannot run.
 # Without a GPU, Triton's interpreter runs its kernel; it must be asked for before anything imports Triton.
 INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
@@ -40,7 +43,7 @@ test: .venv/ready
 
 tests: types
 	$(BIN)/ruff check isd_nb tests benchmarks book course examples
-	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
+	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg PYTHONWARNINGS='$(TENSORS)' $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile tests  # one more: many tests wait
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.

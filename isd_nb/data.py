@@ -104,13 +104,9 @@ class ImageSet:
     unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", None if self.images is None else as_pixels(self.images))
-        object.__setattr__(self, "labels", None if self.labels is None else as_labels(self.labels))
+        for name, value in as_tensors(self).items():
+            object.__setattr__(self, name, value)
         check_set(self)
-        if self.images is not None:
-            object.__setattr__(self, "shape", tuple(self.images.shape[1:]))
-        if self.labels is not None and len(self.labels) and not self.classes:
-            object.__setattr__(self, "classes", tuple(str(c) for c in range(int(self.labels.max()) + 1)))
 
     def __len__(self) -> int:
         return len(self.paths) if self.images is None else len(self.images)
@@ -127,11 +123,9 @@ class ImageSet:
 
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
-        indices = torch.as_tensor(indices)
-        indices = indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices.long()
-        return replace(self, images=None if self.images is None else self.images[indices.to(self.images.device)],
-                       labels=None if self.labels is None else self.labels[indices], origin="",
-                       paths=take_paths(self.paths, indices))
+        rows = row_numbers(indices)
+        return replace(self, images=None if self.images is None else self.images[rows.to(self.images.device)],
+                       labels=None if self.labels is None else self.labels[rows], origin="", paths=take_paths(self.paths, rows))
 
     def known_labels(self) -> Tensor:  # int64 (N,)
         "The labels, where they are needed."
@@ -174,13 +168,26 @@ def as_labels(values: Any) -> Tensor:  # int64 (N,)
     return labels.long()
 
 
+def as_tensors(images: ImageSet) -> dict[str, Any]:  # by the name of the field
+    "What a set is given, as tensors, and the shape and the names of classes that follow from them."
+    pixels, labels = None if images.images is None else as_pixels(images.images), None if images.labels is None else as_labels(images.labels)
+    names = images.classes or (tuple(str(c) for c in range(int(labels.max()) + 1)) if labels is not None and len(labels) else ())
+    return dict(images=pixels, labels=labels, shape=images.shape if pixels is None else tuple(pixels.shape[1:]), classes=names)
+
+
+def row_numbers(indices: Sequence[int] | Tensor) -> Tensor:  # int64
+    "Numbers of rows, also from a mask."
+    indices = torch.as_tensor(indices)
+    return indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices.long()
+
+
 def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
     "These of the files, in this order; of images without files none."
     if isinstance(paths, FileList):
         return paths.take(rows.numpy())
     return tuple(paths[i] for i in rows.tolist()) if paths else ()
 
-
+# %% ../nbs/machine_room/14_images.ipynb #la1-le2812
 def check_set(images: ImageSet) -> None:
     "Raise unless there are as many labels as images, none is negative, and each has a name."
     labels, names = images.labels, images.classes

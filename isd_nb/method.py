@@ -184,18 +184,14 @@ def own_rows(everyone: Tensor, count: int) -> Tensor:  # (processes * B, ...) ->
     world = len(everyone) // count
     return everyone.chunk(world)[torch.distributed.get_rank() if world > 1 else 0]
 
-# %% ../nbs/machine_room/16_method.ipynb #c20-5e3a22
-class WithQueue(WithTeacher):
-    "A method with a teacher, whose keys wait in a queue and are the anchors of later steps."
-    has_queue = True
+# %% ../nbs/machine_room/16_method.ipynb #c20-5e3a21
+class WithShuffledKeys(WithTeacher):
+    "A method with a teacher, whose keys may meet others in batch norm than their queries do."
 
-    def __init__(self, student: nn.Module, predictor: nn.Module | None, queue_size: int,
-                 momentum: float | tuple[float, float], symmetric: bool = False,
-                 splits: int = 0,  # batch norm's parts, among which keys are shuffled; 0: they stay in their query's company
-                 prefill: bool = False) -> None:  # whether the queue begins with keys of real images
+    def __init__(self, student: nn.Module, predictor: nn.Module | None, momentum: float | tuple[float, float],
+                 splits: int = 0) -> None:  # batch norm's parts, among which keys are shuffled; 0: they stay in their query's company
         super().__init__(student, predictor, momentum)
-        self.queue = AnchorQueue(queue_size, width_of(student))
-        self.symmetric, self.splits, self.prefill = symmetric, splits, queue_size * prefill
+        self.splits = splits
 
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
         "Queries and keys, (B, D) each; with `splits` the keys go through batch norm in another company than the queries."
@@ -205,6 +201,19 @@ class WithQueue(WithTeacher):
         order = shuffle_order(len(everyone), self.splits * (len(everyone) // len(view_k)), view_k.device)
         queries, keys = super().compare(view_q, everyone[own_rows(order, len(view_k))], buffers)
         return queries, own_rows(gather_keys(keys)[order.argsort()], len(view_k))
+
+# %% ../nbs/machine_room/16_method.ipynb #c20-5e3a22
+class WithQueue(WithShuffledKeys):
+    "A method with a teacher, whose keys wait in a queue and are the anchors of later steps."
+    has_queue = True
+
+    def __init__(self, student: nn.Module, predictor: nn.Module | None, queue_size: int,
+                 momentum: float | tuple[float, float], symmetric: bool = False,
+                 splits: int = 0,  # see `WithShuffledKeys`
+                 prefill: bool = False) -> None:  # whether the queue begins with keys of real images
+        super().__init__(student, predictor, momentum, splits)
+        self.queue = AnchorQueue(queue_size, width_of(student))
+        self.symmetric, self.prefill = symmetric, queue_size * prefill
 
     def compare_both(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
         "The vectors of `compare`; where the loss is symmetric, of both directions, one below the other: (2B, D) each."

@@ -7,18 +7,54 @@ __all__ = ['ThreadChoice']
 
 # %% ../../nbs/machine_room/45_threads.ipynb #lt88eb7656
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from ..errors import InputError
 
+# %% ../../nbs/machine_room/45_threads.ipynb #lt7b6a7b87
+WARM, BLOCK = 2, 0.25  # steps that are not measured, as they are the first; seconds of a measurement
+PATIENCE, LONGEST = 15.0, 120.0  # seconds until the next comparison, at first and at most
+Turns = Generator[int, float, tuple[int, float]]  # yields the threads of each step, is sent its seconds, returns steps and their seconds
+
+
+def measured(count: int, enough: Callable[[int, float], bool]) -> Turns:
+    "Steps with so many threads, until their number and seconds are enough."
+    steps, total = 0, 0.0
+    while not enough(steps, total):
+        total += yield count
+        steps += 1
+    return steps, total
+
+
+def at_least(count: int, seconds: float) -> Callable[[int, float], bool]:
+    "Enough when so many steps have taken so long."
+    return lambda steps, total: steps >= count and total >= seconds
+
+
+def as_many_or_as_long(count: int, seconds: float) -> Callable[[int, float], bool]:
+    "Enough after so many steps, or as soon as they have taken longer."
+    return lambda steps, total: steps == count or total > seconds
+
+# %% ../../nbs/machine_room/45_threads.ipynb #lt7b6a7b89
+def take_turns(few: int, many: int, clock: Callable[[], float]) -> Turns:
+    "Compare two numbers of threads, keep the faster one until steps are slower or it is time, and compare again."
+    wait, last = PATIENCE, 0
+    yield from measured(few, at_least(WARM, 0))
+    while True:
+        one = yield from measured(few, at_least(3, BLOCK))
+        other = yield from measured(many, as_many_or_as_long(*one))
+        count, (steps, total) = (many, other) if other[1] <= one[1] else (few, one)
+        wait = min(2 * wait, LONGEST) if count == last else PATIENCE
+        pace, since, last = total / steps, clock(), count
+        while total / steps <= 1.25 * pace and clock() - since <= wait:
+            steps, total = yield from measured(count, at_least(3, 4 * BLOCK))
+
 # %% ../../nbs/machine_room/45_threads.ipynb #lt7b6a7b88
 class ThreadChoice:
     "The number of threads of each step: fixed, or whichever of one and all was faster when they were last compared."
-    warm, block = 2, 0.25  # steps that are not measured, as they are the first; seconds of a measurement
-    patience, longest = 15.0, 120.0  # seconds until the next comparison, at first and at most
 
     def __init__(self, fixed: int | None = None,  # this number for all steps
                  choices: Sequence[int] = (),  # else one or two numbers; none: one, and as many as PyTorch would take now
@@ -27,12 +63,12 @@ class ThreadChoice:
             raise InputError(f"threads must be 1 or more, not {fixed}")
         self.fixed, self.clock, self.use = fixed, clock, use
         self.choices = (fixed,) if fixed else tuple(choices) or tuple(sorted({1, torch.get_num_threads()}))
-        self.wait, self.pace, self.last = self.patience, 0.0, 0  # pace: seconds per step when `last` was chosen
-        self.begin("few", self.choices[0])
+        self.turns = take_turns(self.choices[0], self.choices[1], clock) if len(self.choices) > 1 else None
+        self.apply(next(self.turns) if self.turns else self.choices[0])
 
-    def begin(self, phase: str, count: int) -> None:
-        "Measure steps with so many threads: `few`, then `many`, then the `chosen` ones."
-        self.phase, self.count, self.steps, self.total = phase, count, 0, 0.0
+    def apply(self, count: int) -> None:
+        "Use so many threads from now on."
+        self.count = count
         self.use(count)
 
     @contextmanager
@@ -40,27 +76,5 @@ class ThreadChoice:
         "Around every step."
         begun = self.clock()
         yield
-        if len(self.choices) > 1:
-            self.took(self.clock() - begun)
-
-    def took(self, seconds: float) -> None:
-        "Note a step, and go on with another number of threads where it is time to."
-        if self.warm:
-            self.warm -= 1
-            return
-        self.steps, self.total = self.steps + 1, self.total + seconds
-        if self.phase == "few" and self.total >= self.block and self.steps >= 3:
-            self.reference = self.steps, self.total
-            self.begin("many", self.choices[1])
-        elif self.phase == "many" and (self.total > self.reference[1] or self.steps == self.reference[0]):
-            self.choose(self.total <= self.reference[1])
-        elif self.phase == "chosen" and self.total >= 4 * self.block and self.steps >= 3:
-            slower, due = self.total / self.steps > 1.25 * self.pace, self.clock() - self.since > self.wait
-            self.begin(*(("few", self.choices[0]) if slower or due else ("chosen", self.count)))
-
-    def choose(self, many: bool) -> None:
-        "Take the faster number; if it is the last one again, leave more time until the next comparison."
-        steps, total = (self.steps, self.total) if many else self.reference
-        self.wait = min(2 * self.wait, self.longest) if self.choices[many] == self.last else self.patience
-        self.pace, self.since, self.last = total / steps, self.clock(), self.choices[many]
-        self.begin("chosen", self.last)
+        if self.turns and (count := self.turns.send(self.clock() - begun)) != self.count:
+            self.apply(count)

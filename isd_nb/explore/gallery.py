@@ -9,7 +9,7 @@ __all__ = ['CheckpointKey', 'Gallery', 'gallery_of', 'run_files', 'run_images', 
 # %% ../../nbs/machine_room/64_gallery.ipynb #c03-91de7e
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -182,6 +182,12 @@ def encode_with(files: Mapping[int, Path], device: str) -> Callable[[CheckpointK
     load = lru_cache(maxsize=4)(lambda name, step: encoder_at(files[step], name).to(device))
     return lambda moment, pixels: embed(load(*moment), pixels)[0].cpu()
 
+
+def features_at(files: Mapping[int, Path], names: Iterable[str], images: ImageSet, device: str, show: bool) -> dict[CheckpointKey, Tensor]:
+    "Features (N, F) of the images by every encoder of every moment."
+    return {(name, step): embed(encoder_at(path, name), images, device=device).cpu()
+            for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
+
 # %% ../../nbs/machine_room/64_gallery.ipynb #c24-18c113
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
@@ -203,9 +209,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     key = digest(run, files, images)
     if cached := read_cache(folder, key):
         return Gallery(images, **(cached | settings))
-    features = {(name, step): embed(encoder_at(path, name), images, device=device).cpu()
-                for step, path in tqdm(files.items(), "features", leave=False, disable=not show)
-                for name in last.metadata["encoders"]}
+    features = features_at(files, last.metadata["encoders"], images, device, show)
     gallery = gallery_of(images, features, show=show, **settings)
     with kept_if_allowed("layouts", folder, "they are computed each time"):
         write_cache(folder, key, gallery)

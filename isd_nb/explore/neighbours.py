@@ -84,7 +84,7 @@ def plain_text(text: str) -> str:
 def show_image(ax: "Axes", image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
     "Draw one image without axes, with a title below and a frame in `color`."
     grey = image.shape[0] == 1
-    ax.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=255)
+    ax.imshow((image[0] if grey else image.permute(1, 2, 0)).numpy(force=True), cmap="gray" if grey else None, vmin=0, vmax=255)
     ax.set(xticks=[], yticks=[])
     ax.set_xlabel(plain_text(title), fontsize=8, labelpad=2)
     for spine in ax.spines.values():

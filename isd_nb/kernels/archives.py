@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,20 @@ endings = (".zip", ".tar")  # of archives that are read in place
 largest = 1 << 30  # bytes of one member
 inside = re.compile(r"(?i)\.(?:zip|tar)(?=/|$)")  # where a path enters an archive
 
+# %% ../../nbs/machine_room/10_archives.ipynb #ar06-ld27
+def tree_of(names: Iterable[str]) -> dict[str, tuple[tuple[str, str], ...]]:  # by folder: names in it, and "file" or "folder"
+    "What is in every folder; where a name is both, it is a folder."
+    tree: dict[str, dict[str, str]] = {"": {}}
+    for name in names:
+        above, _, last = name.rpartition("/")
+        tree.setdefault(above, {}).setdefault(last, "file")
+        while above:
+            name, (above, _, last) = above, above.rpartition("/")
+            if tree.setdefault(above, {}).get(last) == "folder":
+                break
+            tree[above][last] = "folder"
+    return {folder: tuple(inside.items()) for folder, inside in tree.items()}
+
 # %% ../../nbs/machine_room/10_archives.ipynb #ar06-ld28
 class Adding:
     "Collects members under safe names."
@@ -61,17 +76,8 @@ class Adding:
             self.members[safe] = member
 
     def contents(self) -> Contents:
-        "Files and folders; where a name is both, it is a folder."
-        tree: dict[str, dict[str, str]] = {"": {}}
-        for name in self.members:
-            above, _, last = name.rpartition("/")
-            tree.setdefault(above, {}).setdefault(last, "file")
-            while above:
-                name, (above, _, last) = above, above.rpartition("/")
-                if tree.setdefault(above, {}).get(last) == "folder":
-                    break
-                tree[above][last] = "folder"
-        return Contents(self.members, {k: tuple(v.items()) for k, v in tree.items()}, +self.left_out)
+        "All files and folders."
+        return Contents(self.members, tree_of(self.members), +self.left_out)
 
 # %% ../../nbs/machine_room/10_archives.ipynb #ar05-ld28
 def safe_name(name: str) -> str:  # "" for a name that is not used

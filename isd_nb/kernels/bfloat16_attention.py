@@ -13,6 +13,18 @@ from torch import Tensor
 
 from .devices import has_bfloat16
 
+# %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c12-9c3366
+def raise_tops(late: Tensor,  # numbers of the rows
+               top: Tensor, asked: Tensor, total: Tensor, sums: Tensor,  # (B, 1), (B, D + 8) each; changed in place
+               rows: Tensor,  # (block, D + 8), the block that is read
+               ) -> None:
+    "Measure the logits of these rows from a higher top: scale what was summed before, and sum this block again."
+    dim = rows.shape[1] - 8
+    higher = top[late] + (asked[late] @ rows.T).amax(1, keepdim=True)
+    total[late] *= (top[late].float() - higher.float()).exp()
+    top[late], asked[late, dim] = higher, -higher[:, 0]
+    sums[late] = (asked[late] @ rows.T).exp_() @ rows
+
 # %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c12-9c3367
 def bfloat16_attention(scaled: Tensor,  # float32 (B, D) queries or keys, each divided by its temperature
                     anchors: Tensor,  # (K, D)
@@ -34,10 +46,7 @@ def bfloat16_attention(scaled: Tensor,  # float32 (B, D) queries or keys, each d
         sums = (asked @ rows.T).exp_() @ rows  # (B, D + 8)
         late = (sums[:, dim] > math.exp(10)).nonzero()[:, 0]  # rows with a logit far above their top
         if len(late):
-            higher = top[late] + (asked[late] @ rows.T).amax(1, keepdim=True)
-            total[late] *= (top[late].float() - higher.float()).exp()
-            top[late], asked[late, dim] = higher, -higher[:, 0]
-            sums[late] = (asked[late] @ rows.T).exp_() @ rows
+            raise_tops(late, top, asked, total, sums, rows)
         total += sums
     mass = total[:, dim:dim + 1]
     return total[:, :dim] / mass + centre + nan_guard, (top.float() + mass.log())[:, 0] + scaled @ centre + nan_guard[:, 0]

@@ -217,6 +217,20 @@ def usual_statistics(config: BackboneConfig, layout: Layout) -> tuple[tuple[list
         return normalisation(config.channels), "ImageNet's"
     return (list(known.mean), list(known.std)), "timm's"
 
+# %% ../../nbs/machine_room/34_checkpoints.ipynb #n17-c96a80
+def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tensor], network: str | None, stem: str | None) -> BackboneConfig:
+    "The backbone that fits a checkpoint's tensors, as they are and under a network's own names; `network` and `stem` where they are given."
+    guessed = guess_network(state)
+    name, found_stem = (network, "large") if guessed is None else (network or guessed[0], guessed[1])
+    if name is None:
+        raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
+                         "put its name before the file, such as timm:NAME@FILE")
+    first = next(v for v in state.values() if v.ndim == 4)
+    config = BackboneConfig(name, first.shape[1], stem=stem or found_stem)
+    if padded_stem(config, values):
+        config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
+    return config
+
 # %% ../../nbs/machine_room/34_checkpoints.ipynb #n17-c96a81
 def read_checkpoint(path: Path | str,  # of one of the `layouts`
                     which: str = "teacher",  # or "student", where a file has both
@@ -234,15 +248,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
     state = own_names(values, layout)
-    guessed = guess_network(state)
-    name, found_stem = (network, "large") if guessed is None else (network or guessed[0], guessed[1])
-    if name is None:
-        raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
-                         "put its name before the file, such as timm:NAME@FILE")
-    first = next(v for v in state.values() if v.ndim == 4)
-    config = BackboneConfig(name, first.shape[1], stem=stem or found_stem)
-    if padded_stem(config, values):
-        config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
+    config = config_of(path, values, state, network, stem)
     usual, whose = usual_statistics(config, layout)
     encoder = fill(config, state, mean or usual[0], std or usual[1], str(path))
     encoder.metadata = dict(written_by=layout.written_by, encoders=[layout.role], ignored=ignored,

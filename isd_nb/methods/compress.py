@@ -42,6 +42,15 @@ def load_guide(path: str | None, which: str) -> FrozenEncoder:
     except (OSError, ValueError) as error:
         raise InputError(f"the guide of compress cannot be loaded: {error}") from error
 
+
+def suited_guide(path: str | None, which: str, channels: int) -> FrozenEncoder:
+    "The finished teacher; an `InputError` unless it was trained on images of so many channels."
+    guide = load_guide(path, which)
+    if (its := guide.config.channels) != channels:
+        raise InputError(f"the guide of compress was trained on images of {its} channels, these have {channels}: "
+                         "choose a guide that was trained on images like them")
+    return guide
+
 # %% ../../nbs/2_relatives/08_compress.ipynb #c14-2f48a1
 class TwoQueues(Method):
     "A student and a finished teacher, with a queue for each; slot j of both holds the same image."
@@ -80,10 +89,7 @@ class CompRess(TwoQueues):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "CompRess":
         "Build from a recipe whose `options` name the guide."
         settings = cls.settings(recipe)
-        guide = load_guide(settings["guide"], settings["which"])
-        if (channels := guide.config.channels) != images.shape[0]:
-            raise InputError(f"the guide of compress was trained on images of {channels} channels, these have {images.shape[0]}: "
-                             "choose a guide that was trained on images like them")
+        guide = suited_guide(settings["guide"], settings["which"], images.shape[0])
         return cls(student, guide, recipe.queue_size, settings["temperature"])
 
     def forward(self, view_q: Tensor) -> Output:  # (B, C, H, W), float in [0, 1]

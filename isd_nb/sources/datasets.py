@@ -7,8 +7,8 @@ __all__ = ['from_dataset', 'TransformViews', 'typical_side']
 
 # %% ../../nbs/machine_room/26_datasets.ipynb #n02-0a5820
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,25 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
     names = tuple(map(str, classes or getattr(dataset, "classes", ())))
     return ImageSet(torch.stack(pixels), torch.tensor(labels) if labels else None, names if labels else ())
 
+# %% ../../nbs/machine_room/26_datasets.ipynb #n09-991c8e
+@contextmanager
+def generators_put_back() -> Iterator[None]:
+    "Afterwards the generators of PyTorch, Python and NumPy go on as if nothing had been drawn."
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def seed_generators(seed: int) -> None:
+    "Begin all three with this seed."
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+
 # %% ../../nbs/machine_room/26_datasets.ipynb #n09-991c8f
 class TransformViews:
     "Views by a transform of single images: a Pillow image -> a float tensor (C, H, W) in [0, 1]."
@@ -75,20 +94,13 @@ class TransformViews:
         "Views (B, C, h, w) of bytes (B, C, H, W); `part` as in `Views`: the same numbers for an image, whichever part it is in."
         start, _, total = part or (0, len(images), len(images))
         seeds = torch.randint(2 ** 31, (total,), generator=generator)[start:start + len(images)].tolist()
-        states = random.getstate(), np.random.get_state()  # noqa: NPY002
-        try:
-            with torch.random.fork_rng(devices=[]):
-                views = [self.one(image, seed) for image, seed in zip(images.cpu(), seeds)]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+        with generators_put_back():
+            views = [self.one(image, seed) for image, seed in zip(images.cpu(), seeds)]
         return torch.stack(views).to(images.device)
 
     def one(self, image: Tensor, seed: int) -> Tensor:  # uint8 (C, H, W) -> float (C, h, w)
         "The view of one image."
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        seed_generators(seed)
         pixels = image.permute(1, 2, 0).numpy()
         view = self.transform(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
         if not isinstance(view, Tensor) or not view.is_floating_point() or view.ndim != 3:
