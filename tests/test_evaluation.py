@@ -140,7 +140,7 @@ def test_encoders_are_scored_from_one_pass_over_the_images(sets, monkeypatch: py
     monkeypatch.setattr(embedding, "in_batches", noted)
     encoders = {name: nn.Flatten() for name in ("student", "teacher")}
     scores = score_encoders(encoders, *(images.subset(range(40)) for images in sets), linear=False)
-    assert scores.keys() == encoders.keys() and passes[-2:] == [40, 40] and sum(passes) <= 82  # and one image, for the width
+    assert scores.keys() == encoders.keys() and passes[-2:] == [40, 40] and sum(passes) <= 82  # one for the width
 
 
 def test_arrays_and_lists_are_features_and_negative_labels_are_refused() -> None:
