@@ -100,6 +100,7 @@ class ImageSet:
     paths: Sequence[Path] = ()  # the file of every image, where there is one
     shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W) of every image
     levels: "Levels | None" = None  # what is black and white in files of more than 8 bits; None: see `usual_levels`
+    resized: int | None = None  # pixels of a file's shorter side before the middle is cut out of it; None: as `shape`
     origin: str = ""  # how the images were made, where they are computed rather than read
     unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
 
@@ -207,7 +208,7 @@ def read_or_replace(images: ImageSet, index: int) -> Tensor:  # uint8 (C, H, W)
     for i in alike:
         images.unreadable.tried += 1
         try:
-            return decode_image(images.paths[i], size, channels, images.levels)
+            return decode_image(images.paths[i], size, channels, images.levels, images.resized)
         except OSError as error:
             images.unreadable.note(images.paths[i], error)
     raise InputError(f"{printable(images.paths[index])} cannot be read, nor any other file that could stand in for it")
@@ -300,10 +301,17 @@ def open_image(path: Path | str, levels: Levels | None = None,
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 # %% ../nbs/machine_room/14_images.ipynb #c19-66a698
-def resize_center_crop(image: Image.Image, size: int) -> Tensor:  # uint8 (1, size, size) of a grey image, (3, size, size) of another
-    "Resize the shorter side to `size` and keep the middle."
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+def resize_center_crop(image: Image.Image,
+                       size: int,  # height and width of the result, in pixels
+                       resized: int | None = None,  # of the shorter side before the cut; None: `size`
+                       ) -> Tensor:  # uint8 (1, size, size) of a grey image, (3, size, size) of another
+    "Resize the shorter side and keep the middle."
+    side = max(size, resized or size)
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    if side > size:
+        edge = (side - size) // 2
+        image = image.crop((edge, edge, edge + size, edge + size))
     pixels = torch.from_numpy(np.array(image))  # (size, size) or (size, size, 3)
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -312,9 +320,11 @@ def decode_image(path: Path | str,  # the file
                  size: int,  # height and width of the result, in pixels
                  channels: int = 3,  # 1 for grey, 3 for RGB
                  levels: Levels | None = None,  # what is black and white in files of more than 8 bits
+                 resized: int | None = None,  # pixels of the shorter side before the middle is cut out; None: `size`
                  ) -> Tensor:  # uint8 (C, size, size)
     "Read one file as a square image of bytes."
-    return resize_center_crop(open_image(path, levels, size).convert("L" if channels == 1 else "RGB"), size)
+    image = open_image(path, levels, max(size, resized or size)).convert("L" if channels == 1 else "RGB")
+    return resize_center_crop(image, size, resized)
 
 # %% ../nbs/machine_room/14_images.ipynb #c37-1a3d72
 def held_out_rows(labels: Tensor | np.ndarray,  # (N,)

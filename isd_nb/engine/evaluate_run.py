@@ -23,7 +23,7 @@ from ..errors import InputError, printable
 from ..kernels.devices import pick_device
 from ..methods.building import build_method
 from ..protocols.answers import (
-    EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version)
+    EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version, reading_of)
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..sources.door import Sets, identities, load_sets, same_sets
@@ -49,7 +49,7 @@ def encoders_of(run: Path,
 def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:
     "Labelled training and test images, read as isd_train reads them, in the size that is evaluated."
     spec, own = question.data or recipe.data, question.data in (None, recipe.data)
-    sets = load_sets(spec, recipe.image_size, None, root, white=recipe.white if own else None)
+    sets = load_sets(spec, recipe.image_size, None, root, white=recipe.white if own else None, resized=recipe.stored_size)
     if why := sets.unscorable():
         raise InputError(f"{printable(spec)}: {why[0].lower()}{why[1:]}, and nothing can be measured on it")
     return sets
@@ -120,7 +120,8 @@ def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, comma
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
     weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
     shared = {name: value for name, value in asdict(question).items() if name not in ("fractions", "seeds")}
-    about = dict(shared, data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version)
+    about = dict(shared, data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version,
+                 **reading_of(recipe, question))
     return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
                        images=len(sets.bank), test_images=len(sets.to_score()[1]))
 

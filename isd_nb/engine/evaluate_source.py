@@ -20,9 +20,9 @@ from .evaluate_run import images_for, rows_for
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version, reading_of
 from ..recipe import Recipe, views_for
-from ..protocols.fine_tuning import with_channels
+from ..protocols.fine_tuning import imagenet_side, with_channels
 from ..sources.door import Sets, identities
 
 # %% ../../nbs/machine_room/56_evaluate_source.ipynb #n05-414eb6
@@ -71,7 +71,8 @@ def evaluate_source(source: Source,
     encoder, size, channels, name = as_encoder(source, size)
     if protocol == "finetune" and not isinstance(encoder, FrozenEncoder):
         raise InputError("fine-tuning needs a network that learns, not a function")
-    recipe = Recipe(slug(name), data=data, image_size=size, views=views_for(size))
+    stored = round(size * 8 / 7) if size >= imagenet_side and data.startswith("folder:") else None  # 256 for 224, as for ImageNet
+    recipe = Recipe(slug(name), data=data, image_size=size, stored_size=stored, views=views_for(size))
     sets = images_for(question, recipe, root)
     if show:
         print(sets.found, flush=True)
@@ -88,7 +89,7 @@ def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, chan
     shared = {k: v for k, v in asdict(question).items() if k not in ("fractions", "seeds")}
     ledger = ResultCache(out / "eval" / f"{question.protocol}-{slug(recipe.data)}.json",
                          dict(shared, size=recipe.image_size, weights=fingerprint(encoder), images=identities(sets),
-                              protocol_version=protocol_version), command=command, source=name,
+                              protocol_version=protocol_version, **reading_of(recipe, question)), command=command, source=name,
                          images=len(train), test_images=len(test))
     everyone = {who: EvalTarget(module, train, test, recipe, place, show) for who, module in asked.items()}
     rows = rows_for(everyone, ledger, question)

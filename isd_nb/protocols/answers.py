@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['protocol_version', 'protocols', 'titles', 'ResultCache', 'old_rows', 'check_numbers', 'EvalConfig', 'EvalTarget',
-           'Together', 'table_of']
+           'reading_of', 'Together', 'table_of']
 
 # %% ../../nbs/machine_room/40_answers.ipynb #8ff2e132
 import json
@@ -22,7 +22,7 @@ from ..errors import InputError, locked, suggest
 from ..evaluation import (
     Score, bootstrap_interval, few_label_accuracy, linear_probe, seed_interval)
 from ..kernels.devices import machine
-from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetune
+from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetune, imagenet_side, probe_views
 from .scorer import feature_groups, neighbour_votes
 from .storage import write_json
 from ..recipe import Recipe
@@ -172,6 +172,16 @@ class EvalTarget:
         "Free the features."
         self.__dict__.pop("features", None)
 
+# %% ../../nbs/machine_room/40_answers.ipynb #rd2-p
+def reading_of(recipe: Recipe, question: EvalConfig) -> dict[str, Any]:  # nothing, where files are read in the size of the views
+    "How the images of an answer were cut, as it is saved."
+    found: dict[str, Any] = {}
+    if recipe.stored_size is not None and recipe.stored_size > recipe.image_size and str(question.data or recipe.data).startswith("folder:"):
+        found["resized"] = recipe.stored_size
+    if question.augment and recipe.image_size >= imagenet_side:
+        found["crop_scale"] = list(probe_views(recipe.views, recipe.image_size).crop_scale)
+    return found
+
 # %% ../../nbs/machine_room/40_answers.ipynb #tg1-m2
 @dataclass(eq=False)
 class Together:
@@ -216,7 +226,7 @@ def linear(asked: EvalTarget, question: EvalConfig, folder: Path) -> dict[str, f
     "The linear layer, on cached features or on moving views."
     if not question.augment:
         return top(linear_probe(*asked.features, progress=asked.show, **question.changes()))
-    tuning = replace(LINEAR, views=crops_only(asked.recipe.views), **question.changes())
+    tuning = replace(LINEAR, views=probe_views(asked.recipe.views, asked.recipe.image_size), **question.changes())
     return top(augmented_linear(asked.encoder, asked.train, asked.test, tuning, folder=folder, device=asked.device,
                                 progress=asked.show))
 

@@ -91,14 +91,15 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
               root: Path | str = "data",  # where torchvision's sets and the index of folders lie
               memory: int = 4 << 30,  # bytes; a larger folder is decoded while training
               white: float | None = None,  # which value is white in files of more than 8 bits; None: as the set suggests
+              resized: int | None = None,  # pixels of a file's shorter side before the middle is evaluated; None: `stored_size` or `size`
               ) -> Sets:
     "The images that a `--data` argument names, for training, for look-up and for testing, and what was found."
     check_pixels(spec, size, stored_size)
     kind, place = kind_of(spec)
     if kind == "folder":
         plan = plan_of(place, root, white)
-        train, test = read_plan(plan, stored_size or size, memory, white)
-        bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white)
+        train, test = read_plan(plan, stored_size or size, memory, white, None if stored_size else resized)
+        bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white, resized or stored_size)
         return Sets(train, bank, test, what_was_found(plan, spec, white))
     if kind == "packed":
         train, bank, test = read_packed(place, size, stored_size)

@@ -191,6 +191,7 @@ def read_files(paths: Sequence[Path],  # the files
                levels: Levels | None = None,  # what is black and white in files of more than 8 bits
                total: int | None = None,  # files of the set, where only some of them are read
                channels: int | None = None,  # None: 3 where any of them has colour
+               resized: int | None = None,  # pixels of the shorter side before the middle is cut out; None: `size`
                ) -> tuple[Tensor, list[int]]:  # uint8 (M, C, size, size), and which M of the files could be read
     "Decode files into one tensor, grey if all of them are; skip unreadable ones, stop when more than 5% are."
     channels = channels or (3 if survey(paths, 100).coloured else 1)
@@ -199,14 +200,14 @@ def read_files(paths: Sequence[Path],  # the files
 
     def read(i: int) -> bool:  # whether it fits the channels
         try:
-            pixels = resize_center_crop(open_image(paths[i], levels, size), size)
+            pixels = resize_center_crop(open_image(paths[i], levels, max(size, resized or size)), size, resized)
         except OSError as error:
             bad[i] = unreadable(paths[i], what, error)
             return True
         images[i] = pixels[:channels]
         return len(pixels) <= channels
     if not all(in_threads(read, len(paths), f"reading {what}")):
-        return read_files(paths, size, what, levels, total, 3)
+        return read_files(paths, size, what, levels, total, 3, resized)
     report_unreadable([bad[i] for i in sorted(bad)], total or len(paths), what)
     keep = [i for i in range(len(paths)) if i not in bad]
     return take_rows_(images, torch.tensor(keep)) if bad else images, keep

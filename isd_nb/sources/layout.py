@@ -238,15 +238,15 @@ def plan_with_table(path: Path, layout: Layout, train: FolderIndex, table: Path,
 
 # %% ../../nbs/machine_room/20_layout.ipynb #ly18-le28
 def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int, levels: Levels | None = None,
-              total: int | None = None, channels: int | None = None) -> ImageSet:
+              total: int | None = None, channels: int | None = None, resized: int | None = None) -> ImageSet:
     "A set of images from a list of files, numbered as `classes`; decoded now if all `total` of them fit into memory."
     names, files = tuple(classes or index.classes), index.files
     numbers = np.array([names.index(c) for c in index.classes], dtype=np.int64)
     labels = torch.from_numpy(numbers[index.labels]) if len(index.labels) else None
-    about: dict[str, Any] = dict(classes=tuple(map(printable, names)), levels=levels)
+    about: dict[str, Any] = dict(classes=tuple(map(printable, names)), levels=levels, resized=resized)
     if (total or len(files)) * 3 * size * size > memory:
         return ImageSet(None, labels, paths=files, shape=(3, size, size), **about)
-    images, keep = read_files(files, size, str(files.folder), levels, total, channels)
+    images, keep = read_files(files, size, str(files.folder), levels, total, channels, resized)
     if len(keep) < len(files):
         files, labels = files.take(keep), None if labels is None else labels[keep]
     return ImageSet(images, labels, paths=files, **about)
@@ -268,14 +268,15 @@ def read_plan(plan: FolderPlan,
               size: int,  # height and width of every image, in pixels
               memory: int = 4 << 30,  # bytes; a larger set stays on disk
               white: float | None = None,  # which value is white in files of more than 8 bits; None: as the set suggests
+              resized: int | None = None,  # pixels of the shorter side before the middle is cut out; None: `size`
               ) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
     "Read what was planned."
     levels = plan.levels(white)
-    train = as_images(plan.train, plan.train.classes, size, memory, levels)
+    train = as_images(plan.train, plan.train.classes, size, memory, levels, resized=resized)
     if plan.test_rows is not None:
         train, held = part_(train, plan.test_rows)
         return train, held if len(held) else None
-    test = as_images(plan.test, plan.train.classes, size, memory, levels) if plan.test else None
+    test = as_images(plan.test, plan.train.classes, size, memory, levels, resized=resized) if plan.test else None
     return same_channels(train, test)
 
 

@@ -70,7 +70,8 @@ class Study:
 
     def images(self) -> tuple[ImageSet, ImageSet]:  # (train, test)
         "The labelled images of the recipe."
-        sets = load_sets(self.recipe.data, self.recipe.image_size, None, self.root, white=self.recipe.white)
+        recipe = self.recipe
+        sets = load_sets(recipe.data, recipe.image_size, None, self.root, white=recipe.white, resized=recipe.stored_size)
         if why := sets.unscorable():
             raise InputError(f"{self.recipe.data}: {why[0].lower()}{why[1:]}, and claims cannot be tested on it")
         if self.show:
