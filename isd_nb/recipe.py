@@ -53,7 +53,7 @@ class Recipe:
     batch_size: int = 256  # of all processes together
     accumulate: int = 1  # parts of a process's batch that are computed one after the other, to save memory
     gradient_checkpointing: bool = False  # compute blocks of the backbone twice, to save memory
-    optimizer: str = "sgd"  # "sgd" (Nesterov), "sgd_plain" (as the authors'), "adamw"
+    optimizer: str = "sgd"  # "sgd" (Nesterov), "sgd_plain" (as the authors'), "adamw", "lars" (large batches; timm's)
     learning_rate: float = 0.1
     schedule: str = "cosine"  # to 0; "cosine_epochs": in steps of an epoch; "steps": x 0.2 after 70% and 90%
     warmup_steps: int = 0
@@ -134,7 +134,7 @@ def total_steps(recipe: Recipe, images: int) -> int:
     raise InputError(f"recipe {recipe.name!r} needs either epochs or steps, not {recipe.epochs} and {recipe.steps}")
 
 # %% ../nbs/machine_room/29_recipes.ipynb #c15-194e22
-choices = dict(optimizer=("sgd", "sgd_plain", "adamw"), schedule=("cosine", "cosine_epochs", "steps"),
+choices = dict(optimizer=("sgd", "sgd_plain", "adamw", "lars"), schedule=("cosine", "cosine_epochs", "steps"),
                precision=("auto", "float32", "bfloat16"), batch_norm=("local", "sync"))
 
 # %% ../nbs/machine_room/29_recipes.ipynb #c16-3240d4

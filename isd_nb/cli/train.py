@@ -16,7 +16,7 @@ from typing import Any
 from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
     Resume, Root, Seed, Steps, Supervised, TestFolder, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
-from ..engine.estimate import absent_images, dry_run
+from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
 from ..engine.finish import final_scores, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
 from ..engine.runs import read_recipe
@@ -155,4 +155,5 @@ def plan_in_words(recipe: Recipe, root: Path | str) -> str:
     if absent := absent_images(recipe.data, root):
         return f"{absent[1]}\n{dry_run(recipe, absent[0])}"
     sets = read_sets(recipe, root)
-    return f"{sets.found}\n{dry_run(recipe, len(sets.train), channels=sets.train.shape[0])}"
+    plan = dry_run(recipe, len(sets.train), channels=sets.train.shape[0])
+    return f"{sets.found}\n{plan}\n{bottleneck(part_rates(recipe, sets.train))}"

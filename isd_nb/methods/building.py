@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet
-from ..errors import InputError, suggest
+from ..errors import InputError, from_extra, suggest
 from ..kernels.devices import has_bfloat16
 from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, split_batch_norm
 from ..method import Method
@@ -145,6 +145,15 @@ def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(learns, recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True)
     groups = [dict(params=[p for p in learns if p.ndim > 1], weight_decay=recipe.weight_decay),
               dict(params=[p for p in learns if p.ndim <= 1], weight_decay=0.0)]
+    if recipe.optimizer == "lars":
+        return lars(groups, recipe.learning_rate)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.learning_rate, foreach=True)
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, nesterov=True, foreach=True)
+
+# %% ../../nbs/machine_room/31_building.ipynb #la2-m2
+def lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+    "LARS with momentum 0.9; biases and batch norm, which have no weight decay, take plain steps."
+    with from_extra("timm", "the optimizer lars needs timm"):
+        from timm.optim import Lars
+    return Lars(groups, learning_rate, momentum=0.9, always_adapt=False)
