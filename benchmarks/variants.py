@@ -93,11 +93,13 @@ class Mixture(ISD):
         return Output(self.weight * hard + (1 - self.weight) * soft, keys[: len(view_q)], buffers)
 
 
-class ScaleOnly(nn.modules.batchnorm._BatchNorm):
+class ScaleOnly(nn.Module):
     "Batch norm's scale and shift without its normalisation; the names of its parameters are the same."
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        "One class serves vectors and images."
+    def __init__(self, features: int, affine: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
         shape = (1, -1) + (1,) * (x.ndim - 2)

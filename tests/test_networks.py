@@ -19,11 +19,13 @@ from isd_nb.cli.embed import app
 from isd_nb.cli.evaluate import command as isd_eval
 from isd_nb.cli.explore import command as isd_explore
 from isd_nb.cli.train import command as isd_train
-from isd_nb.encoders import BackboneConfig, build_backbone
+from isd_nb.data import ImageSet
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder, split_batch_norm
+from isd_nb.engine.state import prepare_training, train_step
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.methods.building import build_method
-from isd_nb.methods.networks import with_network
+from isd_nb.methods.networks import torchvision_statistics, with_network
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import load_images
@@ -156,3 +158,73 @@ def test_the_plain_loop_runs() -> None:
     assert len(path.read_text().splitlines()) <= 45
     done = subprocess.run([sys.executable, path, "3"], capture_output=True, text=True, check=True, timeout=300)
     assert "20-NN" in done.stdout
+
+
+class Odd(nn.Module):
+    "Convolution, batch norm and mean; keeps something that no state_dict holds, or draws by chance, or has a hook."
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer, self.norm = kind, nn.Conv2d(channels, 6, 3, 2), nn.BatchNorm2d(6)
+        self.register_buffer("scale", torch.rand(6) if kind == "hidden" else torch.ones(6), persistent=False)
+        if kind == "hook":
+            self.norm.register_forward_hook(lambda module, inputs, output: output.tanh())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.layer(images)).mean((2, 3)) * self.scale
+        return nn.functional.dropout(found, 0.5, self.training and self.kind == "chance")
+
+
+def odd(channels: int, kind: str) -> nn.Module:
+    return Odd(channels, kind)
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    "These networks as a module of the user's."
+    module = ModuleType("odd_networks")
+    module.odd = odd  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "odd_networks", module)
+
+
+def test_what_no_file_can_hold_is_refused_before_training(own: None) -> None:
+    images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match="persistent buffers"):
+        build_method(short("odd_networks:odd,kind=hidden"), images)
+
+
+def test_a_hook_on_a_batch_norm_stays(own: None) -> None:
+    net = build_backbone(BackboneConfig("odd_networks:odd,kind=hook", stem="large")).train()
+    images = torch.rand(4, 3, 32, 32)
+    expected = net(images)
+    assert_close(split_batch_norm(net, 1)(images), expected)
+    with pytest.raises(InputError, match="cannot be split"):
+        split_batch_norm(net, 2)
+
+
+def test_dropout_draws_by_seed_and_step(own: None) -> None:
+    images = ImageSet(torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8))
+    losses = []
+    for _ in range(2):
+        session = prepare_training(replace(short("odd_networks:odd,kind=chance"), precision="float32"), images, "cpu")
+        torch.rand(3)  # whatever else draws
+        before = torch.get_rng_state()
+        losses.append(train_step(session, torch.arange(8), images.get(torch.arange(8))))
+        assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*losses)
+
+
+def test_given_weights_keep_their_stride(tmp_path: Path) -> None:
+    images, config = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)), BackboneConfig("tiny", 3, 4, "large")
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, {"student": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 32)
+    recipe = Recipe("given", steps=1, batch_size=8, queue_size=16, width=4, image_size=32, init=str(file))
+    with pytest.raises(InputError, match="--set stem=large"):
+        build_method(replace(recipe, stem="small"), images)
+    build_method(replace(recipe, stem="large"), images)
+
+
+def test_weights_of_torchvision_have_their_own_normalisation() -> None:
+    for name in ("efficientnet_v2_l", "inception_v3", "googlenet"):
+        assert torchvision_statistics(name, {}) == ([0.5] * 3, [0.5] * 3)
+    assert torchvision_statistics("resnet18", {}) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

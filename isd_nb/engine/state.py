@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses', 'check_weights',
-           'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
+           'check_encoders', 'own_chance', 'train_step', 'save_session', 'restore_session', 'save_encoders']
 
 # %% ../../nbs/machine_room/43_train_step.ipynb #7001423c
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -176,6 +176,18 @@ def check_encoders(session: TrainState) -> None:
             raise Diverged(f"the {name}'s features are", session.step, session)
 
 # %% ../../nbs/machine_room/43_train_step.ipynb #c25-694253
+@contextmanager
+def own_chance(session: TrainState) -> Iterator[None]:
+    "Dropout and its like draw by seed, step and process: the same after a resume, and nothing outside this step notices."
+    device = session.accelerator.device
+    seed = seeded(session.recipe.seed, 100, session.step, session.accelerator.process_index).initial_seed()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
 def train_step(session: TrainState,
                indices: Tensor,  # (B,) of the whole batch
                batch: Tensor,  # uint8 (b, C, H, W), this process's rows
@@ -187,8 +199,9 @@ def train_step(session: TrainState,
     session.method.schedule(session.step / session.steps)
     session.optimizer.zero_grad(set_to_none=True)
     outputs: list[Output] = []
-    for views, extras in micro_batches(session, indices, batch):
-        outputs.append(backward(session, views, extras, last=len(outputs) + 1 == session.recipe.accumulate))
+    with own_chance(session):
+        for views, extras in micro_batches(session, indices, batch):
+            outputs.append(backward(session, views, extras, last=len(outputs) + 1 == session.recipe.accumulate))
     output = merge_outputs(outputs)
     if batch.device.type == "cpu" and not output.loss.isfinite():
         raise Diverged("the loss is", session.step + 1, session)

@@ -187,9 +187,11 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 # %% ../../nbs/machine_room/12_backbones.ipynb #bn-act-code
 def is_known_norm(norm: nn.modules.batchnorm._BatchNorm) -> bool:
-    "Whether a batch norm normalises as PyTorch's do and then at most applies its `drop` and `act`, as timm's do."
+    "Whether a batch norm normalises as PyTorch's do and then at most applies its `drop` and `act`, as timm's do; hooks would be lost."
     usual = (nn.modules.batchnorm._BatchNorm.forward, SplitBatchNorm.forward)
-    return type(norm).forward in usual or [name for name, _ in norm.named_children()] == ["drop", "act"]
+    inside = [name for name, _ in norm.named_children()]  # a parametrization is one, too
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
+    return not any(hooks) and (inside == ["drop", "act"] or (not inside and type(norm).forward in usual))
 
 
 def fill_norm(new: nn.modules.batchnorm._BatchNorm, old: nn.modules.batchnorm._BatchNorm) -> nn.modules.batchnorm._BatchNorm:

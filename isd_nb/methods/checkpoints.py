@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder
 from ..errors import InputError, suggest
 from .hub import hub_file
-from .networks import need_timm, network_size, parse_network, view_size, with_network
+from .networks import check_given, need_timm, network_size, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/34_checkpoints.ipynb #n05-1ed085
@@ -177,7 +177,8 @@ efficientnets = {(16, 320): 0, (23, 320): 1, (23, 352): 2, (26, 384): 3, (32, 44
 widths = {192: "tiny", 384: "small", 768: "base", 1024: "large"}  # of vision transformers
 
 # %% ../../nbs/machine_room/34_checkpoints.ipynb #n15-41cece-s
-def guess_network(state: Mapping[str, Tensor]) -> tuple[str, str] | None:  # (name, stem)
+def guess_network(state: Mapping[str, Tensor],
+                  tensorflow: bool) -> tuple[str, str] | None:  # (name, stem); whether an EfficientNet came from there: timm's has equal names and shapes
     "The network that has these names and shapes, if it is a plain ResNet, EfficientNet or vision transformer."
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
         kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
@@ -186,7 +187,7 @@ def guess_network(state: Mapping[str, Tensor]) -> tuple[str, str] | None:  # (na
         if name is None or state["layer1.0.conv2.weight"].shape[:2] != (64, 64):
             return None
         return (name if name in backbones else f"torchvision:{name}"), "small" if state["conv1.weight"].shape[-1] == 3 else "large"
-    if "conv_stem.weight" in state and "blocks.6.0.conv_pwl.weight" in state:
+    if tensorflow and "conv_stem.weight" in state and "blocks.6.0.conv_pwl.weight" in state:
         count = len({tuple(k.split(".")[1:3]) for k in state if k.startswith("blocks.")})
         number = efficientnets.get((count, len(state["blocks.6.0.conv_pwl.weight"])))
         kind = "b" if any(".se." in k for k in state) else "lite"
@@ -212,15 +213,18 @@ def normalisation(channels: int) -> tuple[list[float], list[float]]:
 
 def usual_statistics(config: BackboneConfig, layout: Layout) -> tuple[tuple[list[float], list[float]], str]:
     "The normalisation of a network's usual weights, and whose it is: timm's for a plain state_dict of a network that timm describes."
+    if config.name.startswith("torchvision:") and not layout.prefix and config.channels == 3:
+        return torchvision_statistics(*parse_network(config.name)[1:]), "torchvision's"
     known = need_timm().get_pretrained_cfg(parse_network(config.name)[1]) if config.name.startswith("timm:") else None
     if layout.prefix or known is None or config.channels != 3:
         return normalisation(config.channels), "ImageNet's"
     return (list(known.mean), list(known.std)), "timm's"
 
 # %% ../../nbs/machine_room/34_checkpoints.ipynb #n17-c96a80
-def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tensor], network: str | None, stem: str | None) -> BackboneConfig:
+def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tensor], network: str | None, stem: str | None,
+              tensorflow: bool) -> BackboneConfig:  # whether an EfficientNet came from there
     "The backbone that fits a checkpoint's tensors, as they are and under a network's own names; `network` and `stem` where they are given."
-    guessed = guess_network(state)
+    guessed = guess_network(state, tensorflow)
     name, found_stem = (network, "large") if guessed is None else (network or guessed[0], guessed[1])
     if name is None:
         raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
@@ -248,7 +252,8 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
     state = own_names(values, layout)
-    config = config_of(path, values, state, network, stem)
+    tensorflow = any(name.endswith("_conv_stem.weight") for name in holds(values, layout))
+    config = config_of(path, values, state, network, stem, tensorflow)
     usual, whose = usual_statistics(config, layout)
     encoder = fill(config, state, mean or usual[0], std or usual[1], str(path))
     encoder.metadata = dict(written_by=layout.written_by, encoders=[layout.role], ignored=ignored,
@@ -306,6 +311,8 @@ def published(name: str) -> FrozenEncoder:
     state, (mean, std), where = network.net.state_dict(), imagenet, "random weights"
     if prefix == "timm" and (found := need_timm().get_pretrained_cfg(place)):
         mean, std = found.mean, found.std
+    elif prefix == "torchvision":
+        mean, std = torchvision_statistics(place, options)
     if pretrained:
         state, where = download(prefix, place, network.net), "published weights"
     encoder = fill(config, state, list(mean), list(std), name)
@@ -359,6 +366,7 @@ def start_from(student: Encoder, recipe: Recipe) -> None:
     except ValueError as error:
         raise InputError(f"{error}; choose the network with --backbone and --set stem=large or stem=small") from error
     student.backbone.load_state_dict({front + k: v for k, v in state.items()})
+    check_given(student.backbone, given, recipe)
     student.mean.copy_(given.mean)
     student.std.copy_(given.std)
 
