@@ -456,7 +456,7 @@ def test_efficientnets_become_those_of_timm(name: str, repeats: tuple[int, ...],
     torch.save({k: v for k, v in state.items() if k != "_blocks.3._bn2.bias"}, tmp_path / "broken.pth")
     with pytest.raises(InputError, match=r"blocks\.\d\.\d\.bn3\.bias is missing"):
         load_encoder(tmp_path / "broken.pth")
-    torch.save(net.state_dict(), tmp_path / "timm.pth")  # efficientnet_b1 has the same tensors, but pads and divides otherwise
+    torch.save(net.state_dict(), tmp_path / "timm.pth")  # efficientnet_b1 has the same tensors
     with pytest.raises(InputError, match="put its name before the file"):
         load_encoder(tmp_path / "timm.pth")
 

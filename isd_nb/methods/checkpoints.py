@@ -308,14 +308,15 @@ def published(name: str) -> FrozenEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_backbone(config)
-    state, (mean, std), where = network.net.state_dict(), imagenet, "random weights"
+    state, where = network.net.state_dict(), "random weights"
+    mean, std = list(imagenet[0]), list(imagenet[1])
     if prefix == "timm" and (found := need_timm().get_pretrained_cfg(place)):
-        mean, std = found.mean, found.std
+        mean, std = list(found.mean), list(found.std)
     elif prefix == "torchvision":
         mean, std = torchvision_statistics(place, options)
     if pretrained:
         state, where = download(prefix, place, network.net), "published weights"
-    encoder = fill(config, state, list(mean), list(std), name)
+    encoder = fill(config, state, mean, std, name)
     encoder.metadata = dict(written_by=prefix, encoders=["student"], source=name, normalisation=prefix, weights=where)
     return encoder
 
