@@ -88,8 +88,8 @@ def test_your_code_of_readme_works_from_there(installed: Path) -> None:
     assert code
     more = (
         "import isd_nb, torch; from pathlib import Path; print(Path(isd_nb.__file__).parent)\n"
-        "from isd_nb.methods.checkpoints import open_source, shipped_names\n"
-        "print(open_source('shipped:' + shipped_names()[0])(torch.zeros(2, 1, 16, 16)).shape[0])\n"
+        "from isd_nb.methods.checkpoints import open_source\n"
+        "print(open_source('shipped:digits')(torch.zeros(2, 1, 16, 16)).shape[0])\n"
         "queue = AnchorQueue(4, 2); queue.enqueue(torch.eye(2)); print(int(queue.count))"
     )
     said = run("-c", code[1] + more, cwd=installed.parent, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
