@@ -24,7 +24,7 @@ from ..studies.compare import compare
 from ..studies.tables import comparison_table, plot_compute, plot_learning, write_table
 
 # %% ../../nbs/machine_room/73_isd_compare.ipynb #c46-8af4fe
-DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME")]
+DataSpec = Annotated[str | None, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH")]
 RecipeName = Annotated[str | None, Option(help="what all methods share; by default the one that fits the data")]
 every_method = ",".join(methods)
 Names = Annotated[str, Option("--methods", help="names with commas between, or package.module:Class")]

@@ -23,7 +23,7 @@ from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/75_isd_embed.ipynb #n04-8f7f7a
 SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
-DataSpec = Annotated[str, Option(help="digits, folder:PATH or torchvision:NAME")]
+DataSpec = Annotated[str, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH")]
 OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
 Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and suspect labels")]
 Atlas = Annotated[Path | None, Option(help="a .parquet file with map and neighbours of all images, for Apple's Embedding Atlas")]

@@ -32,7 +32,7 @@ def shares(text: str) -> tuple[float, ...]:
 # %% ../../nbs/machine_room/72_isd_eval.ipynb #c55-17e612
 RunFolder = Annotated[Path | None, Argument(help="the run's directory; not with --encoder SOURCE")]
 Protocol = Annotated[str, Option(help=", ".join(protocols))]
-DataSpec = Annotated[str | None, Option(help="digits, folder:PATH or torchvision:NAME; by default the run's")]
+DataSpec = Annotated[str | None, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH; by default the run's")]
 Encoders = Annotated[str, Option(help="teacher, student or both of the run; or, without a run, what to evaluate: "
                                     "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images, without a run; by default as the encoder was trained")]

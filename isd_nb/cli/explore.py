@@ -77,7 +77,7 @@ Report = Annotated[Path | None, Option("--report", help="a folder for tables of 
                                             "without --html nothing else is done")]
 Limit = Annotated[int, Option(min=4, help="images at most")]
 Moments = Annotated[int, Option(min=1, help="checkpoints at most")]
-DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH or torchvision:NAME")]
+DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH, torchvision:NAME or packed:PATH")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie")]
 Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
 
