@@ -424,7 +424,8 @@ def test_the_encoders_that_are_shipped() -> None:
     encoder, (train, test) = load_encoder("shipped:digits"), digits(size=16, copies=1)
     assert knn_accuracy(embed(encoder, train), train.labels, embed(encoder, test), test.labels) > 0.95
     photographs = load_encoder("shipped:cifar10")  # the teacher alone, convolutions in half precision
-    assert photographs(torch.rand(2, 3, 32, 32)).shape == (2, 256) and next(photographs.parameters()).dtype == torch.float32
+    assert photographs(torch.rand(2, 3, 32, 32)).shape == (2, 256)
+    assert next(photographs.parameters()).dtype == torch.float32
 
 
 def efficientnet(name: str, repeats: tuple[int, ...], squeeze: bool) -> tuple[nn.Module, States]:
