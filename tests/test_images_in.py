@@ -213,7 +213,7 @@ def test_the_commands_carry_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_question_mark_in_a_name_is_a_name(tmp_path: Path) -> None:
     folder = write(tmp_path / "what?labels=x", *SPLIT)
     assert len(read(tmp_path, str(folder)).train) == 8
-    with pytest.raises(InputError, match="labels=FILE and test=PATH"):
+    with pytest.raises(InputError, match="labels=FILE, test=PATH and window=CENTER,WIDTH"):
         read(tmp_path, f"{tmp_path}?label=x")
 
 

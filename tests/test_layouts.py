@@ -131,7 +131,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     for name in (
         "train/a/x.heic",
         "train/a/y.HEIC",
-        "train/b/z.dcm",
+        "train/b/z.nef",
         "valid/a/scan.nii.gz",
         "train/notes.txt",
         "train/b/noending",
@@ -145,7 +145,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         assert (len(sets.train), len(sets.test), sets.train.classes) == (6, 2, ("a", "b"))
         assert sets.found.left_out == {
             ".heic": {"train/a": 2},
-            ".dcm": {"train/b": 1},
+            ".nef": {"train/b": 1},
             ".txt": {"train": 1},
             "without an ending": {"train/b": 1},
             "@eaDir/": {"train": 1},
