@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.backbones import fill_norm, is_known_norm
+from ..kernels.backbones import StandInNorm, fill_norm, is_known_norm
 
 # %% ../../nbs/machine_room/30_sync_batch_norm.ipynb #c13-d3b216
 class SumOverProcesses(torch.autograd.Function):
@@ -43,23 +43,14 @@ def centre(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Ten
     return centred, mean, SumOverProcesses.apply(centred.square().sum(axes)) / count, count
 
 # %% ../../nbs/machine_room/30_sync_batch_norm.ipynb #c15-7479dc
-class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+class SyncBatchNorm(StandInNorm):
     "Batch norm by the statistics of all processes, on CPUs as well (`DistributedDataParallel` refuses PyTorch's there)."
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        "One class serves vectors and images."
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
-        x = self.normalise(x)
-        for step in self.children():  # the dropout and activation that timm's batch norms hold
-            x = step(x)
-        return x
-
-    def normalise(self, x: Tensor) -> Tensor:
-        "The batch norm alone."
+    def normalise(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, H, W)
+        "The batch norm alone, over all processes."
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or not together:
-            return super().forward(x)
+            return super().normalise(x)
         shape = [1, -1] + [1] * (x.ndim - 2)
         centred, mean, variance, count = centre(x.to(torch.promote_types(x.dtype, torch.float32)), shape)
         if self.track_running_stats:
@@ -81,7 +72,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 def sync_batch_norm(module: nn.Module) -> nn.Module:  # `module`, its parameters and buffers unchanged
     "Replace every batch norm by a `SyncBatchNorm` with the same parameters, buffers and activation."
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if not (is_known_norm(module) or isinstance(module, (SyncBatchNorm, nn.SyncBatchNorm))):
+        if not (is_known_norm(module) or isinstance(module, nn.SyncBatchNorm)):
             raise InputError(f"{type(module).__name__} is a batch norm of another kind, which cannot be shared: set batch_norm=local")
         return fill_norm(SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats), module)
     for name, child in module.named_children():
