@@ -41,7 +41,6 @@ def test_notebooks_are_clean(fresh: Path) -> None:
 INSTALL = """\
 # Where isd_nb is missing, this installs it from the clone that the notebook lies in (other ways: book/pages/install.md)
 from importlib.util import find_spec
-
 if find_spec("isd_nb") is None:
     get_ipython().run_line_magic("pip", 'install --quiet "{root}[explore]"')"""
 
