@@ -104,7 +104,8 @@ def all_methods(results: Path, data: str) -> str:
     columns = {c: title for c, title in PROTOCOLS.items() if c in means["isd"]}
     order = sorted(means, key=lambda name: -means[name]["knn20"])
     rows = [row(name, means[name], columns, name == "isd") for name in order]
-    note = f"{given.images_seen:,} images seen by each, means of {len(given.of['isd'])} runs: `{whole_command(given.command)}`."
+    runs, command = len(given.of["isd"]), whole_command(given.command)
+    note = f"{given.images_seen:,} images seen by each, means of {runs} runs: `{command}`."
     return f"{table(['', *columns.values()], rows)}\n\n{note}"
 
 
