@@ -18,6 +18,7 @@ from .encoders import Encoder
 from .errors import InputError, suggest
 from .kernels.attention import at_least_float32
 from .kernels.attention import similarities as similarities  # methods import it from here
+from .kernels.devices import processes
 from .queue import AnchorQueue, gather_keys
 from .teacher import EMATeacher, cosine_momentum
 from .views import Views
@@ -120,9 +121,7 @@ def call_apart(module: nn.Module, inputs: Tensor, buffers: dict[str, Tensor]) ->
 # %% ../nbs/machine_room/17_method.ipynb #c13-31fe3a
 def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     "The mean of float buffers over all processes; counters are the same everywhere and stay."
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return buffers
-    count = torch.distributed.get_world_size()
+    _, count = processes()
     floats = {name: b for name, b in buffers.items() if b.is_floating_point()}
     if count == 1 or not floats:
         return buffers

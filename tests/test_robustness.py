@@ -256,6 +256,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
     "Two processes that hold the same rows: a sum over both is twice one's own."
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
 
 

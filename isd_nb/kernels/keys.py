@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
+from .devices import processes
 
 # %% ../../nbs/machine_room/14_keys.ipynb #c170f93d8
 def l2_normalize(rows: Tensor) -> Tensor:  # (N, D) of norm 1; a row without a direction becomes nan
@@ -37,8 +38,9 @@ def check_keys(keys: Tensor, dim: int) -> None:  # keys (B, dim)
 def gather_keys(keys: Tensor,  # (B, D), the same B on every process
                 ) -> Tensor:  # (processes * B, D)
     "The keys of all processes in the order of their ranks; where there is one process, the keys as they are."
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    _, world = processes()
+    if world == 1:
         return keys
-    everyone = keys.new_empty((dist.get_world_size() * len(keys), *keys.shape[1:]))
+    everyone = keys.new_empty((world * len(keys), *keys.shape[1:]))
     dist.all_gather_into_tensor(everyone, keys.detach().contiguous())
     return everyone

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..encoders import Encoder
+from ..kernels.devices import processes
 from ..method import Method, Output, similarities
 from ..loss import at_least_float32
 
@@ -37,9 +38,8 @@ class GatherWithGradient(torch.autograd.Function):
 # %% ../../nbs/2_relatives/03_simclr.ipynb #c08-f7e30d
 def gather_with_gradient(rows: Tensor) -> tuple[Tensor, int]:  # (b, D) -> all rows (B, D), where this process's own begin
     "The rows of all processes, differentiable; where there is one process, the rows as they are."
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return rows, 0
-    return GatherWithGradient.apply(rows), dist.get_rank() * len(rows)
+    rank, world = processes()
+    return (rows, 0) if world == 1 else (GatherWithGradient.apply(rows), rank * len(rows))
 
 # %% ../../nbs/2_relatives/03_simclr.ipynb #c09-3c3581
 def nt_xent(first: Tensor,  # (B, D) of the first views

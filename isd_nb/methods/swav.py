@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..encoders import Encoder
+from ..kernels.devices import processes
 from ..method import Method, Output, similarities
 from ..loss import at_least_float32
 from ..queue import gather_keys
@@ -93,7 +93,7 @@ class SwAV(WithPrototypes):
 # %% ../../nbs/2_relatives/07_swav.ipynb #c25-2801d5
 def codes_of(scores: Tensor, epsilon: float, rounds: int = 3) -> Tensor:  # (b, K) of this process -> (b, K)
     "Codes of this process's images, made with the images of all processes."
-    start = dist.get_rank() * len(scores) if dist.is_available() and dist.is_initialized() else 0
+    start = processes()[0] * len(scores)
     return sinkhorn(gather_keys(scores.detach()), epsilon, rounds)[start:start + len(scores)]
 
 # %% ../../nbs/2_relatives/07_swav.ipynb #c27-b4af6a

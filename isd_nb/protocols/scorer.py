@@ -18,7 +18,7 @@ from ..data import ImageSet, subsample_evenly
 from ..embedding import embed_all
 from ..errors import InputError
 from ..evaluation import few_label_accuracy, linear_probe, vote
-from ..kernels.devices import free_memory, has_bfloat16
+from ..kernels.devices import free_memory, has_bfloat16, processes
 from ..kernels.nearest_neighbours import nearest
 from ..kernels.scores import check_labels
 from ..method import Method
@@ -87,12 +87,6 @@ def agreed_precision(encoders: Mapping[str, nn.Module], images: ImageSet, place:
                       if (rounded[name] - full).norm() < most * (full - full.mean(0)).norm()}
 
 # %% ../../nbs/machine_room/41_scorer.ipynb #sc3-m2
-def processes() -> tuple[int, int]:  # rank, how many
-    "This process among those that train together."
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if there else (0, 1)
-
-
 def common_memory(place: torch.device, shared: bool) -> int:
     "Free memory; of several processes the first one's, so that all take the same groups."
     free = torch.tensor([free_memory()], device=place)
