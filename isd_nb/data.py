@@ -279,7 +279,7 @@ def formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in raster_formats if name in Image.OPEN)
 
-
+# %% ../nbs/machine_room/15_images.ipynb #c18-53789ap1
 def open_stored(path: Path | str, levels: Levels | None = None) -> Image.Image:  # any mode
     "A file as Pillow has it; DICOM is read whole, through the window of the levels or its own."
     return read_dicom(openable(path), (levels or {}).get("dicom")) if is_dicom(path) else Image.open(openable(path), formats=formats())

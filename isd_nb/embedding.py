@@ -97,7 +97,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
             done += len(batch)
     return found
 
-
+# %% ../nbs/machine_room/18_embedding.ipynb #c11-ce8bdep1
 def as_floats(batch: Tensor, place: torch.device) -> Tensor:  # uint8 (B, C, H, W) -> float32 in [0, 1]
     "Bytes as networks see them, channels last."
     return (batch.to(place).float() / 255).contiguous(memory_format=torch.channels_last)

@@ -161,7 +161,7 @@ def check_processes(count: int, source: Source, place: torch.device) -> None:
     if place.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"{count} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
 
-
+# %% ../../nbs/machine_room/55_embedding.ipynb #n08-com5p1
 def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch.device, progress: Callable[[], object]) -> None:
     "One process for every share."
     context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // len(shares))

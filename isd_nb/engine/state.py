@@ -187,7 +187,7 @@ def own_chance(session: TrainState) -> Iterator[None]:
             torch.cuda.manual_seed(seed)
         yield
 
-
+# %% ../../nbs/machine_room/46_train_step.ipynb #c25-694253p1
 def train_step(session: TrainState,
                indices: Tensor,  # (B,) of the whole batch
                batch: Tensor,  # uint8 (b, C, H, W), this process's rows

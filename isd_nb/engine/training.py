@@ -76,7 +76,7 @@ class Progress:
             parts += [f"{row[k]:,.0f} images/s" for k in ("images_per_second",) if k in row]
             self.bar.write("  ".join(parts))
 
-
+# %% ../../nbs/machine_room/49_training.ipynb #c39-fb930ap1
 def look(session: TrainState, out: Path, *measures: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
     "Keep the encoders and measure them, in the first process; all see whether they are sound, and help where a measure is `shared`."
     check_encoders(session)

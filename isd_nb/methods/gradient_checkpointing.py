@@ -28,7 +28,7 @@ def blocks_of(net: nn.Module) -> list[nn.Module]:
     row = [part for part in net.children() if fits(part)] if isinstance(net, nn.Sequential | nn.ModuleList) else []
     return row or [block for child in net.children() for block in blocks_of(child)]
 
-
+# %% ../../nbs/machine_room/36_gradient_checkpointing.ipynb #gk11p1
 @contextmanager
 def copied_buffers(module: nn.Module) -> Iterator[None]:
     "Copies stand in for the buffers of a module, which stay as they are whatever is computed meanwhile."

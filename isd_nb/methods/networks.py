@@ -201,7 +201,7 @@ def network_size(name: str) -> int | None:  # pixels; None: any
         return crop_size(models.get_model_weights(place).DEFAULT) if place in models.list_models(module=models) else None
     return None
 
-
+# %% ../../nbs/machine_room/35_networks.ipynb #n22-c26ad9p1
 imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, as nearly all libraries have them
 
 
@@ -292,7 +292,7 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     if not recipe.backbone.startswith(("timm:", "torchvision:")):
         check_twin(net, recipe, channels)
 
-
+# %% ../../nbs/machine_room/35_networks.ipynb #n31-145032p1
 def check_twin(net: nn.Module, recipe: Recipe, channels: int) -> None:
     "Raise an `InputError` where a network of the user's computes with more than its parameters and buffers: no file could hold it."
     with torch.random.fork_rng(devices=[]):
@@ -307,7 +307,7 @@ def check_twin(net: nn.Module, recipe: Recipe, channels: int) -> None:
         raise InputError(f"{recipe.backbone} computes other features when it is built again and gets the same parameters and buffers, so what "
                          "is saved would not be what was trained: keep all that it computes with in parameters and persistent buffers")
 
-
+# %% ../../nbs/machine_room/35_networks.ipynb #n31-145032p2
 def same_features(one: nn.Module, other: nn.Module, shape: tuple[int, ...], name: str) -> bool:
     "Whether two networks make the same of a few random images, but for rounding."
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))

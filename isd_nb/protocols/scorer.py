@@ -163,7 +163,7 @@ def feature_groups(encoders: Mapping[str, nn.Module], train: ImageSet, test: Ima
         found = [features_of(some, images, place, {n: kinds[n] for n in names}, shared, kept) for images in (train, test)]
         yield {name: (found[0].pop(name), found[1].pop(name)) for name in names}
 
-
+# %% ../../nbs/machine_room/41_scorer.ipynb #c32-d504a8p1
 def score_encoders(encoders: Mapping[str, nn.Module],  # by name
                    train_set: ImageSet,  # labelled
                    test_set: ImageSet,  # labelled
