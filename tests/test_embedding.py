@@ -1,6 +1,7 @@
 """Features by several processes: the same file as by one, also when another number of processes goes on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,26 @@ def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Pat
     assert said.returncode == 2
     work = embedding.Work(tmp_path / "missing", f"folder:{small}", 8, tmp_path, tmp_path, 4)
     with pytest.raises(embedding.InputError, match="no encoder"):
+        embedding.compute_together(work, [[(0, 4)]], torch.device("cpu"), lambda: None)
+
+
+def test_a_process_that_fails_between_two_looks_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndsUnseen:
+        "Alive at the first look; ends with exit code 3 before the second."
+        pid, exitcode, sentinel, looks = None, 0, None, 0
+
+        def start(self) -> None: ...
+
+        def is_alive(self) -> bool:
+            self.looks += 1
+            self.exitcode = 3 * (self.looks > 1)
+            return self.looks == 1
+
+    context = SimpleNamespace(SimpleQueue=lambda: SimpleNamespace(empty=lambda: True), Process=lambda **about: EndsUnseen())
+    monkeypatch.setattr(embedding.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(embedding, "wait", lambda sentinels, timeout: None)
+    work = embedding.Work(tmp_path / "encoder", "folder:x", 8, tmp_path, tmp_path, 4)
+    with pytest.raises(embedding.InputError, match="exit code 3"):
         embedding.compute_together(work, [[(0, 4)]], torch.device("cpu"), lambda: None)
 
 

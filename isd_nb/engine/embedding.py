@@ -171,12 +171,15 @@ def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch
     try:
         for other in others:
             other.start()
-        while running := [other for other in others if other.is_alive()]:
-            wait([other.sentinel for other in running], timeout=0.5)
-            progress()
+        while True:  # first who is running, then who has failed: whoever ends in between is seen the next time
+            running = [other.sentinel for other in others if other.is_alive()]
             if failed := [other.exitcode for other in others if other.exitcode]:
                 raise InputError(failures.get() if not failures.empty() else f"a process that computes features has ended with exit code {failed[0]}; "
                                  "where memory is short choose fewer --processes, then the same command goes on")
+            if not running:
+                return
+            wait(running, timeout=0.5)
+            progress()
     finally:
         for other in others:
             if other.pid is not None:
