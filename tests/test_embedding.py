@@ -72,7 +72,8 @@ def test_a_process_that_fails_between_two_looks_is_noticed(tmp_path: Path, monke
             self.exitcode = 3 * (self.looks > 1)
             return self.looks == 1
 
-    context = SimpleNamespace(SimpleQueue=lambda: SimpleNamespace(empty=lambda: True), Process=lambda **about: EndsUnseen())
+    nothing = SimpleNamespace(empty=lambda: True)
+    context = SimpleNamespace(SimpleQueue=lambda: nothing, Process=lambda **about: EndsUnseen())
     monkeypatch.setattr(embedding.multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr(embedding, "wait", lambda sentinels, timeout: None)
     work = embedding.Work(tmp_path / "encoder", "folder:x", 8, tmp_path, tmp_path, 4)
