@@ -88,15 +88,15 @@ def entry_recipe(
 
 
 def scores_of(
-    method: Method, train_set: ImageSet, test_set: ImageSet, few: int | None = None
+    method: Method, train_set: ImageSet, test_set: ImageSet, few: int | None = None, bank: int = BANK
 ) -> dict[str, dict[str, float]]:
     "1-NN, 20-NN and linear accuracy of every encoder; with a seed `few` also with 1% and 10% of the labels."
-    found, bank = {}, evenly(train_set, BANK)
+    found, known = {}, evenly(train_set, bank)
     for name, encoder in method.encoders().items():
-        data = embed(encoder, bank), bank.labels, embed(encoder, test_set), test_set.labels
+        data = embed(encoder, known), known.labels, embed(encoder, test_set), test_set.labels
         scores = dict(
             knn1=knn_accuracy(*data, k=1),
-            knn20=knn_accuracy(*data, k=min(20, len(bank))),
+            knn20=knn_accuracy(*data, k=min(20, len(known))),
             linear=linear_accuracy(*data),
         )
         if few is not None:

@@ -1,35 +1,46 @@
-"""The final table on digits: frozen settings, new splits, the test digits of each split scored once at the end.
+"""The final tables: frozen settings, and the test images scored once, at the end.
 
     python benchmarks/table.py --images 250000 --splits 101 102 103
+    python benchmarks/table.py --recipe cifar10_small --data folder:data/cifar10 --images 300000 --splits 0 1 2
     python benchmarks/table.py --summary
 
-`digits(seed=SPLIT)` changes which 500 of the 1,797 digits are the test set, where the digits are placed, and with
-it every image. Settings come from results/search/digits/chosen.json; no search, no ablation and no earlier table
-has seen these splits. Of the 1,297 others 260 originals are held out as in search.py: their 20-NN accuracy while
-training is the learning curve (over images seen and processor seconds). Networks and classifiers see the other
-1,037 originals, four copies each. PIRL, InvP, CompRess and supervised training keep settings of an earlier search
-of four trials (results/compare/digits_settings.json), and BYOL takes those of `byol_asym`; their rows say so.
-CompRess distils the teacher of `isd` of the same split, which is trained first.
+**Digits.** `digits(seed=SPLIT)` changes which 500 of the 1,797 digits are the test set, where the digits are placed,
+and with it every image. No search, no ablation and no earlier table has seen these splits. Of the 1,297 others 260
+originals are held out as in search.py: their 20-NN accuracy while training is the learning curve (over images seen and
+processor seconds). Networks and classifiers see the other 1,037 originals, four copies each. PIRL, InvP, CompRess and
+supervised training keep settings of an earlier search of four trials (results/compare/digits_settings.json), and BYOL
+takes those of `byol_asym`; their rows say so. CompRess distils the teacher of `isd` of the same split, trained first.
+
+**CIFAR-10.** The test images are those of the set. A tenth of the training images is held out as in search.py, for
+the learning curves alone. A split is a seed of the training. Only methods with a search of their own take part.
+
+Settings come from results/search/RECIPE/chosen.json (search.py --summary); `isd_by_hand`, whose settings were found
+outside that search, is a row of its own.
 
 Each run is a file OUT/METHOD-SPLIT.json and is not repeated.
 """
 
+import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from experiment import (
-    RESULTS, about, chosen_encoder, describe, entry_recipe, evenly, found, hold_out, keep, method_of, read_options,
-    scores_of, trained
+    RESULTS, about, check_names, chosen_encoder, describe, entry_recipe, evenly, found, hold_out, keep,
+    method_of, scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
+from isd_nb.recipe import find_recipe
 from isd_nb.sources.digits import digits
+from isd_nb.sources.door import load_images
 from isd_nb.embedding import embed
 from isd_nb.evaluation import few_label_accuracy, knn_accuracy, linear_accuracy
 from isd_nb.kernels.scores import seed_interval
@@ -53,24 +64,40 @@ METHODS = (
     "byol",
     *KEPT,
 )
-CHOSEN, EARLIER = RESULTS / "search" / "digits" / "chosen.json", RESULTS / "compare" / "digits_settings.json"
-FINAL = RESULTS / "search" / "digits" / "final.json"
+SEARCHED = {  # the entries of a recipe's table
+    "digits": METHODS,
+    "cifar10_small": ("isd", "isd_by_hand", "moco_v2", "simclr", "simsiam", "co2", "byol_asym"),
+}
 GUIDES = RESULTS.parent / "runs" / "guides"
 
 
-def settings_for(entry: str) -> tuple[dict[str, Any], str]:  # settings, and where they come from
+def settings_for(entry: str, recipe: str = "digits") -> tuple[dict[str, Any], str]:  # settings, and where from
     "The frozen settings of an entry."
+    folder, earlier = RESULTS / "search" / recipe, RESULTS / "compare" / f"{recipe}_settings.json"
     if entry == "isd_by_hand":
-        return json.loads(FINAL.read_text())["isd"]["settings"], "found by hand, outside the shared search"
-    chosen = json.loads(CHOSEN.read_text()) if CHOSEN.is_file() else {}
+        return json.loads((folder / "final.json").read_text())["isd"]["settings"], "found by hand, outside the search"
+    path = folder / "chosen.json"
+    chosen = json.loads(path.read_text()) if path.is_file() else {}
     for name in (entry, BORROWED.get(entry)):
         if name in chosen:
             whose = f"search, {chosen[name]['trials']} trials" + (f" of {name}" if name != entry else "")
             return chosen[name]["settings"], whose
-    earlier = json.loads(EARLIER.read_text())
-    if entry in earlier:
-        return earlier[entry]["settings"], f"earlier search, {len(earlier[entry]['trials'])} trials"
-    raise InputError(f"there are no settings for {entry} in {CHOSEN}: run search.py --methods {entry}, then --summary")
+    before = json.loads(earlier.read_text()) if earlier.is_file() else {}
+    if entry in before:
+        return before[entry]["settings"], f"earlier search, {len(before[entry]['trials'])} trials"
+    raise InputError(
+        f"there are no settings for {entry} in {path}: run search.py --recipe {recipe} --methods {entry}, and then "
+        "the same with --summary"
+    )
+
+
+def sets_of(recipe: str, data: str, split: int) -> tuple[ImageSet, ImageSet, ImageSet]:
+    "Images to train on, for the curve, and to score at the end."
+    if data == "digits":
+        train_set, test = digits(seed=split)
+    else:
+        train_set, test = load_images(data, find_recipe(recipe).image_size)
+    return *hold_out(train_set, data), test
 
 
 def curve_of(bank: ImageSet, validation: ImageSet) -> Any:
@@ -86,12 +113,12 @@ def curve_of(bank: ImageSet, validation: ImageSet) -> Any:
     return measure
 
 
-def baselines(split: int, train_set: ImageSet, test: ImageSet) -> dict[str, Any]:
+def baselines(recipe: str, split: int, train_set: ImageSet, test: ImageSet) -> dict[str, Any]:
     "Scores of raw pixels and of the untrained net."
     scores = {}
     for name, encoder in {
         "pixels": nn.Flatten(),
-        "untrained": build_method(base_of("digits"), train_set).student,
+        "untrained": build_method(base_of(recipe), train_set).student,
     }.items():
         data = embed(encoder, train_set), train_set.labels, embed(encoder, test), test.labels
         scores[name] = dict(
@@ -100,26 +127,25 @@ def baselines(split: int, train_set: ImageSet, test: ImageSet) -> dict[str, Any]
     return dict(scores=scores)
 
 
-def run(entry: str, split: int, images: int) -> dict[str, Any]:
+def run(entry: str, split: int, images: int, recipe: str, data: str) -> dict[str, Any]:
     "One training on one split."
-    train_set, test = digits(seed=split)
-    train_set, validation = hold_out(train_set, "digits")
+    train_set, validation, test = sets_of(recipe, data, split)
     if entry == "baselines":
-        return baselines(split, train_set, test)
-    settings, source = settings_for(entry)
+        return baselines(recipe, split, train_set, test)
+    settings, source = settings_for(entry, recipe)
     if entry == "compress":
         settings = settings | {"options.guide": str(GUIDES / f"{split}")}
-    recipe = entry_recipe(entry, base_of("digits"), images, settings, split, evaluations=10)
-    method, curve, cost = trained(recipe, train_set, curve_of(train_set, validation))
+    chosen = entry_recipe(entry, replace(base_of(recipe), data=data), images, settings, split, evaluations=10)
+    method, curve, cost = trained(chosen, train_set, curve_of(train_set, validation))
     if entry == "isd":
-        save_encoders(GUIDES / f"{split}" / "encoder.safetensors", method, recipe, train_set)
+        save_encoders(GUIDES / f"{split}" / "encoder.safetensors", method, chosen, train_set)
     named = {k: v for k, v in settings.items() if k != "options.guide"}
     return dict(
-        scores=scores_of(method, train_set, test, few=split),
+        scores=scores_of(method, train_set, test, few=split, bank=len(train_set)),
         curve=curve,
         settings=method_of(entry)[1] | named,
         settings_from=source,
-        recipe_json=describe(recipe) | ({"options": "see settings"} if entry == "compress" else {}),
+        recipe_json=describe(chosen) | ({"options": "see settings"} if entry == "compress" else {}),
         **cost,
     )
 
@@ -143,21 +169,36 @@ def summary(out: Path) -> str:
 
 
 def main() -> None:
-    names, splits = ["baselines", *METHODS], [101, 102, 103, 104, 105]
-    given = read_options(__doc__, "method", names, 500_000, RESULTS / "tables" / "digits", "splits", splits)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipe", default="digits", help=f"one of {', '.join(SEARCHED)}")
+    parser.add_argument("--data", default="digits", help="where the recipe's images are, e.g. folder:data/cifar10")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all that the recipe's table has")
+    parser.add_argument("--splits", nargs="+", type=int, default=[101, 102, 103, 104, 105])
+    parser.add_argument("--images", type=int, default=500_000, help="seen in every run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", default="", help="kept in every file, e.g. what the images are")
+    parser.add_argument("--out", type=Path, help="default: results/tables/RECIPE")
+    parser.add_argument("--summary", action="store_true", help="print the table of what is there; train nothing")
+    given = parser.parse_args()
+
+    torch.set_num_threads(given.threads)
+    check_names([given.recipe], list(SEARCHED), "recipe")
+    names = ["baselines", *SEARCHED[given.recipe]]
+    methods, out = given.methods or names, given.out or RESULTS / "tables" / given.recipe
+    check_names(methods, names, "method")
     if given.summary:
-        print(summary(given.out))
+        print(summary(out))
         return
+    notes = {"note": given.note} if given.note else {}
     for split in given.splits:
-        for entry in given.methods:
-            path, asked = (
-                given.out / f"{entry}-{split}.json",
-                dict(entry=entry, split=split, data=f"digits(seed={split})"),
-            )
+        for entry in methods:
+            data = f"digits(seed={split})" if given.data == "digits" else given.data
+            path, asked = out / f"{entry}-{split}.json", dict(entry=entry, split=split, data=data)
             asked |= {} if entry == "baselines" else dict(budget=given.images, seed=split)
             if found(path, asked) is None:
                 started = time.monotonic()
-                keep(path, done := asked | run(entry, split, given.images) | about("table"))
+                done = asked | run(entry, split, given.images, given.recipe, given.data) | notes | about("table")
+                keep(path, done)
                 best = done["scores"]["pixels" if entry == "baselines" else chosen_encoder(done["scores"])]
                 print(
                     f"{entry:<14} split {split}: 20-NN {best['knn20']:.3f} linear {best['linear']:.3f} "
