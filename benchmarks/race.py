@@ -8,7 +8,7 @@ same function for all. Both clocks are kept: wall seconds and the processor seco
 Building, the first step (on a copy that is thrown away) and starting workers are not counted.
 
 * `ours`: `isd_nb.engine.state.train_step` with threads chosen while training, as `isd_train` runs it.
-* `tuned`: `tuned.py`, the same in public parts as an expert would write it.
+* `tuned`: `peer.py`, the same in public parts as an expert would write it.
 * `plain`: torchvision views of PIL images in two worker processes, float32, full matrix, as in `step.py`.
 * `lightly`: that loop with lightly's loss and memory bank, MoCo v2 only; left out where lightly is not installed.
 
@@ -43,7 +43,7 @@ from step import PlainStep, TwoViews, blurred
 from threads import neighbours
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tuned import TunedStep, TunedTraining, TunedViews, Tuning
+from peer import TunedStep, TunedTraining, TunedViews, Tuning
 
 from isd_nb.data import ImageSet, subsample_evenly
 from isd_nb.encoders import Encoder, build_backbone, channel_statistics, mlp, split_batch_norm

@@ -13,7 +13,7 @@ images; with it they are the ISD authors' strong views, where half of them are b
   cores; each treats its part of the batch separately in batch norm.
 * `plain`: what training scripts for these methods usually do (torchvision views of PIL images in worker processes,
   float32, default memory layout, a loop over parameters for the moving average, the full batch-by-queue matrix).
-* `tuned`: ISD as an expert would write it with public parts (`tuned.py`); on a CPU only.
+* `tuned`: ISD as an expert would write it with public parts (`peer.py`); on a CPU only.
 * `lightly`: lightly's MoCo v2 transform in worker processes, its memory bank and its contrastive loss, in the same
   plain loop; left out, with a message, where lightly is not installed.
 
@@ -44,7 +44,7 @@ from common import about
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from tuned import TunedStep, TunedTraining, TunedViews
+from peer import TunedStep, TunedTraining, TunedViews
 
 from isd_nb.engine.launch import free_port
 from isd_nb.data import ImageSet
