@@ -38,6 +38,23 @@ def imports_of(module: str) -> set[str]:
     return {name for name in found if name in MODULES and name != module}
 
 
+# Imported by name when used: `load_encoder` takes every source, and the readers of foreign files build networks. This
+# one arrow points up; importing isd_nb.encoders does not follow it.
+LATE = {("encoders", "methods.checkpoints")}
+
+
+def late_imports_of(module: str) -> set[str]:
+    "The modules of the package that a module hands to `import_module` as a text."
+    calls = [n for n in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(n, ast.Call)]
+    named = {a.value for n in calls if getattr(n.func, "attr", getattr(n.func, "id", "")) == "import_module"
+             for a in n.args if isinstance(a, ast.Constant)}
+    return {name.removeprefix("isd_nb.") for name in named if name.startswith("isd_nb.")}
+
+
+def test_what_is_imported_when_it_is_used() -> None:
+    assert {(module, name) for module in MODULES for name in late_imports_of(module)} == LATE
+
+
 def test_every_room_has_its_floor() -> None:
     assert {module.split(".")[0] for module in MODULES} == set(FLOOR)
     assert len(FLOOR) <= 20
