@@ -26,6 +26,7 @@ from .scale import compile_backbones, keep_freed_memory, merge_outputs
 from .threads import ThreadChoice
 from ..errors import InputError
 from ..evaluation import embed
+from ..kernels.convolution import learn_by_products
 from ..kernels.devices import to_device
 from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision
@@ -107,6 +108,8 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
     if backend != "off":
         rows = recipe.batch_size // accelerator.num_processes // recipe.accumulate
         compiled = compile_backbones(method, (rows, images.shape[0], recipe.image_size, recipe.image_size), dtype, backend)
+    elif accelerator.device.type == "cpu":
+        learn_by_products(method)
     return TrainState(recipe, images.to(accelerator.device), accelerator, method, share_gradients(method, accelerator),
                    make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
 
