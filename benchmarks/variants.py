@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isd_nb.methods.byol import BYOLAsym
 from isd_nb.method import shuffle_order
 from isd_nb.methods.moco_v2 import contrastive_loss
+from isd_nb.methods.simclr import SimCLR
 from isd_nb.methods.simsiam import SimSiam
 from isd_nb.data import ImageSet
 from isd_nb.encoders import Encoder, mlp
@@ -188,3 +189,36 @@ class PlainBYOL(BYOLAsym):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "PlainBYOL":
         "Build from a recipe, whose predictor is not used."
         return cls(student, None, recipe.momentum)
+
+
+class OneGradient(SimCLR):
+    "SimCLR whose gradient flows into the queries alone; both views are queries once."
+
+    def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
+        "Compare; change nothing."
+        buffers: dict[str, Any] = {}
+        views = torch.cat([self.call("student", view, buffers) for view in (view_q, view_k)])
+        vectors = F.normalize(at_least_float32(views), dim=1)  # (2B, D)
+        logits = (vectors @ vectors.detach().T / self.temperature).fill_diagonal_(-torch.inf)
+        return Output(F.cross_entropy(logits, torch.arange(len(vectors)).roll(len(view_q))), None, buffers)
+
+
+class InBatch(ISD):
+    "Queries are compared with the keys of their own batch; the right one is that of the same image. No queue."
+
+    def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
+        "Compare; change nothing."
+        queries, keys = self.compare_both(view_q, view_k, buffers := {})
+        logits = queries @ keys.T / self.student_temperature  # (B, B)
+        return Output(F.cross_entropy(logits, torch.arange(len(queries))), keys, buffers)
+
+
+class InBatchOwnKeys(InBatch):
+    "The same with keys of the student itself, without a gradient."
+
+    def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        "Queries and keys of the student, (B, D) each."
+        queries = self.call("predictor", self.call("student", view_q, buffers), buffers)
+        with torch.no_grad():
+            keys = self.call("student", view_k, buffers)
+        return F.normalize(at_least_float32(queries), dim=1), F.normalize(at_least_float32(keys), dim=1)
