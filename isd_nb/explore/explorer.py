@@ -282,7 +282,8 @@ def with_features(gallery: Gallery,
     if len({f.shape[1] for f in gallery.features.values()}) > 1:
         raise InputError("the encoders' features differ in width, so they cannot lie in one file")
     unit = np.stack([np.stack([gallery.features[e, s] for s in steps]) for e in gallery.encoders])
-    arrays |= dict(features=(unit * 32767).round().astype(np.int16)) | sheets("image", gallery.images, gallery.images.get)
+    arrays["features"] = (unit * 32767).round().astype(np.int16)
+    arrays |= sheets("image", gallery.images, gallery.images.get)
     header |= dict(own=False, feature_steps=steps, width=unit.shape[-1], other_views=gallery.views is not None and not is_large(gallery.images))
     if header["other_views"]:
         arrays |= sheets("other", gallery.images, lambda rows: other_views(gallery, rows))
