@@ -96,6 +96,16 @@ def usual_statistics(config: BackboneConfig, layout: Layout,
         return normalisation(config.channels), "ImageNet's"
     return (list(known.mean), list(known.std)), "timm's"
 
+# %% ../../nbs/machine_room/37_checkpoints.ipynb #fn-ch0
+def channels_of(state: Mapping[str, Tensor], name: str) -> int:
+    "How many channels the images of a network have, by its first convolution; a file may hold its tensors in any order."
+    first = next((k for k in ("conv1.weight", "patch_embed.proj.weight", "conv_stem.weight") if k in state), "")
+    if not first:
+        with torch.random.fork_rng(devices=[]):
+            own = build_backbone(BackboneConfig(name, stem="large")).state_dict()
+        first = next((k for k, v in own.items() if v.ndim == 4), "").removeprefix("net.")
+    return next((names[first].shape[1] for names in unwrappings(dict(state)) if first in names), 3)  # without it `fill` names what is missing
+
 # %% ../../nbs/machine_room/37_checkpoints.ipynb #n17-c96a80
 def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tensor], network: str | None, stem: str | None,
               tensorflow: bool, moco_v3: bool) -> BackboneConfig:  # who wrote it, see `guess_network`
@@ -108,10 +118,7 @@ def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tens
     if name is None:
         raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
                          "put its name before the file, such as timm:NAME@FILE or package.module:function@FILE")
-    first = next((v for v in state.values() if v.ndim == 4), None)
-    if first is None:
-        raise InputError(f"{path} holds no convolution, so how many channels its images have is not known: it is no network of images")
-    config = BackboneConfig(name, first.shape[1], stem=stem or found_stem)
+    config = BackboneConfig(name, channels_of(state, name), stem=stem or found_stem)
     if padded_stem(config, values):
         config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
     return config

@@ -137,6 +137,8 @@ def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor 
     try:
         with torch.no_grad():
             found = net.eval()(torch.full(shape, 0.5, device=device) if images is None else images.to(device))
+    except InputError:
+        raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} cannot take images of {shape[2]} x {shape[3]} pixels in {shape[1]} channels ({reason})") from error
