@@ -92,7 +92,8 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
                 with torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16"):
                     features = encode(pixels[place])
                 if not done:
-                    found[name] = torch.empty(len(images), *features.shape[1:], device=keep or features.device)
+                    own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have
+                    found[name] = torch.empty(len(images), *features.shape[1:], device=keep or own)
                 found[name][done:done + len(batch)] = features
             done += len(batch)
     return found

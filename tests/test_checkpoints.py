@@ -276,6 +276,45 @@ def timm_weights() -> Any:
     return net.state_dict()
 
 
+def vicreg() -> Any:
+    # facebookresearch/vicreg, main_vicreg.py: model is the state_dict of DistributedDataParallel
+    return {"epoch": 3, "model": prefixed("module.backbone.", headless(RESNET)) | prefixed("module.projector.", mlp(512, 8, 8))}
+
+
+def averaged() -> Any:
+    # pytorch, torch/optim/swa_utils.py (AveragedModel): n_averaged beside the network under module.
+    return torch.optim.swa_utils.AveragedModel(RESNET).state_dict()
+
+
+def lightning_of_ones_own() -> Any:
+    # Lightning-AI/pytorch-lightning saves the module's state_dict; self.model = torch.compile(net) keeps it under _orig_mod
+    state = prefixed("model._orig_mod.", RESNET) | {"criterion.weight": torch.ones(3)}
+    return {"state_dict": state, "hyper_parameters": argparse.Namespace(lr=1.0), "pytorch-lightning_version": "2.1.0"}
+
+
+def fsdp() -> Any:
+    # pytorch, torch/distributed/fsdp: names before they are cleaned hold _fsdp_wrapped_module
+    return {"model": {f"module._fsdp_wrapped_module.{k.replace('layer1.', 'layer1._fsdp_wrapped_module.')}": v for k, v in RESNET.state_dict().items()}}
+
+
+def timm_training() -> Any:
+    # huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py: state_dict and state_dict_ema
+    return {"state_dict": OTHER.state_dict(), "state_dict_ema": RESNET.state_dict(), "arch": "resnet18", "args": argparse.Namespace(lr=1)}
+
+
+def mae() -> Any:
+    # facebookresearch/mae, util/misc.py and models_mae.py: encoder, mask_token and decoder in one state_dict
+    decoder = {"mask_token": torch.rand(1, 1, 8), "decoder_pos_embed": torch.rand(1, 17, 8)}
+    return {"model": VIT.state_dict() | decoder | prefixed("decoder_embed.", mlp(192, 8)), "args": argparse.Namespace(), "epoch": 3}
+
+
+def ibot() -> Any:
+    # bytedance/ibot, main_ibot.py; models/vision_transformer.py: the student has masked_embed
+    student = prefixed("module.backbone.", VIT) | {"module.backbone.masked_embed": torch.zeros(1, 192)}
+    teacher = prefixed("backbone.", VIT) | prefixed("head.mlp.", mlp(192, 8))
+    return {"student": student, "teacher": teacher, "args": argparse.Namespace(), "ibot_loss": {"center2": torch.zeros(1, 1, 8)}}
+
+
 LAYOUTS: dict[Callable[[], Any], nn.Module] = dict.fromkeys(
     (
         isd,
@@ -294,9 +333,15 @@ LAYOUTS: dict[Callable[[], Any], nn.Module] = dict.fromkeys(
         torchvision_weights,
         data_parallel,
         timm_weights,
+        vicreg,
+        averaged,
+        lightning_of_ones_own,
+        fsdp,
+        timm_training,
     ),
     RESNET,
-) | {solo_learn: SMALL, dino: VIT, dino_published: VIT}
+) | dict.fromkeys((dino, dino_published, mae, ibot), VIT)
+LAYOUTS[solo_learn] = SMALL
 FILES = {make.__name__: (make, net) for make, net in LAYOUTS.items()}
 
 
@@ -473,3 +518,144 @@ def test_a_named_network_goes_on_from_an_efficientnet(tmp_path: Path) -> None:
         own = encoder.backbone.net.state_dict()
         assert all(torch.equal(own[k], v) for k, v in net.state_dict().items() if not k.startswith("classifier"))
         assert encoder.mean.flatten().tolist() == [0.5] * 3
+
+
+def moco_v3(learned: bool = False) -> nn.Module:
+    # facebookresearch/moco-v3, vits.py (vit_small, build_2d_sincos_position_embedding): 12 heads, fixed positions
+    net = lively(timm.create_model("vit_small_patch16_224", num_heads=12, depth=1, img_size=64, num_classes=0), 9)
+    rates = 1.0 / (10000.0 ** (torch.arange(96) / 96))
+    out_w, out_h = (torch.einsum("m,d->md", grid.flatten(), rates) for grid in torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"))
+    table = torch.cat([out_w.sin(), out_w.cos(), out_h.sin(), out_h.cos()], 1)[None]
+    if not learned:
+        net.pos_embed.data = torch.cat([torch.zeros(1, 1, 384), table], 1)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["builder", "linear", "solo-learn", "keys alone"])
+def test_moco_v3_has_twelve_heads(kind: str, tmp_path: Path) -> None:
+    net, file = moco_v3(learned=kind == "keys alone"), tmp_path / "weights.pth"
+    state = {
+        "builder": prefixed("module.base_encoder.", VIT) | prefixed("module.momentum_encoder.", net) | prefixed("module.predictor.", mlp(4, 8)),
+        "linear": prefixed("module.", net) | prefixed("module.head.", mlp(384, 10)),
+        "solo-learn": prefixed("backbone.", VIT) | prefixed("momentum_backbone.", net) | prefixed("projector.", mlp(384, 8)),
+        "keys alone": prefixed("module.momentum_encoder.", net),
+    }[kind]
+    torch.save({"state_dict": state, "arch": "vit_small"}, file)
+    encoder, images = load_encoder(file), torch.rand(2, 3, 64, 64)
+    assert "num_heads=12" in encoder.config.name and "patch_size=16" in encoder.config.name
+    with torch.no_grad():
+        assert_close(encoder(images), net((images - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="12 heads, and .* has 6: add ,num_heads=12"):
+        load_encoder(f"timm:vit_small_patch16_224,img_size=64,depth=1@{file}")
+
+
+class DinoV2(nn.Module):
+    "facebookresearch/dinov2, dinov2/models/vision_transformer.py, with timm's blocks, which have the same names."
+
+    def __init__(self, registers: int) -> None:
+        super().__init__()
+        whole = timm.create_model("vit_tiny_patch16_224", depth=2, init_values=0.1, patch_size=14, img_size=56, num_classes=0)
+        self.patch_embed, self.blocks, self.norm, self.cls_token = whole.patch_embed, whole.blocks, whole.norm, whole.cls_token
+        self.pos_embed, self.mask_token = nn.Parameter(torch.rand(1, 17, 192)), nn.Parameter(torch.rand(1, 192))
+        self.register_tokens = nn.Parameter(torch.rand(1, registers, 192)) if registers else None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], 1) + self.pos_embed
+        if self.register_tokens is not None:
+            tokens = torch.cat([tokens[:, :1], self.register_tokens.expand(len(images), -1, -1), tokens[:, 1:]], 1)
+        return self.norm(self.blocks(tokens))[:, 0]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dino_v2(registers: int, tmp_path: Path) -> None:
+    net, images = lively(DinoV2(registers), 10), torch.rand(2, 3, 56, 56)
+    torch.save(net.state_dict(), tmp_path / "published.pth")
+    chunks = {k.replace("blocks.", "blocks.0."): v for k, v in prefixed("backbone.", net).items()}  # as train.py saves the teacher
+    torch.save({"teacher": chunks | prefixed("dino_head.mlp.", mlp(192, 8))}, tmp_path / "training.pth")
+    with torch.no_grad():
+        for file in ("published.pth", "training.pth"):
+            encoder = load_encoder(tmp_path / file)
+            assert_close(encoder(images), net((images - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-5)
+            assert encoder.metadata["normalisation"] == "ImageNet's, assumed" and encoder.image_size == 56
+
+
+def test_mae_fine_tuned_on_the_mean_of_patches(tmp_path: Path) -> None:
+    # facebookresearch/mae, models_vit.py (global_pool): fc_norm instead of norm
+    net = lively(timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=0, global_pool="avg"), 11)
+    torch.save({"model": net.state_dict() | prefixed("head.", nn.Linear(192, 10))}, tmp_path / "weights.pth")
+    encoder, images = load_encoder(tmp_path / "weights.pth"), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert_close(encoder(images), net((images - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-5)
+
+
+class ClipTower(nn.Module):
+    "mlfoundations/open_clip, src/open_clip/transformer.py (VisionTransformer), without the last product with proj."
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.quick, self.conv1 = quick, nn.Conv2d(3, 64, 16, 16, bias=False)
+        self.class_embedding, self.positional_embedding = nn.Parameter(torch.rand(64)), nn.Parameter(torch.rand(17, 64))
+        self.ln_pre, self.ln_post, self.proj = nn.LayerNorm(64), nn.LayerNorm(64), nn.Parameter(torch.rand(64, 8))
+        block = nn.ModuleDict(dict(ln_1=nn.LayerNorm(64), attn=nn.MultiheadAttention(64, 2, batch_first=True), ln_2=nn.LayerNorm(64)))
+        block["mlp"] = nn.Sequential(OrderedDict(c_fc=nn.Linear(64, 256), gelu=nn.GELU(), c_proj=nn.Linear(256, 64)))
+        self.transformer = nn.ModuleDict(dict(resblocks=nn.ModuleList([block])))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = self.ln_pre(torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding)
+        for block in self.transformer["resblocks"]:
+            y = block["ln_1"](x)
+            x = x + block["attn"](y, y, y, need_weights=False)[0]
+            y = block["mlp"].c_fc(block["ln_2"](x))
+            x = x + block["mlp"].c_proj(y * torch.sigmoid(1.702 * y) if self.quick else nn.functional.gelu(y))
+        return self.ln_post(x)[:, 0]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_clip_needs_to_be_named(quick: bool, tmp_path: Path) -> None:
+    net, file, images = lively(ClipTower(quick), 12), tmp_path / "weights.pt", torch.rand(2, 3, 64, 64)
+    text = {"logit_scale": torch.ones(()), "text_projection": torch.rand(8, 8), "transformer.resblocks.0.ln_1.weight": torch.rand(8)}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in (prefixed("visual.", net) | text).items()}, "epoch": 3}, file)
+    with pytest.raises(InputError, match="CLIP's visual tower but not its activation"):
+        load_encoder(file)
+    name = f"timm:vit_base_patch16_clip_{'quickgelu_' if quick else ''}224,depth=1,embed_dim=64,num_heads=2,img_size=64"
+    encoder = load_encoder(f"{name}@{file}")
+    with torch.no_grad():
+        assert_close(encoder(images), net((images - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-5)
+    assert abs(float(encoder.mean[0]) - 0.4815) < 1e-3  # CLIP's own statistics
+
+
+def test_an_average_is_the_teacher(tmp_path: Path) -> None:
+    torch.save(timm_training(), tmp_path / "weights.pth")
+    student, images = load_encoder(tmp_path / "weights.pth", "student"), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert_close(student(images), headless(OTHER).eval()((images - student.mean) / student.std), atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrapper_around_a_named_network(tmp_path: Path) -> None:
+    net = lively(timm.create_model("mobilenetv3_small_050", num_classes=10), 6)
+    save_file(prefixed("model.net.", net), tmp_path / "weights.safetensors", metadata={"format": "pt", "epoch": "3"})
+    encoder, images = load_encoder(f"timm:mobilenetv3_small_050@{tmp_path / 'weights.safetensors'}"), torch.rand(2, 3, 64, 64)
+    net.reset_classifier(0)
+    with torch.no_grad():
+        assert_close(encoder(images), net((images - encoder.mean) / encoder.std))
+
+
+STRANGERS = {  # made of the words of other sources: none is guessed at
+    "transformers": {"embeddings.cls_token": torch.rand(1, 1, 8), "encoder.layer.0.attention.attention.query.weight": torch.rand(8, 8)},
+    "conv stem": {f"module.base_encoder.{k}": v for k, v in {"cls_token": torch.rand(1, 1, 8), "pos_embed": torch.rand(1, 5, 8),
+                                                             "patch_embed.proj.0.weight": torch.rand(4, 3, 3, 3)}.items()},
+    "language": {"model.embed_tokens.weight": torch.rand(8, 8), "model.norm.weight": torch.rand(8)},
+    "clip resnet": {"visual.conv1.weight": torch.rand(32, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.rand(64, 64, 1, 1),
+                    "visual.attnpool.positional_embedding": torch.rand(50, 8)},
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_stranger_gets_one_sentence(name: str, tmp_path: Path) -> None:
+    torch.save(STRANGERS[name], tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="put its name before the file") as refused:
+        load_encoder(tmp_path / "weights.pth")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError):
+        load_encoder(f"timm:resnet18@{tmp_path / 'weights.pth'}")

@@ -1,7 +1,9 @@
 """Networks and weights of others, from the command line to the explorer, on a small folder."""
+import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
+from torchvision import models
 from typer.testing import CliRunner
 
 import isd_nb
@@ -20,12 +23,14 @@ from isd_nb.cli.evaluate import command as isd_eval
 from isd_nb.cli.explore import command as isd_explore
 from isd_nb.cli.train import command as isd_train
 from isd_nb.data import ImageSet
-from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder, split_batch_norm
-from isd_nb.engine.state import prepare_training, train_step
+from isd_nb.encoders import BackboneConfig, Encoder, SplitBatchNorm, build_backbone, save_encoder, split_batch_norm
+from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
-from isd_nb.methods.building import build_method
+from isd_nb.methods.building import build_method, decays, make_optimizer
+from isd_nb.methods.checkpoints import fit_recipe
 from isd_nb.methods.networks import torchvision_statistics, with_network
+from isd_nb.methods.sync_batch_norm import sync_batch_norm
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import load_images
@@ -228,3 +233,91 @@ def test_weights_of_torchvision_have_their_own_normalisation() -> None:
     for name in ("efficientnet_v2_l", "inception_v3", "googlenet"):
         assert torchvision_statistics(name, {}) == ([0.5] * 3, [0.5] * 3)
     assert torchvision_statistics("resnet18", {}) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def test_the_stem_is_that_of_the_weights_in_python_and_in_the_command(tmp_path: Path) -> None:
+    "A first convolution of 3 x 3 fits with either stride."
+    given = build_backbone(BackboneConfig("timm:mobilenetv3_small_050", stem="large"))
+    file, images = tmp_path / "weights.pth", ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    torch.save(given.net.state_dict(), file)
+    base = Recipe("short", steps=1, batch_size=8, queue_size=16, projector=(8, 4), predictor=(), image_size=32)
+    by_command = fit_recipe(base, "timm:mobilenetv3_small_050", str(file), 32)
+    by_hand = replace(base, backbone="timm:mobilenetv3_small_050", init=str(file))
+    assert by_command.stem == "large" and by_hand.stem == "small"
+    build_method(by_command, images)
+    with pytest.raises(InputError, match="--set stem=large"):
+        build_method(by_hand, images)
+    net = models.resnet18()
+    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    torch.save(net.state_dict(), file)
+    assert fit_recipe(base, "resnet18", str(file), 32).stem == "small"  # a small stem is seen in the weights
+
+
+class Twice(nn.Module):
+    "One batch norm under three names, two of them in one module."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.again, self.inner = self.norm, nn.Sequential(nn.Conv2d(4, 4, 3), self.norm)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.again(self.inner(self.norm(self.first(images)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("change", [lambda net: split_batch_norm(net, 2), sync_batch_norm])
+def test_a_batch_norm_under_several_names_is_replaced_once(change: Callable[[nn.Module], nn.Module]) -> None:
+    plain, images = Twice(), torch.rand(8, 3, 12, 12)
+    names = list(plain.state_dict())
+    changed = change(copy.deepcopy(plain))
+    assert changed.norm is changed.again is changed.inner[1] and not type(changed.norm) is nn.BatchNorm2d
+    assert list(changed.state_dict()) == names and len(list(changed.parameters())) == len(list(plain.parameters()))
+    if isinstance(changed.norm, SplitBatchNorm):  # as two processes with half of the images each
+        assert_close(changed(images), torch.cat([copy.deepcopy(plain)(half) for half in images.chunk(2)]))
+        assert changed.norm.num_batches_tracked == 3
+    else:
+        assert_close(changed(images), plain(images))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_network_with_classifiers_on_its_way_trains(name: str) -> None:
+    net = build_backbone(BackboneConfig(f"torchvision:{name},init_weights=false", stem="large")).train()
+    found = net(torch.rand(2, 3, 80, 80))
+    assert found.shape == (2, net.num_features) and not [k for k in net.state_dict() if "aux" in k.lower()]
+
+
+def test_what_does_not_decay() -> None:
+    net = build_backbone(BackboneConfig(VIT, stem="large"))
+    net.head = torch.nn.utils.parametrizations.weight_norm(nn.Linear(32, 8))
+    method, recipe = nn.ModuleDict(dict(student=net)), Recipe("short", steps=1, optimizer="adamw", weight_decay=0.05)
+    decayed, free = ([id(p) for p in group["params"]] for group in make_optimizer(recipe, method).param_groups)
+    names = {id(p): name for name, p in net.named_parameters()}
+    kept = {names[i] for i in free if names[i].split(".")[-1] not in ("bias",) and "norm" not in names[i]}
+    assert kept == {"net.cls_token", "net.pos_embed", "head.parametrizations.weight.original0"}
+    assert {"net.patch_embed.proj.weight", "head.parametrizations.weight.original1"} <= {names[i] for i in decayed}
+    assert torchvision_free("swin_t") == {"relative_position_bias_table"}
+    for backbone in ("resnet18", "tiny", "timm:mobilenetv3_small_050"):  # as it was: by the number of axes
+        method = nn.ModuleDict(dict(student=build_backbone(BackboneConfig(backbone))))
+        new, old = (make_optimizer(recipe, method, tables).param_groups for tables in (False, True))
+        assert [[id(p) for p in g["params"]] for g in new] == [[id(p) for p in g["params"]] for g in old]
+
+
+def torchvision_free(name: str) -> set[str]:
+    "Last words of the parameters with two axes of a network of torchvision that do not decay."
+    with torch.device("meta"):
+        net = models.get_model(name, weights=None)
+    return {k.split(".")[-1] for k, p in net.named_parameters() if p.ndim > 1 and not decays(k, p)}
+
+
+def test_a_run_from_before_goes_on_with_its_own_weight_decay(folder: Path, tmp_path: Path) -> None:
+    images, recipe = load_images(f"folder:{folder}", 32)[0], short(VIT)
+    before = prepare_training(recipe, images, "cpu")
+    before.optimizer = make_optimizer(recipe, before.method, tables=True)
+    train_step(before, torch.arange(8), images.get(torch.arange(8)))
+    save_session(before, tmp_path)
+    after = prepare_training(recipe, images, "cpu")
+    assert restore_session(after, tmp_path)
+    for session in (before, after):
+        train_step(session, torch.arange(8, 16), images.get(torch.arange(8, 16)))
+    for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .options import Labels, TestFolder, Window, console
+from .options import Device, Labels, TestFolder, Window, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
@@ -35,7 +35,6 @@ Settings = Annotated[Path | None, Option(help='tuned settings: {"method": {"sett
 Out = Annotated[Path | None, Option(help="where runs and results go; again to resume")]
 Evaluations = Annotated[int, Option(min=1, help="points of every learning curve")]
 Jobs = Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")]
-Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/77_isd_compare.ipynb #c47-059300

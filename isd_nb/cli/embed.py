@@ -13,7 +13,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from torch import Tensor
-from .options import Labels, TestFolder, Window
+from .options import Device, Labels, TestFolder, Window
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
@@ -31,7 +31,6 @@ Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file o
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
 BatchSize = Annotated[int, Option(min=1, help="images at a time")]
 Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
-Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/79_isd_embed.ipynb #n05-79cc83

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .options import Labels, TestFolder, Window, Threads, console
+from .options import Device, Labels, TestFolder, Window, Threads, console
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import one_sentence, with_threads
@@ -42,7 +42,6 @@ Augment = Annotated[bool, Option("--augment", help="moving views for the linear 
 Baselines = Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")]
 Count = Annotated[int | None, Option(help="instead of the protocol's")]
 Rate = Annotated[float, Option(help="learning rate of the backbone in finetune")]
-Device = Annotated[str, Option(help="auto, cpu or cuda")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/76_isd_eval.ipynb #c56-4ae2c8

@@ -18,6 +18,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from ..errors import InputError
+from ..kernels.devices import device_help
 from ..methods.building import methods
 from ..recipe import Recipe, recipes
 
@@ -82,7 +83,7 @@ BatchSize = Annotated[int | None, Option(help="images a step, all processes toge
 Seed = Annotated[int | None, Option(help="of weights, order and views")]
 Out = Annotated[Path | None, Option(help="run directory; by default the next free one in runs/")]
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
-Device = Annotated[str, Option(help="auto, cpu or cuda")]
+Device = Annotated[str, Option(help=device_help)]
 Threads = Annotated[int | None, Option(min=1, help="of each process; by default chosen while training. The same numbers need the same threads")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
 Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one a core, up to 16")]

@@ -22,8 +22,9 @@ from ..engine.launch import companions, end_with_first, one_sentence, process_co
 from ..engine.runs import read_recipe
 from ..engine.state import save_encoders
 from ..engine.training import Trained, train
-from ..errors import InputError, suggest
+from ..errors import InputError
 from ..explore.figures import draw_figures
+from ..kernels.devices import pick_device
 from ..methods.building import find_method, read_sets
 from ..methods.checkpoints import fit_recipe
 from ..methods.choosing import change_setting, choose_recipe
@@ -110,8 +111,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
             change: Change = None) -> None:
     "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options say."
     with one_sentence("isd_train"):
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"unknown device {device!r}: {suggest(device, ['auto', 'cpu', 'cuda'])}")
+        pick_device(device)
         data = with_given(data, labels, test, window)
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)

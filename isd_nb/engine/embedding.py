@@ -31,7 +31,7 @@ from .launch import in_words, warnings_as_notes, with_threads
 from .report import described, write_report
 from ..errors import InputError, from_extra, suggest
 from ..evaluation import embed
-from ..kernels.devices import pick_device
+from ..kernels.devices import pick_devices
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
@@ -152,14 +152,13 @@ def end_with_parent() -> None:
     os._exit(1)
 
 # %% ../../nbs/machine_room/55_embedding.ipynb #n08-com5
-def check_processes(count: int, source: Source, place: torch.device) -> None:
-    "Raise unless so many processes can share the work."
+def check_processes(count: int, source: Source, device: str) -> torch.device:
+    "The device; raise unless so many processes can share the work."
     if count < 1:
         raise InputError(f"at least 1 process is needed, not {count}")
     if count > 1 and not isinstance(source, str | Path):
         raise InputError("several processes need a source that each of them can open, such as a run or a file, not a function")
-    if place.type == "cuda" and count > torch.cuda.device_count():
-        raise InputError(f"{count} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
+    return pick_devices(device, count)
 
 # %% ../../nbs/machine_room/55_embedding.ipynb #n08-com5p1
 def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch.device, progress: Callable[[], object]) -> None:
@@ -265,9 +264,9 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   then: Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object] | None = None,  # what else is made of features (N, F), rows and images
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
-    out, place = Path(out), pick_device(device)
+    out = Path(out)
     check_ending(out)
-    check_processes(processes, source, place)
+    place = check_processes(processes, source, device)
     work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
     encoder, sets, size, name = work.open()
     width = embed(encoder, sets[0][1].subset([0]), device=place).shape[1]

@@ -23,7 +23,7 @@ from .state import save_encoders
 from .training import Trained, train
 from ..kernels.devices import machine
 from ..methods.building import build_method
-from ..protocols.scorer import agreed_precision, features_of, flat, score_encoders, score_features, where
+from ..protocols.scorer import agreed_precision, features_of, flat, score_encoders, score_features, device_of
 from ..protocols.storage import write_json
 from ..recipe import Recipe, total_steps
 from ..sources.door import Sets
@@ -104,7 +104,7 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
            steps: int = 2000,  # of each linear layer, at least
            ) -> Finished:
     "Save the encoders, evaluate them as they were saved if there are labels, write summary.json and the model card."
-    out, device = Path(out), where()
+    out, device = Path(out), device_of(trained.method)
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.bank)
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
     kinds = agreed_precision(encoders, sets.bank, device)
@@ -112,8 +112,8 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
     summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
                    images=len(sets.train), images_seen=trained.images_seen, seconds=round(trained.seconds, 1),
                    images_per_second=round(trained.images_per_second, 1)) | no_accuracy(sets)
-    if torch.cuda.is_available():
-        summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    if device.type == "cuda":
+        summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
     few = {"linear1percent": 0.01, "linear10percent": 0.1} if len(sets.bank) >= 1000 else {}
     if sets.scorable():
         labels, truth = (images.known_labels() for images in sets.to_score())

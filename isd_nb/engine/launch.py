@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..kernels.devices import cores
+from ..kernels.devices import cores, pick_device, pick_devices
 from ..protocols.storage import Stopped
 from ..recipe import Recipe
 
@@ -80,11 +80,10 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
         return 1
     parts, batch = recipe.batch_norm_splits, recipe.batch_size
     if asked == 0:
-        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        on_cpu = pick_device(device).type == "cpu"
         fits = [n for n in range(2, cores() + 1) if parts % n == batch % n == 0]
         return max((n for n in fits if on_cpu), default=1)
-    if device != "cpu" and 0 < torch.cuda.device_count() < asked:
-        raise InputError(f"{asked} processes were asked for, but there are {torch.cuda.device_count()} GPUs; each takes one")
+    pick_devices(device, asked)
     if asked < 1 or batch % asked or (parts % asked and asked % parts):
         raise InputError(f"{asked} processes cannot share a batch of {batch} images in {parts} parts for batch norm "
                          f"evenly; choose --processes 1, or change batch_size or batch_norm_splits")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses', 'check_weights',
-           'check_encoders', 'own_chance', 'train_step', 'save_session', 'restore_session', 'save_encoders']
+           'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
 
 # %% ../../nbs/machine_room/46_train_step.ipynb #7001423c
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from .threads import ThreadChoice
 from ..errors import InputError
 from ..evaluation import embed
 from ..kernels.convolution import learn_by_products
-from ..kernels.devices import to_device
+from ..kernels.devices import pick_device, pick_devices, to_device
 from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision
 from ..protocols.storage import load_checkpoint, save_checkpoint, writing
@@ -58,19 +59,19 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     "Find the device and, where there are several processes, the others."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import InitProcessGroupKwargs, patch_environment
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
-    cpu = device == "cpu" or not torch.cuda.is_available()
+    place = pick_devices(device, 2) if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ":" in device else pick_device(device)
     before = PartialState() if PartialState._shared_state else None
-    if before and before.num_processes == 1 and (before.device.type == "cpu") != cpu:
+    if before and before.num_processes == 1 and (before.device.type, before.device.index or 0) != (place.type, place.index or 0):
         AcceleratorState._reset_state(reset_partial_state=True)  # a script may train on one device after another
-    torch.backends.cudnn.benchmark |= not cpu  # all batches have one size: let it find the fastest convolutions
-    if cpu:
+    torch.backends.cudnn.benchmark |= place.type == "cuda"  # all batches have one size: let it find the fastest convolutions
+    if place.type == "cpu":
         keep_freed_memory()
     settings = [InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
+    named = {"accelerate_torch_device": device} if place.index is not None or place.type == "mps" else {}  # else it takes the first
+    with patch_environment(**named):
+        return Accelerator(cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
 
 # %% ../../nbs/machine_room/46_train_step.ipynb #lf98f6145a
 def share_gradients(method: Method, accelerator: Any) -> nn.Module:
@@ -184,11 +185,17 @@ def own_chance(session: TrainState) -> Iterator[None]:
     "Dropout and its like draw by seed, step and process: the same after a resume, and nothing outside this step notices."
     device = session.accelerator.device
     seed = seeded(session.recipe.seed, 100, session.step, session.accelerator.process_index).initial_seed()
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        if apple is not None:
+            torch.mps.manual_seed(seed)
         yield
+    if apple is not None:
+        torch.mps.set_rng_state(apple)
 
 # %% ../../nbs/machine_room/46_train_step.ipynb #c25-694253p1
 def train_step(session: TrainState,
@@ -216,8 +223,11 @@ def train_step(session: TrainState,
 # %% ../../nbs/machine_room/46_train_step.ipynb #c48-b37f4fx
 def synchronize(session: TrainState) -> None:
     "Wait for the device, so that a clock can be read."
-    if session.accelerator.device.type == "cuda":
-        torch.cuda.synchronize()
+    device = session.accelerator.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def count_seconds(session: TrainState, started: float) -> float:  # now
@@ -242,6 +252,9 @@ def restore_session(session: TrainState, out: Path) -> bool:  # whether there wa
     if state is None:
         return False
     session.method.load_state_dict(state["method"], strict=True)
+    sizes = [[len(group["params"]) for group in groups] for groups in (state["optimizer"]["param_groups"], session.optimizer.param_groups)]
+    if sizes[0] != sizes[1]:  # a run from before `decays`: it goes on as it was begun
+        session.optimizer = make_optimizer(session.recipe, session.method, tables=True)
     session.optimizer.load_state_dict(state["optimizer"])
     session.step, session.seconds = state["step"], state["seconds"]
     session.losses = [loss.to(session.accelerator.device) for loss in state.get("losses", ())]  # not in older ones

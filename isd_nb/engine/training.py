@@ -55,7 +55,7 @@ def measure(session: TrainState) -> dict[str, float]:
     if s.seconds:
         row["images_per_second"] = row["images_seen"] / s.seconds
     if s.accelerator.device.type == "cuda":
-        row["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        row["gpu_memory_gb"] = torch.cuda.max_memory_allocated(s.accelerator.device) / 1e9
     return row
 
 # %% ../../nbs/machine_room/49_training.ipynb #c39-fb930a
@@ -163,7 +163,7 @@ def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
           evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher; with an attribute `shared`, all processes call it
           resume: bool = False,  # go on with `out` if it has a checkpoint
-          device: str = "auto",  # "auto", "cpu" or "cuda"
+          device: str = "auto",  # see `isd_nb.kernels.devices.pick_device`
           save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time
           show: bool = True,  # progress bar and a line for every evaluation
           threads: int | None = None,  # of every step; None: chosen while training, see `ThreadChoice`

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'StandInNorm',
-           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'split_batch_norm', 'check_images']
+           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm', 'check_images']
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -208,6 +208,22 @@ def fill_norm(new: nn.modules.batchnorm._BatchNorm, old: nn.modules.batchnorm._B
         setattr(new, name, value)
     return new.train(old.training)
 
+# %% ../../nbs/machine_room/13_backbones.ipynb #bn-repl
+def replace_norms(module: nn.Module,  # changed in place, except when it is a batch norm itself
+                  make: Callable[[nn.modules.batchnorm._BatchNorm], nn.Module],  # what takes a batch norm's place, or the batch norm itself
+                  ) -> nn.Module:  # `module`, or what was made of it
+    "Put another module in the place of every batch norm; what stands under several names is made once."
+    made: dict[nn.Module, nn.Module] = {}
+
+    def visit(part: nn.Module) -> nn.Module:
+        if part not in made:
+            made[part] = make(part) if isinstance(part, nn.modules.batchnorm._BatchNorm) else part
+            if made[part] is part:
+                for name, child in part._modules.items():  # `named_children` leaves out a second name
+                    part._modules[name] = child if child is None else visit(child)
+        return made[part]
+    return visit(module)
+
 # %% ../../nbs/machine_room/13_backbones.ipynb #c8d7ec08b
 def split_batch_norm(module: nn.Module,  # changed in place, except when it is a batch norm itself
                      splits: int,  # number of parts; 1 is ordinary batch norm
@@ -215,16 +231,15 @@ def split_batch_norm(module: nn.Module,  # changed in place, except when it is a
     "Replace every batch norm by a `SplitBatchNorm` with the same parameters, buffers and activation."
     if splits < 1:
         raise InputError(f"splits must be at least 1, not {splits}")
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if splits > 1 and not is_known_norm(module):
-            raise InputError(f"{type(module).__name__} is a batch norm of another kind, which cannot be split: set batch_norm_splits=1")
-        return module if not is_known_norm(module) else fill_norm(
-            SplitBatchNorm(module.num_features, splits, eps=module.eps, momentum=module.momentum,
-                           affine=module.affine, track_running_stats=module.track_running_stats), module)
-    for name, child in module.named_children():
-        setattr(module, name, split_batch_norm(child, splits))
-    return module
 
+    def split(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+        if is_known_norm(norm):
+            return fill_norm(SplitBatchNorm(norm.num_features, splits, eps=norm.eps, momentum=norm.momentum,
+                                            affine=norm.affine, track_running_stats=norm.track_running_stats), norm)
+        if splits > 1:
+            raise InputError(f"{type(norm).__name__} is a batch norm of another kind, which cannot be split: set batch_norm_splits=1")
+        return norm
+    return replace_norms(module, split)
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4c227fb9
 def check_images(images: Tensor, channels: int) -> None:

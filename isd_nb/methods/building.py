@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['methods', 'find_method', 'with_method', 'image_statistics', 'backbone_config', 'check_method', 'check_option',
-           'build_method', 'pick_precision', 'read_sets', 'make_optimizer']
+           'build_method', 'pick_precision', 'read_sets', 'decays', 'make_optimizer']
 
 # %% ../../nbs/machine_room/33_building.ipynb #c03-8cd772
 import importlib
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -139,13 +140,21 @@ def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank
     return replace(sets, train=sets.bank) if "labels" in find_method(recipe.method).needs else sets
 
 # %% ../../nbs/machine_room/33_building.ipynb #c21-921660
-def make_optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
-    "Over what learns; weight decay only for weights, not for biases and batch norm (the authors': for everything)."
-    learns = [p for p in method.parameters() if p.requires_grad]
+def decays(name: str, value: Tensor) -> bool:
+    "Whether weight decay holds for a parameter: for matrices and kernels, not for vectors, whatever axes of 1 they have, nor for tables of positions."
+    return sum(size > 1 for size in value.shape) > 1 and not re.search(r"pos_emb|position|rel_pos", name.rpartition(".")[2])
+
+
+def make_optimizer(recipe: Recipe, method: nn.Module,
+                   tables: bool = False,  # decay all that has two axes, positions and tokens, too: as in runs before this rule
+                   ) -> torch.optim.Optimizer:
+    "Over what learns; weight decay as `decays` has it, but for `sgd_plain`, the ISD authors' way: for everything."
+    learns = {name: p for name, p in method.named_parameters() if p.requires_grad}
     if recipe.optimizer == "sgd_plain":
-        return torch.optim.SGD(learns, recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True)
-    groups = [dict(params=[p for p in learns if p.ndim > 1], weight_decay=recipe.weight_decay),
-              dict(params=[p for p in learns if p.ndim <= 1], weight_decay=0.0)]
+        return torch.optim.SGD(list(learns.values()), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True)
+    decayed = {name for name, p in learns.items() if (p.ndim > 1 if tables else decays(name, p))}
+    groups = [dict(params=[p for name, p in learns.items() if name in decayed], weight_decay=recipe.weight_decay),
+              dict(params=[p for name, p in learns.items() if name not in decayed], weight_decay=0.0)]
     if recipe.optimizer == "lars":
         return lars(groups, recipe.learning_rate)
     if recipe.optimizer == "adamw":

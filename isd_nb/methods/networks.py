@@ -53,7 +53,11 @@ class Network(nn.Module):
         self.net, self.num_features = net, num_features
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, F)
-        return self.net(images)
+        features = self.net(images)
+        if not isinstance(features, Tensor):
+            raise InputError(f"a network must return a tensor of features, not {type(features).__name__}, also while it trains: wrap it in a function "
+                             "of yours that returns the one that is meant")
+        return features
 
 # %% ../../nbs/machine_room/35_networks.ipynb #n09-d4f1c6
 def need_timm() -> Any:
@@ -88,6 +92,8 @@ def from_torchvision(name: str, options: Mapping[str, Any], channels: int) -> Ne
 
     if name not in (known := models.list_models(module=models)):
         raise unknown("torchvision", name, known)
+    if name in ("googlenet", "inception_v3"):  # their classifiers on the way are for training with labels
+        options = {"aux_logits": False, "init_weights": True, **options}
     net = models.get_model(name, weights=None, **options)
     place, head = list(net.named_children())[-1]
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
@@ -131,6 +137,8 @@ def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor 
     try:
         with torch.no_grad():
             found = net.eval()(torch.full(shape, 0.5, device=device) if images is None else images.to(device))
+    except InputError:
+        raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} cannot take images of {shape[2]} x {shape[3]} pixels in {shape[1]} channels ({reason})") from error
@@ -139,6 +147,8 @@ def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor 
     if not isinstance(found, Tensor) or found.shape[:1] != shape[:1] or found.ndim != 2:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise InputError(f"{name} must make one vector of each image, (B, F), not {what}")
+    if found.dtype != torch.float32:
+        raise InputError(f"{name} must compute float32 features, not {str(found.dtype).removeprefix('torch.')}: call .float() on what it returns")
     return found
 
 # %% ../../nbs/machine_room/35_networks.ipynb #n14-8e6b4d

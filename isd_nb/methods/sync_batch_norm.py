@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.backbones import StandInNorm, fill_norm, is_known_norm
+from ..kernels.backbones import StandInNorm, fill_norm, is_known_norm, replace_norms
 from ..kernels.devices import processes
 
 # %% ../../nbs/machine_room/32_sync_batch_norm.ipynb #c13-d3b216
@@ -71,10 +71,8 @@ class SyncBatchNorm(StandInNorm):
 # %% ../../nbs/machine_room/32_sync_batch_norm.ipynb #c16-42b455
 def sync_batch_norm(module: nn.Module) -> nn.Module:  # `module`, its parameters and buffers unchanged
     "Replace every batch norm by a `SyncBatchNorm` with the same parameters, buffers and activation."
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if not (is_known_norm(module) or isinstance(module, nn.SyncBatchNorm)):
-            raise InputError(f"{type(module).__name__} is a batch norm of another kind, which cannot be shared: set batch_norm=local")
-        return fill_norm(SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats), module)
-    for name, child in module.named_children():
-        setattr(module, name, sync_batch_norm(child))
-    return module
+    def synchronised(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+        if not (is_known_norm(norm) or isinstance(norm, nn.SyncBatchNorm)):
+            raise InputError(f"{type(norm).__name__} is a batch norm of another kind, which cannot be shared: set batch_norm=local")
+        return fill_norm(SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats), norm)
+    return replace_norms(module, synchronised)

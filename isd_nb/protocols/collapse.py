@@ -23,7 +23,7 @@ def as_matrix(values: Tensor | np.ndarray,  # (N, D)
               least: int = 1,  # rows that the measure needs
               ) -> Tensor:  # (N, D) in double precision, on the CPU, without a gradient
     "The rows as a finite matrix; an `InputError` for anything else."
-    matrix = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    matrix = torch.as_tensor(values).detach().cpu().double()
     if matrix.ndim != 2 or len(matrix) < least or not matrix.shape[1]:
         raise InputError(f"{name} must be (N, D) with N of at least {least}, not {tuple(matrix.shape)}")
     if bad := int((~matrix.isfinite()).any(1).sum()):

@@ -61,11 +61,6 @@ def score_features(train: Tensor,  # (N, F)
     return scores
 
 # %% ../../nbs/machine_room/41_scorer.ipynb #c33-934016
-def where() -> torch.device:
-    "The device to evaluate on."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_of(module: nn.Module) -> torch.device:
     "Where its first weight lies; a module without any is on the CPU."
     return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))

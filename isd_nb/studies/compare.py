@@ -34,7 +34,7 @@ from ..kernels.devices import cores, machine, pick_device
 from ..methods.building import build_method, check_method, find_method, methods, read_sets, with_method
 from ..methods.choosing import change_setting
 from ..protocols.answers import protocol_version
-from ..protocols.scorer import sample_evaluator, score_encoders
+from ..protocols.scorer import device_of, sample_evaluator, score_encoders
 from ..protocols.storage import Stopped, stop_signals, write_json
 from ..recipe import Recipe, check_recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.batches import seeded
@@ -178,8 +178,8 @@ def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())
-    if next(trained.method.parameters()).is_cuda:
-        result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2 ** 20, 1)
+    if (place := device_of(trained.method)).type == "cuda":
+        result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(place) / 2 ** 20, 1)
     result["scores"] = all_scores(trained.method.encoders(), sets, recipe.seed)
     save_encoders(out / "encoder.safetensors", trained.method, recipe, images, scores=result["scores"])
     keep = ("images_seen", "loss", "knn20_teacher", "knn20_student")

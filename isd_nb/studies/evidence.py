@@ -21,6 +21,7 @@ from ..engine.launch import one_sentence
 from ..protocols.answers import ResultCache
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.devices import device_help
 from ..sources.door import load_sets
 from ..evaluation import seed_interval
 from ..method import Method
@@ -110,7 +111,7 @@ def study_parser(name: str, seeds: int, budget: int) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=seeds, help="how many; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("results/claims"), help="folder of the result")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="folder of the trainings")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", help=device_help)
     parser.add_argument("--root", type=Path, default=Path("data"), help="where torchvision's sets lie")
     return parser
 
