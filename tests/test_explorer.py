@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from isd_nb.cli.explore import isd_explore as command
-from isd_nb.errors import refusal
+from isd_nb.errors import InputError, refusal
 from isd_nb.explore import explorer, gallery
+from isd_nb.explore.given import gallery_of_sources
 from isd_nb.explore.umap_map import layout
 from isd_nb.sources.door import load_images
 from isd_nb.engine.training import train
@@ -120,3 +121,10 @@ def test_mistakes_end_in_one_sentence(isd_explore: Callable, colour_run: Path, t
 def test_the_page_is_in_the_package() -> None:
     assert "export default" in explorer.page("explorer.js") and ".isd-explorer" in explorer.page("explorer.css")
     assert "contourOf" in explorer.page("contours.js")
+
+
+def test_a_missing_library_is_named_before_features_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isd_nb.explore.umap_map.find_spec", lambda name: None)
+    monkeypatch.setattr("isd_nb.explore.given.features_and_images", lambda *given: pytest.fail("features are computed"))
+    with pytest.raises(InputError, match="the map needs umap-learn"):
+        gallery_of_sources(["shipped:digits"], "digits")

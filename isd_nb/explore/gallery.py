@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .umap_map import layout
+from .umap_map import layout, need_umap
 from ..data import ImageSet
 from ..errors import InputError, kept_if_allowed
 from ..sources.door import load_shown
@@ -209,6 +209,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     key = digest(run, files, images)
     if cached := read_cache(folder, key):
         return Gallery(images, **(cached | settings))
+    need_umap()
     features = features_at(files, last.metadata["encoders"], images, device, show)
     gallery = gallery_of(images, features, show=show, **settings)
     with kept_if_allowed("layouts", folder, "they are computed each time"):

@@ -18,6 +18,7 @@ from ..engine.report import described, write_report
 from ..errors import InputError
 from ..evaluation import embed
 from .gallery import Gallery, gallery_of
+from .umap_map import need_umap
 from ..kernels.devices import pick_device
 from ..protocols.fine_tuning import with_channels
 from ..sources.door import load_shown
@@ -40,6 +41,7 @@ def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_
                        show: bool = True,  # a progress bar
                        ) -> Gallery:
     "Images, features and layouts of weights that belong to no run."
+    need_umap()
     found = [features_and_images(source, data, size, limit, root, device) for source in sources]
     if not found or len({name for name, _, _ in found}) < len(found):
         raise InputError("the explorer needs one source or several that differ")

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/machine_room/66_umap.ipynb #n05-583687
+def need_umap() -> None:
+    "Raise before anything is computed where umap-learn is missing."
+    with from_extra("explore", "the map needs umap-learn"):
+        if find_spec("umap") is None:
+            raise ModuleNotFoundError("No module named 'umap'")
+
+
 def umap_class() -> type:
     "UMAP, whose compiled functions are kept for the next process; an `InputError` says how to install it."
     with from_extra("explore", "the map needs umap-learn"):
