@@ -25,7 +25,7 @@ from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.errors import InputError
 from isd_nb.data import ImageSet
 from isd_nb.methods.building import build_method
-from isd_nb.methods.checkpoints import fit_recipe, read_checkpoint
+from isd_nb.methods.checkpoints import fit_recipe, read_checkpoint, source_line
 from isd_nb.methods.choosing import choose_recipe
 
 States = dict[str, torch.Tensor]
@@ -278,7 +278,10 @@ def timm_weights() -> Any:
 
 def vicreg() -> Any:
     # facebookresearch/vicreg, main_vicreg.py: model is the state_dict of DistributedDataParallel
-    return {"epoch": 3, "model": prefixed("module.backbone.", headless(RESNET)) | prefixed("module.projector.", mlp(512, 8, 8))}
+    return {
+        "epoch": 3,
+        "model": prefixed("module.backbone.", headless(RESNET)) | prefixed("module.projector.", mlp(512, 8, 8)),
+    }
 
 
 def averaged() -> Any:
@@ -287,32 +290,49 @@ def averaged() -> Any:
 
 
 def lightning_of_ones_own() -> Any:
-    # Lightning-AI/pytorch-lightning saves the module's state_dict; self.model = torch.compile(net) keeps it under _orig_mod
+    # Lightning-AI/pytorch-lightning, a module's state_dict; self.model = torch.compile(net) keeps it under _orig_mod
     state = prefixed("model._orig_mod.", RESNET) | {"criterion.weight": torch.ones(3)}
-    return {"state_dict": state, "hyper_parameters": argparse.Namespace(lr=1.0), "pytorch-lightning_version": "2.1.0"}
+    settings = argparse.Namespace(lr=1.0)
+    return {"state_dict": state, "hyper_parameters": settings, "pytorch-lightning_version": "2.1.0"}
 
 
 def fsdp() -> Any:
-    # pytorch, torch/distributed/fsdp: names before they are cleaned hold _fsdp_wrapped_module
-    return {"model": {f"module._fsdp_wrapped_module.{k.replace('layer1.', 'layer1._fsdp_wrapped_module.')}": v for k, v in RESNET.state_dict().items()}}
+    # pytorch, torch/distributed/fsdp
+    inside = "_fsdp_wrapped_module."
+    state = {k.replace("layer1.", f"layer1.{inside}"): v for k, v in RESNET.state_dict().items()}
+    return {"model": {f"module.{inside}{k}": v for k, v in state.items()}}
 
 
 def timm_training() -> Any:
     # huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py: state_dict and state_dict_ema
-    return {"state_dict": OTHER.state_dict(), "state_dict_ema": RESNET.state_dict(), "arch": "resnet18", "args": argparse.Namespace(lr=1)}
+    return {
+        "state_dict": OTHER.state_dict(),
+        "state_dict_ema": RESNET.state_dict(),
+        "arch": "resnet18",
+        "args": argparse.Namespace(lr=1),
+    }
 
 
 def mae() -> Any:
     # facebookresearch/mae, util/misc.py and models_mae.py: encoder, mask_token and decoder in one state_dict
     decoder = {"mask_token": torch.rand(1, 1, 8), "decoder_pos_embed": torch.rand(1, 17, 8)}
-    return {"model": VIT.state_dict() | decoder | prefixed("decoder_embed.", mlp(192, 8)), "args": argparse.Namespace(), "epoch": 3}
+    return {
+        "model": VIT.state_dict() | decoder | prefixed("decoder_embed.", mlp(192, 8)),
+        "args": argparse.Namespace(),
+        "epoch": 3,
+    }
 
 
 def ibot() -> Any:
     # bytedance/ibot, main_ibot.py; models/vision_transformer.py: the student has masked_embed
     student = prefixed("module.backbone.", VIT) | {"module.backbone.masked_embed": torch.zeros(1, 192)}
     teacher = prefixed("backbone.", VIT) | prefixed("head.mlp.", mlp(192, 8))
-    return {"student": student, "teacher": teacher, "args": argparse.Namespace(), "ibot_loss": {"center2": torch.zeros(1, 1, 8)}}
+    return {
+        "student": student,
+        "teacher": teacher,
+        "args": argparse.Namespace(),
+        "ibot_loss": {"center2": torch.zeros(1, 1, 8)},
+    }
 
 
 LAYOUTS: dict[Callable[[], Any], nn.Module] = dict.fromkeys(
@@ -524,7 +544,10 @@ def moco_v3(learned: bool = False) -> nn.Module:
     # facebookresearch/moco-v3, vits.py (vit_small, build_2d_sincos_position_embedding): 12 heads, fixed positions
     net = lively(timm.create_model("vit_small_patch16_224", num_heads=12, depth=1, img_size=64, num_classes=0), 9)
     rates = 1.0 / (10000.0 ** (torch.arange(96) / 96))
-    out_w, out_h = (torch.einsum("m,d->md", grid.flatten(), rates) for grid in torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"))
+    out_w, out_h = (
+        torch.einsum("m,d->md", grid.flatten(), rates)
+        for grid in torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    )
     table = torch.cat([out_w.sin(), out_w.cos(), out_h.sin(), out_h.cos()], 1)[None]
     if not learned:
         net.pos_embed.data = torch.cat([torch.zeros(1, 1, 384), table], 1)
@@ -535,17 +558,21 @@ def moco_v3(learned: bool = False) -> nn.Module:
 def test_moco_v3_has_twelve_heads(kind: str, tmp_path: Path) -> None:
     net, file = moco_v3(learned=kind == "keys alone"), tmp_path / "weights.pth"
     state = {
-        "builder": prefixed("module.base_encoder.", VIT) | prefixed("module.momentum_encoder.", net) | prefixed("module.predictor.", mlp(4, 8)),
+        "builder": prefixed("module.base_encoder.", VIT)
+        | prefixed("module.momentum_encoder.", net)
+        | prefixed("module.predictor.", mlp(4, 8)),
         "linear": prefixed("module.", net) | prefixed("module.head.", mlp(384, 10)),
-        "solo-learn": prefixed("backbone.", VIT) | prefixed("momentum_backbone.", net) | prefixed("projector.", mlp(384, 8)),
+        "solo-learn": prefixed("backbone.", VIT)
+        | prefixed("momentum_backbone.", net)
+        | prefixed("projector.", mlp(384, 8)),
         "keys alone": prefixed("module.momentum_encoder.", net),
     }[kind]
     torch.save({"state_dict": state, "arch": "vit_small"}, file)
     encoder, images = load_encoder(file), torch.rand(2, 3, 64, 64)
-    assert "num_heads=12" in encoder.config.name and "patch_size=16" in encoder.config.name
+    assert "patch_size=16,num_heads=12" in source_line(encoder) and "ImageNet's, assumed" in source_line(encoder)
     with torch.no_grad():
         assert_close(encoder(images), net((images - encoder.mean) / encoder.std), atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match="12 heads, and .* has 6: add ,num_heads=12"):
+    with pytest.raises(InputError, match=r"12 heads, and .* has 6: add ,num_heads=12"):
         load_encoder(f"timm:vit_small_patch16_224,img_size=64,depth=1@{file}")
 
 
@@ -554,8 +581,15 @@ class DinoV2(nn.Module):
 
     def __init__(self, registers: int) -> None:
         super().__init__()
-        whole = timm.create_model("vit_tiny_patch16_224", depth=2, init_values=0.1, patch_size=14, img_size=56, num_classes=0)
-        self.patch_embed, self.blocks, self.norm, self.cls_token = whole.patch_embed, whole.blocks, whole.norm, whole.cls_token
+        whole = timm.create_model(
+            "vit_tiny_patch16_224", depth=2, init_values=0.1, patch_size=14, img_size=56, num_classes=0
+        )
+        self.patch_embed, self.blocks, self.norm, self.cls_token = (
+            whole.patch_embed,
+            whole.blocks,
+            whole.norm,
+            whole.cls_token,
+        )
         self.pos_embed, self.mask_token = nn.Parameter(torch.rand(1, 17, 192)), nn.Parameter(torch.rand(1, 192))
         self.register_tokens = nn.Parameter(torch.rand(1, registers, 192)) if registers else None
 
@@ -570,7 +604,9 @@ class DinoV2(nn.Module):
 def test_dino_v2(registers: int, tmp_path: Path) -> None:
     net, images = lively(DinoV2(registers), 10), torch.rand(2, 3, 56, 56)
     torch.save(net.state_dict(), tmp_path / "published.pth")
-    chunks = {k.replace("blocks.", "blocks.0."): v for k, v in prefixed("backbone.", net).items()}  # as train.py saves the teacher
+    chunks = {
+        k.replace("blocks.", "blocks.0."): v for k, v in prefixed("backbone.", net).items()
+    }  # as train.py saves the teacher
     torch.save({"teacher": chunks | prefixed("dino_head.mlp.", mlp(192, 8))}, tmp_path / "training.pth")
     with torch.no_grad():
         for file in ("published.pth", "training.pth"):
@@ -596,7 +632,9 @@ class ClipTower(nn.Module):
         self.quick, self.conv1 = quick, nn.Conv2d(3, 64, 16, 16, bias=False)
         self.class_embedding, self.positional_embedding = nn.Parameter(torch.rand(64)), nn.Parameter(torch.rand(17, 64))
         self.ln_pre, self.ln_post, self.proj = nn.LayerNorm(64), nn.LayerNorm(64), nn.Parameter(torch.rand(64, 8))
-        block = nn.ModuleDict(dict(ln_1=nn.LayerNorm(64), attn=nn.MultiheadAttention(64, 2, batch_first=True), ln_2=nn.LayerNorm(64)))
+        block = nn.ModuleDict(
+            dict(ln_1=nn.LayerNorm(64), attn=nn.MultiheadAttention(64, 2, batch_first=True), ln_2=nn.LayerNorm(64))
+        )
         block["mlp"] = nn.Sequential(OrderedDict(c_fc=nn.Linear(64, 256), gelu=nn.GELU(), c_proj=nn.Linear(256, 64)))
         self.transformer = nn.ModuleDict(dict(resblocks=nn.ModuleList([block])))
 
@@ -614,8 +652,14 @@ class ClipTower(nn.Module):
 @pytest.mark.parametrize("quick", [False, True])
 def test_clip_needs_to_be_named(quick: bool, tmp_path: Path) -> None:
     net, file, images = lively(ClipTower(quick), 12), tmp_path / "weights.pt", torch.rand(2, 3, 64, 64)
-    text = {"logit_scale": torch.ones(()), "text_projection": torch.rand(8, 8), "transformer.resblocks.0.ln_1.weight": torch.rand(8)}
-    torch.save({"state_dict": {f"module.{k}": v for k, v in (prefixed("visual.", net) | text).items()}, "epoch": 3}, file)
+    text = {
+        "logit_scale": torch.ones(()),
+        "text_projection": torch.rand(8, 8),
+        "transformer.resblocks.0.ln_1.weight": torch.rand(8),
+    }
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in (prefixed("visual.", net) | text).items()}, "epoch": 3}, file
+    )
     with pytest.raises(InputError, match="CLIP's visual tower but not its activation"):
         load_encoder(file)
     name = f"timm:vit_base_patch16_clip_{'quickgelu_' if quick else ''}224,depth=1,embed_dim=64,num_heads=2,img_size=64"
@@ -629,25 +673,42 @@ def test_an_average_is_the_teacher(tmp_path: Path) -> None:
     torch.save(timm_training(), tmp_path / "weights.pth")
     student, images = load_encoder(tmp_path / "weights.pth", "student"), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert_close(student(images), headless(OTHER).eval()((images - student.mean) / student.std), atol=1e-5, rtol=1e-5)
+        assert_close(
+            student(images), headless(OTHER).eval()((images - student.mean) / student.std), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_wrapper_around_a_named_network(tmp_path: Path) -> None:
     net = lively(timm.create_model("mobilenetv3_small_050", num_classes=10), 6)
     save_file(prefixed("model.net.", net), tmp_path / "weights.safetensors", metadata={"format": "pt", "epoch": "3"})
-    encoder, images = load_encoder(f"timm:mobilenetv3_small_050@{tmp_path / 'weights.safetensors'}"), torch.rand(2, 3, 64, 64)
+    encoder, images = (
+        load_encoder(f"timm:mobilenetv3_small_050@{tmp_path / 'weights.safetensors'}"),
+        torch.rand(2, 3, 64, 64),
+    )
     net.reset_classifier(0)
     with torch.no_grad():
         assert_close(encoder(images), net((images - encoder.mean) / encoder.std))
 
 
 STRANGERS = {  # made of the words of other sources: none is guessed at
-    "transformers": {"embeddings.cls_token": torch.rand(1, 1, 8), "encoder.layer.0.attention.attention.query.weight": torch.rand(8, 8)},
-    "conv stem": {f"module.base_encoder.{k}": v for k, v in {"cls_token": torch.rand(1, 1, 8), "pos_embed": torch.rand(1, 5, 8),
-                                                             "patch_embed.proj.0.weight": torch.rand(4, 3, 3, 3)}.items()},
+    "transformers": {
+        "embeddings.cls_token": torch.rand(1, 1, 8),
+        "encoder.layer.0.attention.attention.query.weight": torch.rand(8, 8),
+    },
+    "conv stem": {
+        f"module.base_encoder.{k}": v
+        for k, v in {
+            "cls_token": torch.rand(1, 1, 8),
+            "pos_embed": torch.rand(1, 5, 8),
+            "patch_embed.proj.0.weight": torch.rand(4, 3, 3, 3),
+        }.items()
+    },
     "language": {"model.embed_tokens.weight": torch.rand(8, 8), "model.norm.weight": torch.rand(8)},
-    "clip resnet": {"visual.conv1.weight": torch.rand(32, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.rand(64, 64, 1, 1),
-                    "visual.attnpool.positional_embedding": torch.rand(50, 8)},
+    "clip resnet": {
+        "visual.conv1.weight": torch.rand(32, 3, 3, 3),
+        "visual.layer1.0.conv1.weight": torch.rand(64, 64, 1, 1),
+        "visual.attnpool.positional_embedding": torch.rand(50, 8),
+    },
 }
 
 

@@ -34,6 +34,7 @@ from isd_nb.methods.sync_batch_norm import sync_batch_norm
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import load_images
+from isd_nb.views import STRONG
 
 ROOT = Path(__file__).parent.parent
 VIT = "timm:vit_tiny_patch16_224,patch_size=8,depth=2,embed_dim=32,num_heads=2"
@@ -174,9 +175,13 @@ class Odd(nn.Module):
         self.register_buffer("scale", torch.rand(6) if kind == "hidden" else torch.ones(6), persistent=False)
         if kind == "hook":
             self.norm.register_forward_hook(lambda module, inputs, output: output.tanh())
+        self.requires_grad_(kind != "frozen")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         found = self.norm(self.layer(images)).mean((2, 3)) * self.scale
+        found = found / 0 * 0 if self.kind == "nan" else found.half() if self.kind == "half" else found
+        if self.kind == "tuple" and self.training:
+            return found, images
         return nn.functional.dropout(found, 0.5, self.training and self.kind == "chance")
 
 
@@ -270,7 +275,7 @@ def test_a_batch_norm_under_several_names_is_replaced_once(change: Callable[[nn.
     plain, images = Twice(), torch.rand(8, 3, 12, 12)
     names = list(plain.state_dict())
     changed = change(copy.deepcopy(plain))
-    assert changed.norm is changed.again is changed.inner[1] and not type(changed.norm) is nn.BatchNorm2d
+    assert changed.norm is changed.again is changed.inner[1] and type(changed.norm) is not nn.BatchNorm2d
     assert list(changed.state_dict()) == names and len(list(changed.parameters())) == len(list(plain.parameters()))
     if isinstance(changed.norm, SplitBatchNorm):  # as two processes with half of the images each
         assert_close(changed(images), torch.cat([copy.deepcopy(plain)(half) for half in images.chunk(2)]))
@@ -319,5 +324,40 @@ def test_a_run_from_before_goes_on_with_its_own_weight_decay(folder: Path, tmp_p
     assert restore_session(after, tmp_path)
     for session in (before, after):
         train_step(session, torch.arange(8, 16), images.get(torch.arange(8, 16)))
-    for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values(), strict=True):
+    for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values()):
         assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_any_number_of_channels_is_trained(channels: int, tmp_path: Path) -> None:
+    "Saturation, hue and grey are left out where there is no red, green and blue."
+    pixels = torch.randint(256, (16, channels, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    recipe = replace(short(CONVNET, steps=1), views=STRONG, batch_norm_splits=1)
+    trained = train(recipe, ImageSet(pixels), tmp_path, show=False, device="cpu").method
+    assert trained.student(pixels / 255).shape == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ("timm:vit_tiny_patch16_224,depth=1,embed_dim=32,num_heads=3", "cannot be built with these options: dim"),
+        ("timm:swin_tiny_patch4_window7_224,depths=[1,1],embed_dim=24", "made for 224 x 224: --set image_size=224"),
+        ("odd_networks:odd,kind=nan", "not finite"),
+        ("odd_networks:odd,kind=frozen", "no parameter of .* learns"),
+        ("odd_networks:odd,kind=tuple", "must return a tensor of features, not tuple"),
+        ("odd_networks:odd,kind=half", "must compute float32 features, not float16"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(backbone: str, words: str, own: None) -> None:
+    images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match=words) as refused:
+        method = build_method(replace(short(CONVNET), backbone=backbone, stem="large"), images)
+        method.train().student(torch.rand(4, 3, 32, 32))
+    assert "\n" not in str(refused.value)
+
+
+def test_images_of_another_size_are_refused_before_training(tmp_path: Path) -> None:
+    images = ImageSet(torch.zeros(16, 3, 20, 24, dtype=torch.uint8), torch.arange(16) % 2, classes=("a", "b"))
+    with pytest.raises(InputError, match="make them 32 x 32"):
+        isd_nb.train(short(VIT), images, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,9 @@ from .launch import in_words, warnings_as_notes, with_threads
 from .report import described, write_report
 from ..errors import InputError, from_extra, suggest
 from ..evaluation import embed
+from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
+from ..methods.checkpoints import source_line
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
@@ -269,6 +271,8 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
     place = check_processes(processes, source, device)
     work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
     encoder, sets, size, name = work.open()
+    if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
+        print(source_line(encoder), flush=True)
     width = embed(encoder, sets[0][1].subset([0]), device=place).shape[1]
     count = sum(len(images) for _, images in sets)
     start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)

@@ -19,7 +19,7 @@ from ..encoders import FrozenEncoder
 from .evaluate_run import images_for, rows_for
 from ..errors import InputError
 from ..kernels.devices import pick_device
-from ..methods.checkpoints import open_encoder
+from ..methods.checkpoints import open_encoder, source_line
 from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version, reading_of
 from ..recipe import Recipe, views_for
 from ..protocols.fine_tuning import imagenet_side, with_channels
@@ -76,6 +76,8 @@ def evaluate_source(source: Source,
     sets = images_for(question, recipe, root)
     if show:
         print(sets.found, flush=True)
+        if isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
+            print(source_line(encoder), flush=True)
     return ask(encoder, name, question, recipe, channels, sets, Path(out or Path("runs") / "sources" / slug(name)), baselines, device, command, show)
 
 # %% ../../nbs/machine_room/59_evaluate_source.ipynb #n07-7ee38d

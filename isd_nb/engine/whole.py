@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data import ImageSet, held_out
 from .finish import Finished, finish
 from .training import train as train_method
+from ..encoders import build_backbone
 from ..errors import InputError
-from ..methods.building import find_method, read_sets
+from ..methods.building import backbone_config, find_method, read_sets
+from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
 from ..sources.door import Sets
@@ -35,6 +39,17 @@ def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe
         raise InputError(f"the method {recipe.method} learns from labels, and these images have none")
     return replace(recipe, data="images given in Python"), Sets(train, train, test)
 
+# %% ../../nbs/machine_room/60_in_python.ipynb #ip-sz2
+def check_own_size(recipe: Recipe, images: ImageSet) -> None:
+    "Raise an `InputError` where a network of another library takes the views, but not the images as they are."
+    if ":" in recipe.backbone and images.shape[1:] != (recipe.image_size, recipe.image_size):
+        with torch.random.fork_rng(devices=[]):
+            net = build_backbone(backbone_config(recipe, images.shape[0]))
+        try:
+            look_once(net, (2, *images.shape), recipe.backbone)
+        except InputError as error:
+            raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
+
 # %% ../../nbs/machine_room/60_in_python.ipynb #n06-585f45
 def train(recipe: Recipe | str,  # or a recipe's name
           images: ImageSet | str | None,  # or what `--data` takes; None: the recipe's own
@@ -49,5 +64,6 @@ def train(recipe: Recipe | str,  # or a recipe's name
     "Train by a recipe, save, evaluate; what `out` holds afterwards loads, evaluates and explores like any run."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe, sets = sets_of(images, test, recipe, root)
+    check_own_size(recipe, sets.bank)
     trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
     return finish(recipe, sets, trained, out)

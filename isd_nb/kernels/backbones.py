@@ -32,7 +32,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if self.name not in backbones and ":" not in self.name:
-            raise ValueError(f"unknown backbone {self.name!r}: {closest(self.name, backbones)}")
+            raise ValueError(f"unknown backbone {self.name!r}: {closest(self.name, backbones)}, timm:NAME, torchvision:NAME or package.module:function")
         if self.channels not in range(1, 17):
             raise ValueError(f"channels must be 1 (grey), 3 (RGB) or another number up to 16, not {self.channels}")
         if self.stem not in ("small", "large"):

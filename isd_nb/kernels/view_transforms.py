@@ -82,9 +82,9 @@ def rotate(x: Tensor,  # (B, C, S, S)
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #cf9dc2069
 def luma(x: Tensor) -> Tensor:  # (B, H, W)
-    "The grey of every pixel (B, 1 or 3, H, W), with the weights that torchvision uses."
-    if x.shape[1] == 1:
-        return x[:, 0]
+    "The grey of every pixel (B, C, H, W): of red, green and blue with the weights that torchvision uses, of other channels their mean."
+    if x.shape[1] != 3:
+        return x.mean(1) if x.shape[1] > 1 else x[:, 0]
     red, green, blue = x.unbind(1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
@@ -250,12 +250,12 @@ def augment(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never wr
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #ced98c1ce
 def _recolour_(x: Tensor, params: AugmentParams) -> Tensor:
-    "Brightness, contrast, saturation and hue in the order of `params`, then grey; grey images skip the last three."
+    "Brightness, contrast, saturation and hue in the order of `params`, then grey; images without red, green and blue skip the last three."
     functions = dict(brightness=scale_brightness_, contrast=scale_contrast_, saturation=scale_saturation_,
                      hue=turn_hue_, grey=make_grey_)
     for name in (*params.order, "grey"):
         values = getattr(params, name)
-        if values is not None and (x.shape[1] > 1 or name in ("brightness", "contrast")):
+        if values is not None and (x.shape[1] == 3 or name in ("brightness", "contrast")):
             x = functions[name](x, values)
     return x
 
@@ -268,7 +268,3 @@ def _check_images(images: Tensor, params: AugmentParams) -> None:
         raise InputError(f"images are {images.dtype}; they must be uint8 (0 to 255) or float (0 to 1)")
     if len(params.top) != len(images):
         raise InputError(f"the parameters are for {len(params.top)} images, but there are {len(images)}")
-    needy = [name for name in ("contrast", "saturation", "hue", "grey") if getattr(params, name) is not None]
-    if images.shape[1] not in (1, 3) and needy:
-        raise InputError(f"images have {images.shape[1]} channels, but {', '.join(needy)} need 3 (red, green, blue) "
-                         f"or 1 (grey): set them to 0 in the recipe")

@@ -192,6 +192,10 @@ def build_network(config: BackboneConfig) -> Network:  # (B, C, H, W) -> (B, F)
                 network = from_function(prefix, name, options, config.channels)
         except TypeError as error:
             raise InputError(f"{config.name} cannot be built with these options: {error}") from error
+        except (AssertionError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError) or prefix not in ("timm", "torchvision"):  # a mistake in a user's own function is theirs to see
+                raise
+            raise InputError(f"{config.name} cannot be built with these options: {error}") from error
         if config.stem == "small":
             small_stem(network.net, config.name, padding)
     return network
@@ -298,7 +302,16 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     "Raise an `InputError` unless a network of another library can be trained by this recipe."
     if ":" not in recipe.backbone:
         return
-    look_once(net, (2, channels, recipe.image_size, recipe.image_size), recipe.backbone)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise InputError(f"no parameter of {recipe.backbone} learns: leave requires_grad of those that are to be trained")
+    try:
+        found = look_once(net, (2, channels, recipe.image_size, recipe.image_size), recipe.backbone)
+    except InputError as error:
+        own = network_size(recipe.backbone)
+        hint = f"; it was made for {own} x {own}: --set image_size={own}, or an option such as img_size" if own not in (None, recipe.image_size) else ""
+        raise InputError(f"{error}{hint}") from error
+    if not found.is_meta and not found.isfinite().all():
+        raise InputError(f"{recipe.backbone} computes features that are not finite of images that are grey all over")
     if not recipe.backbone.startswith(("timm:", "torchvision:")):
         check_twin(net, recipe, channels)
 
