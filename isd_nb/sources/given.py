@@ -86,7 +86,8 @@ def readable_folder(path: Path) -> Path:
         raise InputError(f"{printable(path)} cannot be read: {error}") from error
     if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz|gz|bz2|xz|rar|7z)$", path.name.lower()):
         raise InputError(f"{printable(path)} cannot be read in place, only .zip and uncompressed .tar can: gunzip makes a .tar of a .tar.gz, or unpack it")
-    raise InputError(f"{printable(path)} is not a folder; expected PATH/train/<class>/*, PATH/<class>/* or images")
+    where = "" if path.is_absolute() else f" in {printable(Path.cwd())}"
+    raise InputError(f"{printable(path)} is not a folder{where}; expected PATH/train/<class>/*, PATH/<class>/* or images")
 
 # %% ../../nbs/machine_room/20_given_labels.ipynb #gl07-ld28
 file_columns = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "image_id", "imageid", "img", "name", "id")
