@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Levels', 'raster_formats', 'FileList', 'Unreadable', 'ImageSet', 'deep_kind', 'usual_levels', 'levels_between',
-           'to_eight_bits', 'exif_transpose', 'formats', 'open_stored', 'open_image', 'resize_center_crop',
-           'decode_image', 'held_out_rows', 'held_out', 'rows_by_class', 'stratified_fraction', 'long_tailed',
-           'subsample_evenly']
+           'to_eight_bits', 'exif_transpose', 'formats', 'open_stored', 'white_is_zero', 'open_image',
+           'resize_center_crop', 'decode_image', 'held_out_rows', 'held_out', 'rows_by_class', 'stratified_fraction',
+           'long_tailed', 'subsample_evenly']
 
 # %% ../nbs/machine_room/15_images.ipynb #9c3ad89c
 import os
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from .errors import InputError, printable
 from .kernels.archives import openable
-from .kernels.devices import to_device
+from .kernels.devices import row_numbers, to_device
 from .kernels.dicom import is_dicom, read_dicom
+from .kernels.scores import as_tensor, check_highest
 
 # %% ../nbs/machine_room/15_images.ipynb #fl1-le2811
 class FileList(Sequence[Path]):
@@ -118,13 +119,13 @@ class ImageSet:
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
         "The images with these numbers; files are decoded on the way."
         if self.images is not None:
-            return self.images[to_device(indices, self.images.device)]
+            return self.images[to_device(row_numbers(indices, len(self)), self.images.device)]
         numbers = range(len(self))  # counts negative indices from the end, and raises beyond the ends
-        return torch.stack([read_or_replace(self, numbers[int(i)]) for i in indices])
+        return torch.stack([read_or_replace(self, numbers[i]) for i in row_numbers(indices, len(self)).tolist()])
 
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
-        rows = row_numbers(indices)
+        rows = row_numbers(indices, len(self))
         return replace(self, images=None if self.images is None else self.images[rows.to(self.images.device)],
                        labels=None if self.labels is None else self.labels[rows], origin="", paths=take_paths(self.paths, rows))
 
@@ -139,20 +140,10 @@ class ImageSet:
         return self if self.images is None else replace(self, images=self.images.to(device))
 
 # %% ../nbs/machine_room/15_images.ipynb #c12-0fd3c1
-def as_tensor(values: Any, what: str) -> Tensor:
-    "Arrays and lists as a tensor, without a copy where that can be."
-    if isinstance(values, Tensor):
-        return values
-    try:
-        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}, not {type(values).__name__} ({error})") from error
-
-
 def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
     "Images as a tensor of bytes."
     what = "images must be uint8 of shape (N, C, H, W)"
-    pixels = as_tensor(values, what)
+    pixels = as_tensor(values, "images")
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise InputError(f"{what}, not {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}")
     if pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3):
@@ -163,7 +154,7 @@ def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
 def as_labels(values: Any) -> Tensor:  # int64 (N,)
     "Labels as a tensor of whole numbers."
     what = "labels must be whole numbers, one per image"
-    labels = as_tensor(values, what)
+    labels = as_tensor(values, "labels")
     if labels.ndim != 1 or labels.is_complex() or (labels.is_floating_point() and len(labels)):
         raise InputError(f"{what}, not {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}")
     return labels.long()
@@ -172,14 +163,9 @@ def as_labels(values: Any) -> Tensor:  # int64 (N,)
 def as_tensors(images: ImageSet) -> dict[str, Any]:  # by the name of the field
     "What a set is given, as tensors, and the shape and the names of classes that follow from them."
     pixels, labels = None if images.images is None else as_pixels(images.images), None if images.labels is None else as_labels(images.labels)
-    names = images.classes or (tuple(str(c) for c in range(int(labels.max()) + 1)) if labels is not None and len(labels) else ())
+    counted = range(check_highest(labels) + 1) if labels is not None and len(labels) and not len(images.classes) else ()
+    names = tuple(images.classes) or tuple(map(str, counted))
     return dict(images=pixels, labels=labels, shape=images.shape if pixels is None else tuple(pixels.shape[1:]), classes=names)
-
-
-def row_numbers(indices: Sequence[int] | Tensor) -> Tensor:  # int64
-    "Numbers of rows, also from a mask."
-    indices = torch.as_tensor(indices)
-    return indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices.long()
 
 
 def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
@@ -285,6 +271,14 @@ def open_stored(path: Path | str, levels: Levels | None = None) -> Image.Image: 
     return read_dicom(openable(path), (levels or {}).get("dicom")) if is_dicom(path) else Image.open(openable(path), formats=formats())
 
 
+def white_is_zero(image: Image.Image) -> bool:
+    "Whether a TIFF of more than 8 bits states so: Pillow heeds it up to 8 bits. Signed numbers of 8 bits, which it takes for others, are an `OSError`."
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and 2 in tags.get(339, ()):
+        raise OSError("its pixels are signed numbers of 8 bits: write them as unsigned ones")
+    return bool(deep_kind(image.mode)) and tags.get(262) == 0
+
+
 def open_image(path: Path | str, levels: Levels | None = None,
                size: int | None = None,  # pixels that no side may fall below: a larger JPEG is decoded at a half, a quarter or an eighth
                ) -> Image.Image:  # mode "L" or "RGB", upright
@@ -294,7 +288,8 @@ def open_image(path: Path | str, levels: Levels | None = None,
             if size is not None:
                 image.draft(None, (size, size))  # does nothing for other formats
             image.load()
-            return to_eight_bits(exif_transpose(image), levels)
+            shown = to_eight_bits(exif_transpose(image), levels)
+            return ImageOps.invert(shown) if white_is_zero(image) else shown
     except (OSError, InputError):
         raise
     except Exception as error:  # a damaged file makes Pillow raise anything: SyntaxError, struct.error, TypeError ...

@@ -106,6 +106,20 @@ def of_tar(file: Path, add: Adding) -> None:
             if not info.isdir():
                 plain = info.isreg() and not info.issparse()
                 add(info.name, Member(info.offset_data, info.size, info.size, "plain") if plain else None)
+        check_end(file, archive.offset)
+
+
+def check_end(file: Path, start: int) -> None:  # start: where the header was sought that was the last
+    "A tar ends in blocks of zeros; Python stops without a word where it is cut off, damaged, or followed by another tar."
+    with file.open("rb") as rest:
+        rest.seek(start)
+        zeros = 0
+        while block := rest.read(1 << 20):
+            if block.count(0) != len(block):
+                raise OSError(f"{file.name} is damaged after {start:,} bytes, or goes on with a second tar: pack the files again into one tar")
+            zeros += len(block)
+    if zeros < tarfile.BLOCKSIZE:
+        raise OSError(f"{file.name} is cut off after {start:,} bytes: a whole tar ends in zeros")
 
 # %% ../../nbs/machine_room/10_archives.ipynb #ar06b-ld28
 @lru_cache(maxsize=8)

@@ -23,12 +23,14 @@ def l2_normalize(rows: Tensor) -> Tensor:  # (N, D) of norm 1; a row without a d
 # %% ../../nbs/machine_room/14_keys.ipynb #cb2f1fc41
 def check_size(size: int, dim: int) -> None:
     "Refuse a queue that could hold nothing."
-    if size < 1 or dim < 1:
-        raise InputError(f"a queue needs a size and a dim of at least 1, not size {size} and dim {dim}")
+    if not all(isinstance(number, int) and number > 0 for number in (size, dim)):
+        raise InputError(f"a queue needs a size and a dim of at least 1, not size {size!r} and dim {dim!r}")
 
 
 def check_keys(keys: Tensor, dim: int) -> None:  # keys (B, dim)
     "Refuse what is not a batch of keys."
+    if not isinstance(keys, Tensor):
+        raise InputError(f"keys must be a tensor of shape (any, {dim}), not {type(keys).__name__}: torch.as_tensor makes one")
     if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
         raise InputError(f"keys must be floating-point numbers of shape (any, {dim}), "
                          f"not {keys.dtype} of shape {tuple(keys.shape)}")

@@ -28,7 +28,9 @@ from .packed import packed_about
 def to_pixels(item: Any, size: int | None, where: str) -> Tensor:  # uint8 (C, H, W)
     "One image of a data set as bytes, square where a size is given."
     if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-        item = torch.from_numpy(item if item.ndim == 3 else item[:, :, None]).permute(2, 0, 1)
+        if item.ndim == 3 and item.shape[2] > 4 and item.shape[0] in (1, 3):
+            raise InputError(f"{where} is an array of shape {item.shape} with its channels first: transpose(1, 2, 0) brings them to the end")
+        item = torch.from_numpy(np.array(item if item.ndim == 3 else item[:, :, None])).permute(2, 0, 1)
     if isinstance(item, Image.Image):
         image = to_eight_bits(item)
         return resize_center_crop(image, size or min(image.size))
@@ -36,12 +38,21 @@ def to_pixels(item: Any, size: int | None, where: str) -> Tensor:  # uint8 (C, H
         what = f"{item.dtype} of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else type(item).__name__
         raise InputError(f"{where} must be a Pillow image, an array of bytes (H, W, C), or a tensor (C, H, W), not {what}")
     if item.is_floating_point():
-        if float(item.min()) < 0 or float(item.max()) > 1:
+        if not 0 <= float(item.min()) <= float(item.max()) <= 1:  # also where they are not numbers
             raise InputError(f"{where} has values from {float(item.min()):g} to {float(item.max()):g}; floats must lie in [0, 1]: leave normalisation out")
         item = (item * 255).round().to(torch.uint8)
     if size and item.shape[1:] != (size, size):
         item = torch.nn.functional.interpolate(item[None].float(), (size, size), mode="bilinear", antialias=True)[0].round().to(torch.uint8)
     return item
+
+# %% ../../nbs/machine_room/28_datasets.ipynb #lo1-m1
+def label_of(value: Any, i: int) -> int:
+    "The number of a class; anything else is refused, since images without labels are what is left without it."
+    single = isinstance(value, Tensor | np.ndarray) and value.shape in ((), (1,))
+    value = value.item() if single else value
+    if isinstance(value, bool | int | np.integer):
+        return int(value)
+    raise InputError(f"the label of image {i} of the data set must be a whole number, not {value!r:.60}: number the classes, or return images alone")
 
 # %% ../../nbs/machine_room/28_datasets.ipynb #n06-32fb72
 def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, label) pairs; e.g. a torch.utils.data.Dataset
@@ -56,7 +67,7 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
         item = dataset[i]
         image, *rest = item if isinstance(item, tuple | list) else (item,)
         pixels.append(to_pixels(image, size, f"image {i} of the data set"))
-        labels += [int(rest[0])] if rest and isinstance(rest[0], int | np.integer | Tensor) else []
+        labels += [label_of(rest[0], i)] if rest and rest[0] is not None else []
         if pixels[-1].shape != pixels[0].shape:
             raise InputError(f"image {i} of the data set is {tuple(pixels[-1].shape)}, but the first is {tuple(pixels[0].shape)}: give a size")
     if labels and len(labels) != len(pixels):

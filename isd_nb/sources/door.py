@@ -16,7 +16,7 @@ from ..errors import InputError, locked, suggest
 from ..kernels.dicom import parse_window
 from .digits import digits
 from .given import parse_folder
-from .identity import identity, other_images
+from .identity import identity, other_images, shared_images
 from .layout import FolderPlan, Found, plan_folder, read_plan, read_shown, what_was_found
 from .packed import packed_about, read_packed
 
@@ -37,6 +37,8 @@ class Sets:
             return "No class has two images, so nothing is held out to test on, and there is no accuracy"
         if len(self.bank.labels.unique()) < 2:
             return "All images are of one class, so no accuracy"
+        if len(self.test.labels.unique()) < 2:
+            return "All images to test on are of one class, so no accuracy"
         return ""
 
     def to_score(self) -> tuple[ImageSet, ImageSet]:  # what is looked up, what is tested; both labelled
@@ -84,6 +86,24 @@ def check_pixels(spec: str, size: int, stored_size: int | None) -> None:
     if spec.lower() == "torchvision:stl10" and size != 96:
         raise InputError(f"STL-10 is read in its own 96 pixels, not in {size}: choose --recipe stl10, or --set image_size=96")
 
+# %% ../../nbs/machine_room/29_one_door.ipynb #pn1-m1
+def pixel_notes(train: ImageSet, test: ImageSet | None,
+                deep: bool,  # whether files have channels of 16 bits, of which the upper 8 are read
+                most: int = 256) -> list[str]:  # images to look at, evenly spaced
+    "What the pixels of sets in memory show that headers do not; images that show nothing at all are refused."
+    if train.images is None or not len(train):
+        return []
+    pixels = subsample_evenly(train, most).images.flatten(2)  # (N, C, H * W)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low == high or (deep and high < 128):
+        why = f"every pixel of every image is {low}" if low == high else f"of 16 bits a channel, the upper 8 reach {high} of 255 only"
+        raise InputError(f"{why}, so there is little to learn from: convert the files to RGB or grey of 8 bits, without transparency")
+    flat = int((pixels.amin(2) == pixels.amax(2)).all(1).sum())
+    both = shared_images(train, test) if test else 0
+    return [*([f"{flat:,} of {len(pixels):,} training images are of a single colour"] if flat else []),
+            *([f"pixels of training images lie between {low} and {high} of 255: is that all of their range?"] if high - low < 64 else []),
+            *([f"{both:,} of the {len(test or ()):,} images to test on are training images, too"] if both else [])]
+
 # %% ../../nbs/machine_room/29_one_door.ipynb #c14-5f890e
 def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH), "torchvision:NAME" or "packed:PATH"
               size: int,  # height and width of the images that are evaluated, in pixels
@@ -100,7 +120,9 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
         plan = plan_of(place, root, white)
         train, test = read_plan(plan, stored_size or size, memory, white, None if stored_size else resized)
         bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white, resized or stored_size)
-        return Sets(train, bank, test, what_was_found(plan, spec, white))
+        found = what_was_found(plan, spec, white)
+        deep = any(seen and seen.oddities["deep"] for seen in plan.surveys)
+        return Sets(train, bank, test, replace(found, notes=(*found.notes, *pixel_notes(bank, test, deep))))
     if kind == "packed":
         train, bank, test = read_packed(place, size, stored_size)
         return Sets(train, bank, test, words(spec, train, test, f"packed from {packed_about(place)['data']}"))

@@ -51,6 +51,8 @@ def scan(folder: Path,
             left_out["images beside the class folders"] = {"": loose}
         paths = [p for p in paths if len(p) > 1]
         classes = tuple(sorted({p[0] for p in paths}))
+        if empty := {parts[0] for parts, _ in found if parts} - set(classes) - {top for inside in left_out.values() for top in inside}:
+            left_out["folders without a file"] = dict.fromkeys(sorted(empty), 1)
         number = {name: i for i, name in enumerate(classes)}
         labels = np.array([number[p[0]] for p in paths], dtype=np.int64)
     else:
@@ -81,7 +83,7 @@ def unchanged(folder: Path, names: Sequence[str], times: np.ndarray) -> bool:
         return False
 
 # %% ../../nbs/machine_room/22_index.ipynb #c13-e6ce96
-form = sha256(json.dumps(["1", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
+form = sha256(json.dumps(["2", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
 
 
 def write_index(place: Path, index: FolderIndex, times: dict[str, int]) -> None:
