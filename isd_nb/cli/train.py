@@ -116,8 +116,9 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)
-        begun, side = resume and (place / "config.json").is_file(), typical_side(chosen.data)
+        begun = resume and (place / "config.json").is_file()
         chosen = recipe_of(place, chosen, recipe, options | dict(data=data, backbone=backbone, init=init), resume)
+        side = typical_side(chosen.data)
         chosen = chosen if begun else fit_recipe(chosen, backbone, init, side)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
