@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c06-8eafdc
 def is_toy() -> bool:
-    "Whether to run at toy size: without a GPU, or as the environment variable ISD_NB_TOY says (1 or 0)."
+    "Whether to run at toy size: without a GPU, or as the environment variable ISD_NB_TOY states (1 or 0)."
     return os.environ.get("ISD_NB_TOY", "0" if torch.cuda.is_available() else "1") != "0"
 
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c07-efdc55

@@ -103,7 +103,7 @@ layouts = tuple(Layout(*row) for row in (
 
 # %% ../../nbs/machine_room/37_checkpoints.ipynb #n11-9ab201
 def holds(values: Mapping[str, Any], layout: Layout) -> dict[str, Tensor]:
-    "The tensors of the dictionary that a layout speaks of, if there are any."
+    "The tensors of the dictionary that a layout names, if there are any."
     inner = values.get(layout.place) if layout.place else values
     inner = inner if isinstance(inner, Mapping) else {}
     return {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -234,7 +234,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
                     mean: list[float] | None = None,  # of every channel; None: ImageNet's, or what timm states for its network
                     std: list[float] | None = None,
                     ) -> FrozenEncoder:
-    "Read somebody else's checkpoint: each tensor of the backbone finds its partner, or is named."
+    "Read a checkpoint of other code: each tensor of the backbone is paired, or named."
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
