@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted((ROOT / "nbs/1_isd").glob("*.ipynb"), key=lambda p: int(p.stem.split("_")[0]))
+RELATIVES = sorted((ROOT / "nbs/2_relatives").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)]
 
 # What is not enforced yet, by lesson; this list only shrinks.
@@ -95,7 +96,7 @@ def test_a_lesson_is_short(path: Path) -> None:
     assert max(code) <= MAX_LINES, f"a cell of {max(code)} lines of code, {MAX_LINES} allowed"
 
 
-@pytest.mark.parametrize("path", enforced("exercises"))
+@pytest.mark.parametrize("path", [*enforced("exercises"), *(pytest.param(path, id=path.stem) for path in RELATIVES)])
 def test_exercises_are_complete(path: Path) -> None:
     tagged = [c for c in cells_of(path, "code") if "exercise" in c["metadata"].get("tags", [])]
     part = prose_of(path).partition("\n## Exercises")[2]

@@ -42,7 +42,7 @@ def rows_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(rows := values.get("rows"), list) or not all(isinstance(r, dict) for r in rows):
         raise InputError(f"{path} holds no rows of results; mend it, or delete it to compute them again")
     if not isinstance(question := values.get("question"), dict) or not all_identities(question.get("images", [])):
-        raise InputError(f"{path} does not say what its rows are about; mend it, or delete it to compute them again")
+        raise InputError(f"{path} does not state what its rows are about; mend it, or delete it to compute them again")
     return values
 
 # %% ../../nbs/machine_room/43_answers.ipynb #c06-3a5958p1

@@ -76,7 +76,7 @@ def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | No
         raise InputError(f'{path} must hold {{"method": {{"setting": value}}}}')
     for name in found:
         if name not in methods and ":" not in name:
-            raise InputError(f"{path} speaks of a method {name!r}: {suggest(name, methods)}")
+            raise InputError(f"{path} names a method {name!r}: {suggest(name, methods)}")
     return {name: parted(entry) for name, entry in found.items()}
 
 # %% ../../nbs/machine_room/62_compare.ipynb #c12-30bc92
