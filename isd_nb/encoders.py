@@ -160,10 +160,10 @@ def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, li
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 # %% ../nbs/machine_room/38_encoder_files.ipynb #c31a869d7
-def load_encoder(path: Path | str,  # a run's directory, its file, somebody's checkpoint, or shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME
+def load_encoder(path: Path | str,  # a run's directory, its file, a checkpoint of other code, or shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME
                  which: str = "teacher",  # the name it was saved under
                  ) -> FrozenEncoder:  # frozen, on the CPU: images (B, C, H, W) float in [0, 1] -> float32 (B, F)
-    "Read one encoder from a run; each of its tensors must find its partner, and no tensor may be nobody's."
+    "Read one encoder from a run; each of its tensors must be paired, and no tensor may be left over."
     if isinstance(path, str) and (path.startswith(("shipped:", "hub:", "timm:", "torchvision:")) or ("@" in path and not os.path.exists(path))):
         return from_elsewhere("open_source", path, which)
     path = Path(path)

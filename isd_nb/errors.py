@@ -15,7 +15,7 @@ from typing import Any
 
 # %% ../nbs/machine_room/01_errors.ipynb #c06-3c7c1a
 class InputError(ValueError):
-    "Something the user gave cannot be used; the message says what, where, and what would be right."
+    "Something the user gave cannot be used; the message states what, where, and what would be right."
 
 
 def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
@@ -28,7 +28,7 @@ def refusal(call: Callable, *arguments: Any, **settings: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:  # one sentence for an error message
-    "Say which names are known and which of them is closest to `name`."
+    "State which names are known and which of them is closest to `name`."
     known = sorted(known)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
     hint = [f"did you mean {k!r}? " for k in known if close and k.lower() == close[0]]
@@ -46,7 +46,7 @@ def printable(name: Path | str) -> str:
 # %% ../nbs/machine_room/01_errors.ipynb #c33-858713x
 @contextmanager
 def kept_if_allowed(what: str, folder: Path, otherwise: str) -> Iterator[None]:
-    "Where a thing that only saves time cannot be written, say so and go on."
+    "Where a thing that only saves time cannot be written, print it and go on."
     try:
         yield
     except OSError as error:

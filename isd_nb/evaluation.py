@@ -112,7 +112,7 @@ def evaluate(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # 
              test: ImageSet,
              linear: bool = True,  # the linear layer takes longer than the neighbours
              **settings: Any,  # of `embed`
-             ) -> dict[str, dict[str, float]]:  # for each encoder: "nn", "20-nn" and, if asked, "linear", "linear_top5"
+             ) -> dict[str, dict[str, float]]:  # for each encoder: "nn", "20-nn" and, if `linear`, "linear", "linear_top5"
     "The protocols above, the same for every encoder."
     results = {}
     for name, encoder in encoders.items():

@@ -63,7 +63,7 @@ class FromRecipe:
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Method":  # the images it will be trained on
         "Build the method around this student."
-        raise NotImplementedError(f"{cls.__name__} must say how it is built from a recipe")
+        raise NotImplementedError(f"{cls.__name__} must define how it is built from a recipe")
 
     @classmethod
     def settings(cls, recipe: Any) -> dict[str, Any]:  # the method's options, changed by the recipe's
@@ -96,7 +96,7 @@ class Method(FromRecipe, nn.Module):
         return call_apart(self.get_submodule(part), inputs, buffers.setdefault(part, {}))
 
     def forward(self, *views: Any, **more: Any) -> Output:  # most take view_q and view_k, (B, C, H, W) each, float in [0, 1]
-        raise NotImplementedError(f"{type(self).__name__} must say how it compares two views")
+        raise NotImplementedError(f"{type(self).__name__} must define how it compares two views")
 
     def schedule(self, progress: float) -> None:  # share of training that is done, in [0, 1]
         "Called before every step; for whatever changes during training."
@@ -166,7 +166,7 @@ def width_of(student: nn.Module) -> int:
     "D, how wide a network's vectors are: its `out_dim`, or the outputs of its last linear layer."
     linear = [m.out_features for m in student.modules() if isinstance(m, nn.Linear)]
     if not hasattr(student, "out_dim") and not linear:
-        raise InputError("the student must say how wide its vectors are: give it an attribute `out_dim`")
+        raise InputError("the student must state how wide its vectors are: give it an attribute `out_dim`")
     return student.out_dim if hasattr(student, "out_dim") else linear[-1]
 
 # %% ../nbs/machine_room/17_method.ipynb #lf0e1d524e

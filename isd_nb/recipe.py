@@ -20,7 +20,7 @@ from .views import GENTLE, STRONG, ViewRecipe, WEAK
 # %% ../nbs/machine_room/31_recipes.ipynb #c06-41625b
 @dataclass(frozen=True)
 class Recipe:
-    "All settings of a run, in one look: images, networks, method, optimiser, run."
+    "All settings of a run in one value: images, networks, method, optimiser, run."
     name: str
 
     data: str = "digits"  # as `isd_nb.sources.door.load_sets` reads it
@@ -91,7 +91,7 @@ forms = {  # by annotation: what a value must be, and how to say so
 
 # %% ../nbs/machine_room/31_recipes.ipynb #c10-7f265e
 def coerce(kind: Any, value: Any, name: str) -> Any:
-    "The value as a field of this annotation holds it; an `InputError` says what would fit."
+    "The value as a field of this annotation holds it; an `InputError` states what would fit."
     if isinstance(kind, UnionType):  # with None
         if value is None:
             return None
@@ -186,7 +186,7 @@ def check_recipe(recipe: Recipe, images: int, processes: int = 1) -> None:
     "Raise an `InputError` for the first setting that cannot work with so many images and processes."
     check_settings(recipe)
     check_sizes(recipe, images, processes)
-    total_steps(recipe, images)  # says what is missing
+    total_steps(recipe, images)  # states what is missing
 
 # %% ../nbs/machine_room/31_recipes.ipynb #c26-1aa0e6
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

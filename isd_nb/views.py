@@ -81,7 +81,7 @@ class Views:
         return augment(images, params, self.size)
 
     def __call__(self, images: Tensor, generator: torch.Generator, part: tuple[int, int, int] | None = None) -> Tensor:
-        "New views (B, C, size, size); `part` = (start, stop, total) says which rows of a larger batch the images are."
+        "New views (B, C, size, size); `part` = (start, stop, total) gives the rows of a larger batch that the images are."
         start, stop, total = part or (0, len(images), len(images))
         if not 0 <= start <= stop <= total or stop - start != len(images):
             raise InputError(f"part is {part} for {len(images)} images; it must be (start, stop, total) "

@@ -292,7 +292,7 @@ def test_invp_refuses_walks_that_cannot_be(options: dict, words: str, images: Im
 
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda saved: saved["rows"][0].pop("low"), "a row has no number for low"),
-    (lambda saved: saved["question"]["images"][0].pop("fingerprint"), "does not say what its rows are about"),
+    (lambda saved: saved["question"]["images"][0].pop("fingerprint"), "does not state what its rows are about"),
 ])
 def test_saved_rows_that_lack_something_are_named(damage: Callable, words: str, run: Path) -> None:
     call(eval_command, run.parent, "run")

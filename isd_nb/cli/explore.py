@@ -84,7 +84,7 @@ Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or 
 # %% ../../nbs/machine_room/78_isd_explore.ipynb #c57-2c5c7f
 def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path,
                     html: Path | None) -> str:
-    "Write the explorer of weights without a run as one HTML file, and say so."
+    "Write the explorer of weights without a run as one HTML file, and print its name."
     if run is not None or data is None or html is None:
         raise InputError("weights are explored with --encoder SOURCE --data SPEC and --html FILE or --report FOLDER, without a run")
     path = Explorer(gallery_of_sources(sources, data, size, limit, root)).html(html)
@@ -92,7 +92,7 @@ def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, 
 
 
 def report(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path, folder: Path) -> str:
-    "Write the tables of a run or of weights without one, and say so."
+    "Write the tables of a run or of weights without one, and print their names."
     if (run is None) == (not sources) or (sources and data is None):
         raise InputError("--report is about a run, or about weights with --encoder SOURCE --data SPEC")
     recipe = None if run is None else read_recipe(run)

@@ -79,7 +79,7 @@ Backbone = Annotated[str | None, Option(help="tiny, small_resnet, resnet18, resn
 Init = Annotated[str | None, Option(help="start from given weights: a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 Epochs = Annotated[float | None, Option(help="passes over the images")]
 Steps = Annotated[int | None, Option(help="optimiser steps, instead of --epochs")]
-BatchSize = Annotated[int | None, Option(help="images a step, all processes together")]
+BatchSize = Annotated[int | None, Option(help="images per step, all processes together")]
 Seed = Annotated[int | None, Option(help="of weights, order and views")]
 Out = Annotated[Path | None, Option(help="run directory; by default the next free one in runs/")]
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]

@@ -109,7 +109,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
             device: Device = "auto", threads: Threads = None, processes: Processes = 0, workers: Workers = None, tracker: Tracker = None,
             root: Root = Path("data"), figures: Figures = True, supervised: Supervised = True, dry: DryRun = False,
             change: Change = None) -> None:
-    "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options say."
+    "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options state."
     with one_sentence("isd_train"):
         pick_device(device)
         data = with_given(data, labels, test, window)
@@ -141,7 +141,7 @@ def isd_train() -> None:
 
 # %% ../../nbs/machine_room/75_isd_train.ipynb #c57-684ce0
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
-    "When resuming, the recipe the run was begun with, unless the options say otherwise."
+    "When resuming, the recipe the run was begun with, unless the options differ."
     if not resume or not (out / "config.json").is_file():
         return chosen
     begun = read_recipe(out)

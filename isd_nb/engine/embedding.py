@@ -222,7 +222,7 @@ def write_parquet(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str
 
 # %% ../../nbs/machine_room/55_embedding.ipynb #n10-59s283a
 def need_arrow() -> tuple[Any, Any]:
-    "The library that writes Parquet, or a sentence that says how to get it."
+    "The library that writes Parquet, or a sentence with the command that installs it."
     with from_extra("parquet", "Parquet files need pyarrow", ".npy and .csv need nothing"):
         import pyarrow
         import pyarrow.parquet

@@ -250,7 +250,7 @@ def absent_images(spec: str,  # as `--data` names them
     there = Path(place).is_dir() if kind == "folder" else kind != "torchvision" or is_there(place, root)
     known = {name.lower(): size for name, size in known_sizes.items()}.get(spec.lower())
     if there or (kind == "folder" and known is None):
-        return None  # whoever reads a folder says that it is not there
+        return None  # the reader of a folder reports that it is not there
     what = f"{place} is not there" if kind == "folder" else f"torchvision's {place} is not in {root}"
     if known is None:
         raise InputError(f"{what}, and a dry run downloads nothing; run once without --dry-run, or use --data folder:PATH")

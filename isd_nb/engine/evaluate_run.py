@@ -32,7 +32,7 @@ from ..sources.door import Sets, identities, load_sets, same_sets
 def encoders_of(run: Path,
                 which: str = "both",  # "teacher", "student", or "both": all that the run holds
                 ) -> dict[str, nn.Module]:  # by name, the teacher first
-    "The encoders of a finished run; an `InputError` says what is wrong with its file."
+    "The encoders of a finished run; an `InputError` states what is wrong with its file."
     if not (run / "encoder.safetensors").is_file():
         hint = "; finish it with isd_train --resume" if (run / "config.json").is_file() else ": isd_train makes one"
         raise InputError(f"{run} holds no encoder.safetensors{hint}")
@@ -126,7 +126,7 @@ def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, comma
                        images=len(sets.bank), test_images=len(sets.to_score()[1]))
 
 
-def why_again(then: Mapping[str, Any] | None, sets: Sets) -> str:  # "" where there is nothing to say
+def why_again(then: Mapping[str, Any] | None, sets: Sets) -> str:  # "" where there is nothing to add
     "Why saved rows are not used."
     if then is not None and "images" not in then:
         return "the rows saved by an earlier version do not say which images they are of: computed again (the old ones stay in the file)"

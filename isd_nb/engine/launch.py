@@ -41,7 +41,7 @@ def warnings_as_notes(command: str) -> Iterator[None]:
 
 
 @contextmanager
-def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[None]:  # said when it was stopped
+def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[None]:  # printed when it was stopped
     "Print what went wrong in one sentence, without a stack trace, and exit."
     with warnings_as_notes(command):
         try:
@@ -75,7 +75,7 @@ def in_words(error: Exception) -> str:  # empty for a mistake of ours
 
 # %% ../../nbs/machine_room/52_launch.ipynb #c42-073672
 def process_count(asked: int, recipe: Recipe, device: str) -> int:
-    "How many processes to run in; 0 asks for what suits the machine."
+    "How many processes to run in; 0 chooses what suits the machine."
     if "RANK" in os.environ:  # torchrun or accelerate started this process, and others
         return 1
     parts, batch = recipe.batch_norm_splits, recipe.batch_size
@@ -91,7 +91,7 @@ def process_count(asked: int, recipe: Recipe, device: str) -> int:
 
 # %% ../../nbs/machine_room/52_launch.ipynb #c45-26ec19
 def free_port() -> int:
-    "A port of this machine that nobody listens on."
+    "A port of this machine that no program listens on."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -105,7 +105,7 @@ def places_of(count: int) -> list[dict[str, str]]:
 # %% ../../nbs/machine_room/52_launch.ipynb #c46-9b9f6fp1
 @dataclass
 class Companion:
-    "Another process of this command, and the file in which it says what went wrong."
+    "Another process of this command, and the file with what went wrong."
     process: subprocess.Popen
     log: Path | None = None
 
@@ -133,7 +133,7 @@ def start_companion(place: Mapping[str, str], options: Sequence[str], logs: Path
 # %% ../../nbs/machine_room/52_launch.ipynb #c48-da6f2c
 @contextmanager
 def companions(count: int, options: Sequence[str] = (),  # more options for their command line
-               logs: Path | None = None) -> Iterator[None]:  # the folder for what they say
+               logs: Path | None = None) -> Iterator[None]:  # the folder for what they print
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
     if count == 1:
         yield
@@ -145,7 +145,7 @@ def companions(count: int, options: Sequence[str] = (),  # more options for thei
         os.environ.update(first)
         try:
             yield
-        except RuntimeError:  # what torch.distributed raises when a companion does not answer
+        except RuntimeError:  # what torch.distributed raises when a companion does not respond
             if not lost(others, patience=5.0):
                 raise
             raise SystemExit(lost(others)) from None
@@ -159,7 +159,7 @@ def companions(count: int, options: Sequence[str] = (),  # more options for thei
 # %% ../../nbs/machine_room/52_launch.ipynb #lf8df1a4ca
 @contextmanager
 def folder_for(logs: Path | None) -> Iterator[None]:
-    "A folder for logs; what is empty at the end goes, and all of it where bad input ended the command: the first process says so."
+    "A folder for logs; what is empty at the end goes, and all of it where bad input ended the command: the first process prints it."
     if logs is None:
         yield
         return
@@ -190,7 +190,7 @@ def lost(others: Sequence[Companion], patience: float = 0.0) -> str:  # seconds 
 
 # %% ../../nbs/machine_room/52_launch.ipynb #c52-cd7b46
 def watch(others: Sequence[Companion], done: threading.Event, patience: float = 20.0) -> None:  # seconds
-    "End this process when a companion failed and this one waits for an answer that never comes."
+    "End this process when a companion failed and this one waits for a message that never comes."
     while not done.wait(0.5):
         if lost(others) and not done.wait(patience):
             print(lost(others), file=sys.stderr, flush=True)

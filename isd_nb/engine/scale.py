@@ -71,7 +71,7 @@ def try_backbone(backbone: nn.Module, shape: Sequence[int], dtype: torch.dtype) 
 # %% ../../nbs/machine_room/47_scale.ipynb #c29-76eb45
 def keep_freed_memory(most: int = 1 << 30,  # bytes; what is free beyond them goes back to the system as before
                       ) -> bool:  # whether the C library can: glibc (Linux)
-    "Let this process reuse the memory that one step frees for the next, instead of asking the system for clean pages."
+    "Let this process reuse the memory that one step frees for the next, instead of requesting clean pages from the system."
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt"):
         return False

@@ -56,7 +56,7 @@ class TrainState:
 
 # %% ../../nbs/machine_room/46_train_step.ipynb #c15-f6e40a
 def start_processes(device: str, tracker: str | None, out: Path | None) -> Any:  # accelerate.Accelerator
-    "Find the device and, where there are several processes, the others."
+    "Choose the device and, where there are several processes, the others."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import InitProcessGroupKwargs, patch_environment
@@ -65,7 +65,7 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     before = PartialState() if PartialState._shared_state else None
     if before and before.num_processes == 1 and (before.device.type, before.device.index or 0) != (place.type, place.index or 0):
         AcceleratorState._reset_state(reset_partial_state=True)  # a script may train on one device after another
-    torch.backends.cudnn.benchmark |= place.type == "cuda"  # all batches have one size: let it find the fastest convolutions
+    torch.backends.cudnn.benchmark |= place.type == "cuda"  # all batches have one size: let it choose the fastest convolutions
     if place.type == "cpu":
         keep_freed_memory()
     settings = [InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates

@@ -105,7 +105,7 @@ class RunLogger:
         try:
             with torch.compiler.set_stance("force_eager") if s.compiled else nullcontext():  # other batch sizes
                 row |= look(s, self.out, self.monitor, self.evaluate) if evaluated else {}
-        finally:  # the losses are kept, whatever the evaluation says
+        finally:  # the losses are kept, whatever the evaluation returns
             s.losses = []
             if s.accelerator.is_main_process:
                 self.rows.append(row)
@@ -132,7 +132,7 @@ def check_tracker(tracker: str | None) -> None:
 
 
 def start_tracker(session: TrainState, tracker: str | None, out: Path) -> None:
-    "Tell the tracker what is run."
+    "Pass the recipe to the tracker."
     if tracker is not None:
         settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe_to_json(session.recipe).items()}
         session.accelerator.init_trackers("isd_nb", settings, {"wandb": {"name": out.name, "dir": str(out)}})
@@ -172,7 +172,7 @@ def train(recipe: Recipe, images: ImageSet,
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
           found: Mapping[str, Any] | None = None,  # what was read, for the run's config.json
           ) -> Trained:
-    "Train a method by a recipe; raises `Stopped` after saving when a signal asks for it."
+    "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
     if first := session.accelerator.is_main_process:
@@ -253,7 +253,7 @@ def run_steps(session: TrainState, out: Path, log: RunLogger, came: list[int], s
 
 # %% ../../nbs/machine_room/49_training.ipynb #c48-b37f4f
 def agreed(session: TrainState, came: bool, due: bool, row_due: bool) -> tuple[bool, bool]:  # stop; save
-    "Whether any process was asked to stop, and whether the first wants to save; several ask each other at rows and every 20 steps."
+    "Whether any process was asked to stop, and whether the first wants to save; several compare at rows and every 20 steps."
     s = session.accelerator
     if s.num_processes == 1:
         return came, due
@@ -283,7 +283,7 @@ def saved_first(session: TrainState, out: Path) -> Iterator[None]:
     except Diverged:
         raise
     except Exception:
-        with suppress(OSError):  # a full disk is what is told already
+        with suppress(OSError):  # a full disk is reported already
             save_session(session, out)
         raise
 

@@ -129,7 +129,7 @@ def measures(gallery: Gallery, stack: Callable[[Mapping[CheckpointKey, Any]], np
 
 # %% ../../nbs/machine_room/70_explorer.ipynb #c24-343fab
 def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | bytes]]:  # header, arrays
-    "All that the page is told at once, whoever answers its questions later."
+    "All that the page gets at once; requests follow later."
     images, encoders, steps = gallery.images, gallery.encoders, gallery.steps
     labels = images.labels is not None
     def stack(values: Mapping[CheckpointKey, Any]) -> np.ndarray:
@@ -275,7 +275,7 @@ def widget_class() -> type["AnyWidget"]:
 def with_features(gallery: Gallery,
                   budget: int = 40 << 20,  # bytes; if all steps need more, only the last step's are taken along
                   ) -> tuple[dict[str, Any], dict[str, np.ndarray | bytes]]:  # header, arrays
-    "What `describe` says, with all that the page needs to answer by itself."
+    "What `describe` returns, with all that the page needs without a kernel."
     header, arrays = describe(gallery)
     small = sum(2 * f.size for f in gallery.features.values()) <= budget
     steps = gallery.steps if small else gallery.steps[-1:]

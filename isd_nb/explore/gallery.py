@@ -168,7 +168,7 @@ def read_cache(folder: Path, key: str) -> dict[str, dict[CheckpointKey, np.ndarr
 
 # %% ../../nbs/machine_room/67_gallery.ipynb #n23-93434c
 def encoder_at(path: Path, name: str) -> FrozenEncoder:
-    "One encoder of a file; an `InputError` says what is wrong with it."
+    "One encoder of a file; an `InputError` states what is wrong with it."
     try:
         return load_encoder(path, name)
     except (OSError, ValueError) as error:

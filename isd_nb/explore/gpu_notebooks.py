@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c06-8eafdc
 def is_toy() -> bool:
-    "Whether to run at toy size: without a GPU, or as the environment variable ISD_NB_TOY says (1 or 0)."
+    "Whether to run at toy size: without a GPU, or as the environment variable ISD_NB_TOY states (1 or 0)."
     return os.environ.get("ISD_NB_TOY", "0" if torch.cuda.is_available() else "1") != "0"
 
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c07-efdc55
@@ -83,7 +83,7 @@ def hours(plan: RunPlan,
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c21-56a41c
 def cost_table(recipe: Recipe, images: int, teraflops: float, processes: Sequence[int] = (1, 8)) -> str:
     "Steps, memory, disk and expected hours for some numbers of GPUs, as text."
-    lines = [f"{'GPUs':>5}{'images a step':>15}{'steps':>11}{'memory each':>13}{'checkpoint':>12}{'expected':>14}"]
+    lines = [f"{'GPUs':>5}{'batch':>15}{'steps':>11}{'memory each':>13}{'checkpoint':>12}{'expected':>14}"]
     for count in processes:
         plan = plan_run(recipe, images, processes=count, images_per_second=1)
         time = duration(3600 * hours(plan, teraflops * count))

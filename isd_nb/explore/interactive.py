@@ -61,7 +61,7 @@ class InteractiveFigure:
             widget.observe(self._redraw, names="value")
 
     def values(self) -> dict[str, Any]:
-        "What the controls say at the moment."
+        "The values of the controls at the moment."
         return {name: widget.value for name, widget in self.controls.items()}
 
     def png(self) -> bytes:

@@ -37,7 +37,7 @@ def need_umap() -> None:
 
 
 def umap_class() -> type:
-    "UMAP, whose compiled functions are kept for the next process; an `InputError` says how to install it."
+    "UMAP, whose compiled functions are kept for the next process; an `InputError` states how to install it."
     with from_extra("explore", "the map needs umap-learn"):
         import umap
     keep_compiled("umap", "pynndescent")
@@ -73,7 +73,7 @@ def exact_neighbours(features: Tensor,  # (N, F)
 
 # %% ../../nbs/machine_room/66_umap.ipynb #c06-53bdec
 def layout(features: Tensor | ArrayLike,  # (N, F)
-           neighbours: int = 15,  # how far UMAP looks around each point
+           neighbours: int = 15,  # how many neighbours UMAP uses of each point
            seed: int = 0,
            start: np.ndarray | None = None,  # (N, 2) places to start from; the result is turned to fit them
            ) -> np.ndarray:  # float32 (N, 2)
@@ -88,7 +88,7 @@ def layout(features: Tensor | ArrayLike,  # (N, F)
     init = start if start is not None else "spectral" if len(features) > 30 else "random"
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fixed seed turns off its threads, and it says so every time
+        warnings.simplefilter("ignore")  # a fixed seed turns off its threads, with a warning every time
         mapper = UMAP(n_neighbors=count, metric="cosine", random_state=seed, init=init,
                       n_epochs=None if start is None else 200, **exact_neighbours(features, count))
         places = mapper.fit_transform(features.cpu().numpy()).astype(np.float32)
@@ -104,7 +104,7 @@ def turn_to_fit(places: np.ndarray, target: np.ndarray) -> np.ndarray:  # (N, 2)
 
 # %% ../../nbs/machine_room/66_umap.ipynb #c10-a7852a
 palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D1F")  # Okabe and Ito (2008)
-markers = "os^DvPX"  # shapes of points, so that more classes than colours can be told apart
+markers = "os^DvPX"  # shapes of points, so that more classes than colours can be distinguished
 
 
 def draw_map(ax: "Axes", places: np.ndarray, images: ImageSet, names: bool = True, size: float = 14) -> None:

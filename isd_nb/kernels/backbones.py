@@ -44,7 +44,7 @@ class BackboneConfig:
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c72622575
 def closest(name: str, known: Iterable[str]) -> str:
-    "Say which names are known and which of them is closest to `name`."
+    "State which names are known and which of them is closest to `name`."
     known = list(known)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

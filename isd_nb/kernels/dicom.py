@@ -43,7 +43,7 @@ def parse_window(text: str) -> Edges:
 
 # %% ../../nbs/machine_room/11_dicom.ipynb #dc08-m1
 def need_pydicom() -> Any:
-    "The library, or a sentence that says how to get it."
+    "The library, or a sentence with the command that installs it."
     with from_extra("dicom", "DICOM files need pydicom"):
         import pydicom
         import pydicom.pixels
@@ -76,7 +76,7 @@ def first(value: Any) -> float:
 
 
 def windowed(values: np.ndarray, data: Any) -> np.ndarray | None:  # uint8 (H, W); None: the file has no window
-    "Seen as the file's tags say."
+    "Seen as the file's tags state."
     function = str(data.get("VOILUTFunction") or "LINEAR").upper()
     if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
         center, width = first(data.WindowCenter), first(data.WindowWidth)
@@ -93,8 +93,8 @@ def windowed(values: np.ndarray, data: Any) -> np.ndarray | None:  # uint8 (H, W
 
 # %% ../../nbs/machine_room/11_dicom.ipynb #dc10-m1
 def read_dicom(source: Path | str | BinaryIO,
-               window: Edges | None = None,  # what is black and white; None: as the file's tags say
-               ) -> Image.Image:  # mode "L" or "RGB"; "F", with its values, where nothing says what is black and white
+               window: Edges | None = None,  # what is black and white; None: as the file's tags state
+               ) -> Image.Image:  # mode "L" or "RGB"; "F", with its values, where no tag states what is black and white
     "The image in a DICOM file."
     pydicom = need_pydicom()
     try:

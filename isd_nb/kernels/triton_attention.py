@@ -167,7 +167,7 @@ def pick(readers: Mapping[str, Reader],  # the first is the one to fall back on
             times |= {} if trouble else {name: clock(readers[name], scaled, anchors)}
         except OutOfResources:  # the tile is too large for this chip
             continue
-        except Exception as error:  # whatever a compiler may say; not KeyboardInterrupt
+        except Exception as error:  # whatever a compiler may raise; not KeyboardInterrupt
             trouble = f"{type(error).__name__}: {error}".partition("\n")[0]
         if trouble:
             warnings.warn(f"{name} is left out on {scaled.device} ({trouble})", stacklevel=2)

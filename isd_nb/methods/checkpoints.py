@@ -131,7 +131,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
                     mean: list[float] | None = None,  # of every channel; None: ImageNet's, or what timm states for its network
                     std: list[float] | None = None,
                     ) -> FrozenEncoder:
-    "Read somebody else's checkpoint: each tensor of the backbone finds its partner, or is named."
+    "Read a checkpoint of other code: each tensor of the backbone is paired, or named."
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")

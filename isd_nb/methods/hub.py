@@ -17,14 +17,14 @@ file_name = "encoder.safetensors"  # of the weights in a repository of the Hub
 
 
 def need_hub() -> Any:
-    "The library, or a sentence that says how to get it."
+    "The library, or a sentence with the command that installs it."
     with from_extra("hub", "the Hub needs huggingface_hub"):
         import huggingface_hub
     return huggingface_hub
 
 
 def check_name(name: str) -> str:
-    "OWNER/NAME, or a sentence that says so."
+    "OWNER/NAME, or a sentence on what is wrong."
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"a model of the Hub is OWNER/NAME, not {name!r}")
     return name

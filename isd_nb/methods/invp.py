@@ -70,7 +70,7 @@ class NeighbourBank(MemoryBank):
 
     @torch.no_grad()
     def connect(self, indices: Tensor, friends: Tensor) -> None:  # (B,) without repeats, (B, k)
-        "Write down who is near these images now; with several processes, near those of all."
+        "Store which images are near these now; with several processes, near those of all."
         self.graph.index_copy_(0, gather_keys(indices), gather_keys(friends))
 
 # %% ../../nbs/2_relatives/10_invp.ipynb #c24-98939b
@@ -106,7 +106,7 @@ class WithNeighbours(WithBank):
 
     @torch.no_grad()
     def update(self, output: Output) -> None:
-        "Move the rows of these images, and write down who is near them now."
+        "Move the rows of these images, and store which images are near them now."
         super().update(output)
         self.bank.connect(output.extra["indices"], output.extra["friends"])
 
@@ -124,7 +124,7 @@ class InvP(WithNeighbours):
         self.bank = NeighbourBank(images, student.out_dim, self.chosen["bank_momentum"], self.chosen["neighbours"])
 
     def schedule(self, progress: float) -> None:
-        "Neighbours count only after a while: at first they are nobody's friends."
+        "Neighbours count only after a while: at first no image has any."
         self.propagating = progress >= self.chosen["begin"]
 
     def forward(self, view: Tensor, indices: Tensor) -> Output:  # (B, C, H, W) float in [0, 1], (B,)

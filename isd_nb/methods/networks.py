@@ -61,7 +61,7 @@ class Network(nn.Module):
 
 # %% ../../nbs/machine_room/35_networks.ipynb #n09-d4f1c6
 def need_timm() -> Any:
-    "The library, or a sentence that says how to get it."
+    "The library, or a sentence with the command that installs it."
     with from_extra("timm", "networks of timm need it installed"):
         import timm
     return timm

@@ -89,7 +89,7 @@ class PieceHead(nn.Module):
 
 # %% ../../nbs/2_relatives/09_pirl.ipynb #c24-0c8139
 class WithBank(Method):
-    "A method that compares with a memory bank of all training images, and so asks which images it is shown."
+    "A method that compares with a memory bank of all training images, and so needs the numbers of the images it is shown."
     needs = ("indices",)
     bank: MemoryBank
 

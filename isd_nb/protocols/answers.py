@@ -42,7 +42,7 @@ def rows_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(rows := values.get("rows"), list) or not all(isinstance(r, dict) for r in rows):
         raise InputError(f"{path} holds no rows of results; mend it, or delete it to compute them again")
     if not isinstance(question := values.get("question"), dict) or not all_identities(question.get("images", [])):
-        raise InputError(f"{path} does not say what its rows are about; mend it, or delete it to compute them again")
+        raise InputError(f"{path} does not state what its rows are about; mend it, or delete it to compute them again")
     return values
 
 # %% ../../nbs/machine_room/43_answers.ipynb #c06-3a5958p1
@@ -91,7 +91,7 @@ class ResultCache:
         self.values = dict(question=question, version=__version__, machine=machine(), **made,
                            **({"before": older} if older else {}), rows=self.rows)
 
-    def row(self, key: Mapping[str, Any],  # what tells this row from the others
+    def row(self, key: Mapping[str, Any],  # what distinguishes this row from the others
             compute: Callable[[], Mapping[str, Any]],  # its other columns
             ) -> dict[str, Any]:
         "The row of this key: from the file, or computed and written."
@@ -151,7 +151,7 @@ class EvalConfig:
 # %% ../../nbs/machine_room/43_answers.ipynb #c19-7cde00
 @dataclass(eq=False)
 class EvalTarget:
-    "An encoder, and the images it is asked about."
+    "An encoder, and the images it is evaluated on."
     encoder: nn.Module
     train: ImageSet
     test: ImageSet
@@ -185,7 +185,7 @@ def reading_of(recipe: Recipe, question: EvalConfig) -> dict[str, Any]:  # nothi
 # %% ../../nbs/machine_room/43_answers.ipynb #tg1-m2
 @dataclass(eq=False)
 class Together:
-    "Encoders that are asked about the same images, one after the other: these are read once for all, or once for as many as memory holds."
+    "Encoders that are evaluated on the same images, one after the other: these are read once for all, or once for as many as memory holds."
     encoders: Mapping[str, nn.Module]  # by name, in the order in which they are asked
     train: ImageSet
     test: ImageSet

@@ -205,7 +205,7 @@ def fit_classifier(encoder: Encoder,  # stays as it is
                    progress: bool = False,  # show a bar
                    save_every: float = 60.0,  # seconds between checkpoints
                    ) -> Classifier:  # in evaluation mode
-    "Train a linear layer, and with a `backbone_rate` the backbone too; raises `Stopped` after saving when a signal asks."
+    "Train a linear layer, and with a `backbone_rate` the backbone too; raises `Stopped` after saving when a signal arrives."
     device = torch.device(device or encoder.mean.device)
     labels = check_labels(torch.empty(len(images), 1), images.labels, "training")
     features = embed(encoder, images, device=device)
@@ -239,7 +239,7 @@ def finetune(encoder: Encoder, train: ImageSet, test: ImageSet,
 
 # %% ../../nbs/machine_room/42_fine_tuning.ipynb #c36-f7f1a9
 def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tuning, **settings: Any) -> Score:
-    "Train a classifier and ask it about the test images."
+    "Train a classifier and apply it to the test images."
     for images, name in ((train, "training"), (test, "test")):
         check_labels(torch.empty(len(images), 1), images.labels, name)
     truth = test.known_labels()
@@ -253,7 +253,7 @@ def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB
     "The same images for a backbone with this many channels."
     if images.shape[0] == channels:
         return images
-    if images.images is None:  # files are decoded into what `shape` says
+    if images.images is None:  # files are decoded into what `shape` states
         return replace(images, shape=(channels, *images.shape[1:]))
     if channels == 3:
         return replace(images, images=images.images.expand(-1, 3, -1, -1))

@@ -64,7 +64,7 @@ class Monitor:
 def warn_of_collapse(rows: Sequence[Mapping[str, float]],  # of `metrics.csv`
                      share: float = 0.1,  # of the spread of the first row
                      ) -> None:
-    "Say so in one sentence when the last row is the first in which the features have collapsed."
+    "Print one sentence when the last row is the first in which the features have collapsed."
     spreads = [row["spread"] for row in rows if "spread" in row]
     gone = [spread < share * spreads[0] for spread in spreads]
     if rows and "spread" in rows[-1] and gone[-1] and sum(gone) == 1:

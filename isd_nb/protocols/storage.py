@@ -27,7 +27,7 @@ from ..errors import InputError
 # %% ../../nbs/machine_room/40_storage.ipynb #lf2efbcb34
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    "Where `path` cannot be written, say so in one sentence, whatever a library raises for it."
+    "Where `path` cannot be written, raise one sentence, whatever a library raises for it."
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
 
 # %% ../../nbs/machine_room/40_storage.ipynb #c07-4f9161
 def check_whole(path: Path) -> None:
-    "Raise where the sums that `torch.save` writes do not fit: PyTorch itself does not look at them."
+    "Raise where the sums that `torch.save` writes do not fit: PyTorch itself does not check them."
     with zipfile.ZipFile(path) as parts:
         if (part := parts.testzip()) is not None:
             raise zipfile.BadZipFile(f"{part} is not what was written")
@@ -115,7 +115,7 @@ def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until
         came.append(number)
     try:
         old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread: signals belong to another thread
         old = {}
     try:
         yield came
@@ -125,7 +125,7 @@ def stop_signals() -> Iterator[list[int]]:  # the signals that came, empty until
 
 # %% ../../nbs/machine_room/40_storage.ipynb #c39-07bc4a
 class CheckpointTimer:
-    "Says when the next checkpoint is due: `every` so many seconds, and at most a twentieth of the time."
+    "Whether the next checkpoint is due: `every` so many seconds, and at most a twentieth of the time."
 
     def __init__(self, every: float) -> None:  # seconds; 0: always
         self.every, self.last, self.took = every, time.monotonic(), 0.0

@@ -132,7 +132,7 @@ def typical_side(spec: str,  # as `--data` names images
     sides = []
     try:
         for path in islice(iter_image_files(Path(parse_folder(place).path).expanduser()), sample):
-            with suppress(Exception), open_stored(path) as image:  # damaged: whoever reads the folder says so
+            with suppress(Exception), open_stored(path) as image:  # damaged: the reader of the folder reports it
                 sides.append(min(image.size))
     except OSError:
         return None

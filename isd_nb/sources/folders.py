@@ -143,14 +143,14 @@ def class_folders(folder: Path, most: int | None = None) -> list[Path]:  # sorte
 # %% ../../nbs/machine_room/19_folders.ipynb #c32-711052
 @dataclass(frozen=True)
 class Survey:
-    "What the headers of some files say."
+    "What the headers of some files state."
     sizes: tuple[tuple[int, int], ...]  # (width, height), smallest and largest
     modes: Counter[str]  # Pillow's, and how many files have them
     values: dict[str, tuple[float, float]]  # by kind of number: the range in files of more than 8 bits
     coloured: bool
     oddities: Counter[str] = field(default_factory=Counter)  # what is not read as it is, and in how many files
 
-    def levels(self, white: float | None = None) -> Levels | None:  # white: as the user says; None: from the values
+    def levels(self, white: float | None = None) -> Levels | None:  # white: as the user states; None: from the values
         "What is black and white in the deeper files of the set; `None` where there are none."
         if white is not None:
             return dict.fromkeys(("whole", "real"), (0, white))
@@ -193,7 +193,7 @@ def header_of(path: Path, levels: Levels | None = None) -> Header | None:  # Non
             grey = deep or (image.mode in ("L", "1") and "transparency" not in image.info)
             mode = "DICOM through a window" if is_dicom(path) and not deep else image.mode
             return exif_transpose(image).size, mode, not grey, between, odd
-    except Exception:  # whoever decodes it will say why
+    except Exception:  # the decoder will raise the reason
         return None
 
 # %% ../../nbs/machine_room/19_folders.ipynb #su1-le2811

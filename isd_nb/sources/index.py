@@ -150,7 +150,7 @@ def annotated_folder(folder: Path,  # holds the table, and images at any depth
                      classes: Sequence[str],  # of the training images
                      cache: Path | str | None = "data/index",
                      ) -> FolderIndex:
-    "The images of Tiny-ImageNet's `val`, sorted by class as its table says."
+    "The images of Tiny-ImageNet's `val`, sorted by class as its table states."
     index, table = index_folder(folder, cache), dict[bytes, str]()
     for line in read_bytes(folder / table_name).decode(errors="surrogateescape").splitlines():
         name, _, rest = line.partition("\t")

@@ -138,12 +138,12 @@ class FolderPlan:
     test_rows: np.ndarray | None = None  # sorted, which rows of `train` are held out
     beside: Mapping[str, FolderIndex] = field(default_factory=dict)  # what could be tested on, and is not
     table: Path | None = None  # where labels come from, if not from folders
-    window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each says
+    window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each states
     most: int = 20_000  # files of more than 8 bits that are looked at for the range of their values
 
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
-        "What the headers say; where there are more than 8 bits, of all files up to `most`."
+        "What the headers state; where there are more than 8 bits, of all files up to `most`."
         parts = [index.files for index in (self.train, self.test) if index is not None]
         found = [survey(files, levels=self.given_levels()) for files in parts]
         if any(seen.values for seen in found):
@@ -190,7 +190,7 @@ def plan_folder(path: Path | str,
                 labels: Path | str | None = None,  # a table of files and labels
                 test: str | None = None,  # the folder to test on, inside the path or anywhere
                 ) -> FolderPlan:
-    "Find out what is in a folder or an archive."
+    "Detect what is in a folder or an archive."
     path = readable_folder(Path(path).expanduser())
     layout = layout_with(path, test) if test else find_layout(path)
     without = layout.tests[0].resolve() if test and layout.tests[0].resolve().is_relative_to(layout.train.resolve()) else None
@@ -251,7 +251,7 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
 
 # %% ../../nbs/machine_room/21_layout.ipynb #ly18-le28-s
 def part_(images: ImageSet, test_rows: np.ndarray) -> tuple[ImageSet, ImageSet]:  # (train, test)
-    "Split a set that nobody else has: the test images are copied, the others moved together in place."
+    "Split a set that no other code holds: the test images are copied, the others moved together in place."
     kept = images.paths.rows if isinstance(images.paths, FileList) else None  # without those that could not be read
     rows = np.arange(len(images)) if kept is None else kept
     tested = np.isin(rows, test_rows)
@@ -290,7 +290,7 @@ def read_shown(plan: FolderPlan, size: int, most: int, memory: int = 4 << 30, wh
 # %% ../../nbs/machine_room/21_layout.ipynb #ly20-le28
 def read_indexed(path: Path | str, size: int, cache: Path | str | None = "data/index", memory: int = 4 << 30,
                  white: float | None = None) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
-    "Read a folder, listing it only when it has changed; a note says how files of more than 8 bits are scaled."
+    "Read a folder, listing it only when it has changed; a note states how files of more than 8 bits are scaled."
     plan = plan_folder(path, cache)
     if notes := level_notes(plan.levels(white), white):
         warnings.warn(f"{printable(path)}: {notes}", stacklevel=2)

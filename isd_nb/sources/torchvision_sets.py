@@ -75,7 +75,7 @@ def arguments(factory: Callable) -> set[str]:
 
 # %% ../../nbs/machine_room/23_torchvision_sets.ipynb #c12-4646a8
 def split_options(factory: Callable, name: str, root: Path | str, train: bool) -> dict[str, Any] | None:
-    "How to ask a torchvision set for a split; `None` for the test split of a set that has none."
+    "The arguments with which a torchvision set returns a split; `None` for the test split of a set that has none."
     taken, split = arguments(factory), split_names.get(name, ("train", "test"))[0 if train else 1]
     choice = {k: v for k, v in dict(train=train, split=split, version=split).items() if k in taken}
     return {k: v for k, v in dict(root=root, download=True).items() if k in taken} | choice if train or choice else None

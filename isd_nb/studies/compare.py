@@ -76,7 +76,7 @@ def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | No
         raise InputError(f'{path} must hold {{"method": {{"setting": value}}}}')
     for name in found:
         if name not in methods and ":" not in name:
-            raise InputError(f"{path} speaks of a method {name!r}: {suggest(name, methods)}")
+            raise InputError(f"{path} names a method {name!r}: {suggest(name, methods)}")
     return {name: parted(entry) for name, entry in found.items()}
 
 # %% ../../nbs/machine_room/62_compare.ipynb #c12-30bc92
@@ -263,7 +263,7 @@ def start_some(waiting: list[Task], running: list[tuple[Task, Any]], failed: dic
 
 # %% ../../nbs/machine_room/62_compare.ipynb #c34-d10a32
 def end_some(running: list[tuple[Task, Any]], failed: dict[str, str], tell: Callable) -> None:
-    "Take out what has ended, and say how."
+    "Take out what has ended, and return how."
     for task, process in [pair for pair in running if pair[1].poll() is not None]:
         running.remove((task, process))
         if process.returncode:
@@ -320,7 +320,7 @@ def compare(base: Recipe,
             names: Sequence[str],
             seeds: Sequence[int],
             out: Path,
-            budget: int | None = None,  # images seen; None: as many as the recipe says
+            budget: int | None = None,  # images seen; None: as many as the recipe states
             settings: Path | None = None,  # a file, see `read_settings`
             jobs: int = 1,
             device: str = "auto", root: Path | str = "data",

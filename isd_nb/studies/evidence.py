@@ -47,7 +47,7 @@ class Paired:
         return f"{a} and {b} cannot be told apart: {self.mean * scale:+.1f} {unit} on average ({interval})."
 
 # %% ../../nbs/machine_room/63_evidence.ipynb #c10-7a11b3
-def paired(a: Sequence[float], b: Sequence[float]) -> Paired:  # one value a seed, in the same order
+def paired(a: Sequence[float], b: Sequence[float]) -> Paired:  # one value per seed, in the same order
     "Compare two methods over seeds."
     if len(a) != len(b):
         raise InputError(f"paired results need the same seeds on both sides, not {len(a)} and {len(b)}")
@@ -142,7 +142,7 @@ def result_name(claim: str, recipe: str = "digits") -> str:
 
 # %% ../../nbs/machine_room/63_evidence.ipynb #c23-783e0f
 def read_result(claim: str, recipe: str = "digits", folder: Path | str = "../../results/claims") -> dict[str, Any] | None:
-    "A saved result, and one printed line about how it was made; None, and a line that says so, where there is none."
+    "A saved result, and one printed line about how it was made; None, and a printed line, where there is none."
     return read_saved(Path(folder) / f"{result_name(claim, recipe)}.json",
                       f"python -m isd_nb.studies.{claim} --recipe {recipe}")
 

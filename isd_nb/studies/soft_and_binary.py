@@ -86,9 +86,9 @@ def watch(place: Path, bank: ImageSet, queries: ImageSet, temperature: float) ->
 
 # %% ../../nbs/3_claims/02_soft_and_binary.ipynb #c30-d33da6
 def measure(study: Study, temperatures: Sequence[float] = temperatures) -> ResultCache:
-    "ISD at every temperature, and MoCo; a row a seed."
+    "ISD at every temperature, and MoCo; one row per seed."
     bank, test = study.images()
-    known, queries = subsample_evenly(bank, 10_000), subsample_evenly(test, 2_000)  # ten looks must not cost more than the training
+    known, queries = subsample_evenly(bank, 10_000), subsample_evenly(test, 2_000)  # ten measurements must not cost more than the training
     ledger = ledger_of(study, temperatures=temperatures)
     kinds = [("isd", t) for t in temperatures] + [("moco_v2", study.recipe.teacher_temperature)]
     for seed in study.seeds:

@@ -17,7 +17,7 @@ from ..recipe import learning_rate, recipe_from_json, total_steps
 
 # %% ../../nbs/3_claims/01_teacher_and_student.ipynb #c07-4d5d1c
 def read_curves(path: Path | str) -> dict[str, Any] | None:
-    "The result of `isd_compare`; None, and a line that says so, where there is none."
+    "The result of `isd_compare`; None, and a printed line, where there is none."
     return read_saved(Path(path), f"isd_compare --recipe {Path(path).stem} --seeds 0,1,2")
 
 
