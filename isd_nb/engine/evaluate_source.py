@@ -67,6 +67,7 @@ def evaluate_source(source: Source,
     "Evaluate weights on labelled images; rows that are in its file already are not computed again."
     if data is None:
         raise InputError("weights without a run do not say which images to evaluate on: name them with --data, e.g. folder:PATH")
+    pick_device(device)  # refused before anything is read
     question = EvalConfig(protocol, data, **settings)
     encoder, size, channels, name = as_encoder(source, size)
     if protocol == "finetune" and not isinstance(encoder, FrozenEncoder):
