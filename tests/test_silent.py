@@ -48,8 +48,8 @@ def classes(*splits: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "pair",
-    ["seg_train/seg_train seg_test/seg_test", "train_images test_images", "train2017 val2017", "trainData testData", "01_train 02_test",
-     "Cars-Training cars_testing", "train-set valid-set"],
+    ["seg_train/seg_train seg_test/seg_test", "train_images test_images", "train2017 val2017", "trainData testData",
+     "01_train 02_test", "Cars-Training cars_testing", "train-set valid-set"],
 )  # fmt: skip
 def test_a_pair_of_names_is_a_split(pair: str, tmp_path: Path) -> None:
     sets = read(tmp_path, write(tmp_path / "set", *classes(*pair.split())))
@@ -90,7 +90,7 @@ NAMES = [f"{i:02}.png" for i in range(10)]
 LINES = [f"{name},{'dog' if i % 2 else 'cat'}" for i, name in enumerate(NAMES)]
 TABLES: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("\n".join(LINES).encode("utf-16"), "of 2 classes"),
-    "quotes after blanks": (("file, label\n" + "\n".join(LINES).replace(",", ', "').replace("\n", '"\n') + '"').encode(), "of 2 classes"),
+    "quotes after blanks": ("\n".join(line.replace(",", ', "') + '"' for line in LINES).encode(), "of 2 classes"),
     "more columns": (("file,label,split\n" + ",train\n".join(LINES) + ",test").encode(), "not read: split"),
     "another name": (("file,width\n" + "\n".join(LINES)).encode(), "(its column width)"),
     "case": ("\n".join(LINES).replace("dog", "Cat", 2).encode(), "spelling only: Cat and cat"),
@@ -119,7 +119,7 @@ def test_a_quotation_mark_does_not_swallow_lines(marks: str, tmp_path: Path) -> 
 def test_a_table_cannot_test_on_what_was_never_trained(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", *(f"train/{n}" for n in NAMES), *(f"test/t{n}" for n in NAMES))
     (tmp_path / "labels.csv").write_text("\n".join([*LINES, *(f"t{name},fish" for name in NAMES)]))
-    assert "that the training images lack: fish" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
+    assert "the training images lack: fish" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
 
 
 def test_a_tar_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -132,13 +132,15 @@ def test_a_tar_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
         ends = [member.offset for member in archive.getmembers()][4:]
     damaged = bytearray(train)
     damaged[ends[2] + 148] ^= 1  # in a header's sum
-    for data, words in ((train + test, "a second tar"), (train[:ends[1]], "cut off"), (train[:ends[1] + 99], "damaged"), (damaged, "damaged")):
+    cases = {"a second tar": train + test, "cut off": train[: ends[1]], "is damaged": train[: ends[1] + 99]}
+    cases["damaged after"] = bytes(damaged)
+    for words, data in cases.items():
         (tmp_path / "odd.tar").write_bytes(data)
         assert words in refusal(read, tmp_path, tmp_path / "odd.tar")
     assert len(read(tmp_path, tmp_path / "train.tar").train) == 8
 
 
-def png_of_16_bits(values: np.ndarray) -> bytes:  # (H, W, 3)
+def deep_png(values: np.ndarray) -> bytes:  # (H, W, 3)
     "Pillow reads such files and does not write them."
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -164,8 +166,8 @@ PICTURES: dict[str, tuple[str, Callable[[Path, np.ndarray], object], str]] = {
     "white on nothing": ("png", white_sprite, "every pixel of every image is 255"),
     "animated": ("gif", frames, "10 of 10 files hold several pictures"),
     "pages": ("tif", frames, "10 of 10 files hold several pictures"),
-    "16 bits of colour": ("png", lambda p, v: p.write_bytes(png_of_16_bits(v.astype(int) * 257)), "the upper 8 are read"),
-    "12 of 16 bits of colour": ("png", lambda p, v: p.write_bytes(png_of_16_bits(v.astype(int) * 16)), "reach 15 of 255 only"),
+    "16 bits of colour": ("png", lambda p, v: p.write_bytes(deep_png(v.astype(int) * 257)), "the upper 8 are read"),
+    "12 of 16 bits of colour": ("png", lambda p, v: p.write_bytes(deep_png(v.astype(int) * 16)), "reach 15 of 255"),
     "numbers of classes": ("png", lambda p, v: Image.fromarray(v[..., 0] // 64).save(p), "lie between 0 and 3 of 255"),
 }  # fmt: skip
 
@@ -183,11 +185,11 @@ def test_what_pixels_hold_is_said(case: str, tmp_path: Path) -> None:
     assert words in said
 
 
-def tiff(values: np.ndarray, photometric: int, kind: int) -> bytes:  # (H, W); 0: white is zero; kind 1: unsigned, 2: signed
+def tiff(values: np.ndarray, photometric: int, kind: int) -> bytes:  # (H, W); 0: white is zero; 1 unsigned, 2 signed
     "A grey TIFF with tags that Pillow does not write."
     height, width, data = *values.shape, values.tobytes()
-    tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric), (273, 134), (277, 1), (278, height),
-            (279, len(data)), (339, kind)]
+    tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric), (273, 134), (277, 1),
+            (278, height), (279, len(data)), (339, kind)]
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(134, b"\0") + data
 
@@ -213,18 +215,24 @@ def test_rows_by_anything_that_numbers_them() -> None:
 
 def test_numbers_that_are_no_classes() -> None:
     features, labels = torch.eye(4), np.arange(4) + 2**40
-    for call_ in (lambda: ImageSet(pixels(0, 4, 1, 2, 2), labels), lambda: knn_accuracy(features, labels, features, labels, k=1),
-                  lambda: linear_accuracy(features, labels, features, labels)):
-        assert "number the classes anew" in refusal(call_)
+    assert "number the classes anew" in refusal(ImageSet, pixels(0, 4, 1, 2, 2), labels)
+    for accuracy in (knn_accuracy, linear_accuracy):
+        assert "number the classes anew" in refusal(accuracy, features, labels, features, labels)
 
 
 @pytest.mark.parametrize("given", [np.eye(3, dtype=np.float32), [[1.0, 0.0, 0.0]], torch.eye(3, dtype=torch.int64)])
 def test_vectors_are_tensors(given: object) -> None:
     other = torch.eye(3)
     for loss in (soft_label_loss, streaming_soft_label_loss):
-        assert "must be a tensor" in refusal(loss, given, other, other) and "must be a tensor" in refusal(loss, other, given, other)
-    assert "must be a tensor" in refusal(soft_labels, other, given) and "temperature" in refusal(soft_labels, other, other, "a")
-    assert "keys must be" in refusal(AnchorQueue(4, 3).enqueue, given) and "a size and a dim" in refusal(AnchorQueue, 4.0, 3)
+        assert "must be a tensor" in refusal(loss, given, other, other)
+        assert "must be a tensor" in refusal(loss, other, given, other)
+    assert "must be a tensor" in refusal(soft_labels, other, given)
+    assert "keys must be" in refusal(AnchorQueue(4, 3).enqueue, given)
+
+
+def test_settings_are_numbers() -> None:
+    assert "temperature" in refusal(soft_labels, torch.eye(3), torch.eye(3), "a")
+    assert "a size and a dim" in refusal(AnchorQueue, 4.0, 3)
 
 
 def test_items_of_a_data_set_are_what_they_seem() -> None:
@@ -238,7 +246,7 @@ def test_items_of_a_data_set_are_what_they_seem() -> None:
 
 def test_a_resumed_run_names_its_own_images(small: Path, tmp_path: Path) -> None:
     open_run(tmp_path / "run", replace(recipes["digits"], data="folder:small"), resume=False)
-    said = call(isd_train, tmp_path, "--out", "run", "--resume", "--set", "student_temperature=-1")  # refused, but after that line
+    said = call(isd_train, tmp_path, "--out", "run", "--resume", "--set", "student_temperature=-1")  # refused later
     assert said.returncode == 2 and "images of about 20 pixels" in said.stdout
     (tmp_path / "else").mkdir()
     moved = call(isd_train, tmp_path / "else", "--out", "../run", "--resume", "--processes", "1")

@@ -37,7 +37,7 @@ class Sets:
             return "No class has two images, so nothing is held out to test on, and there is no accuracy"
         if len(self.bank.labels.unique()) < 2:
             return "All images are of one class, so no accuracy"
-        if len(self.test.labels.unique()) < 2:
+        if len(self.test.known_labels().unique()) < 2:
             return "All images to test on are of one class, so no accuracy"
         return ""
 
@@ -93,7 +93,8 @@ def pixel_notes(train: ImageSet, test: ImageSet | None,
     "What the pixels of sets in memory show that headers do not; images that show nothing at all are refused."
     if train.images is None or not len(train):
         return []
-    pixels = subsample_evenly(train, most).images.flatten(2)  # (N, C, H * W)
+    rows = torch.linspace(0, len(train) - 1, min(len(train), most)).long()
+    pixels = train.images[rows].flatten(2)  # (N, C, H * W)
     low, high = int(pixels.min()), int(pixels.max())
     if low == high or (deep and high < 128):
         why = f"every pixel of every image is {low}" if low == high else f"of 16 bits a channel, the upper 8 reach {high} of 255 only"

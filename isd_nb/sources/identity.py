@@ -125,6 +125,7 @@ def shared_images(train: ImageSet, test: ImageSet) -> int:  # 0, too, for sets t
         return 0
     sums = summed(train.images), summed(test.images)
     rows = [np.flatnonzero(np.isin(own, other)).tolist() for own, other in (sums, sums[::-1])]
-    digests, tested = ([blake2b(part.images[i].numpy().tobytes()).digest() for i in some] for part, some in zip((train, test), rows))
+    digests, tested = ([blake2b(pixels[i].numpy().tobytes()).digest() for i in some]
+                       for pixels, some in zip((train.images, test.images), rows))
     known = set(digests)
     return sum(digest in known for digest in tested)
