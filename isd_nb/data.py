@@ -254,7 +254,7 @@ def exif_transpose(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 # %% ../nbs/machine_room/15_images.ipynb #c18-53789a
-raster_formats = (  # that Pillow reads by itself; EPS would start another program, WMF and HDF5 ask for one
+raster_formats = (  # that Pillow reads by itself; EPS would start another program, WMF and HDF5 need one
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "ICNS", "CUR", "DIB", "DDS", "PCX", "DCX",
     "PSD", "SGI", "SUN", "XBM", "XPM", "QOI", "MSP", "BLP", "IM", "PIXAR", "FITS", "MPO")
 

@@ -80,7 +80,7 @@ def all_instances(kind: type | UnionType, *values: Any) -> bool:
     return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 # %% ../nbs/machine_room/31_recipes.ipynb #c09-5bf45d
-forms = {  # by annotation: what a value must be, and how to say so
+forms = {  # by annotation: what a value must be, in words
     bool: (lambda v: isinstance(v, bool), "true or false"), int: (lambda v: all_instances(int, v), "a whole number"),
     float: (lambda v: all_instances(int | float, v), "a number"),
     str: (lambda v: all_instances(str, v), "a text"),

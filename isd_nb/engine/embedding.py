@@ -172,7 +172,7 @@ def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch
     try:
         for other in others:
             other.start()
-        while True:  # first who is running, then who has failed: whoever ends in between is seen the next time
+        while True:  # first which are running, then which have failed: one that ends in between is seen the next time
             running = [other.sentinel for other in others if other.is_alive()]
             if failed := [other.exitcode for other in others if other.exitcode]:
                 raise InputError(failures.get() if not failures.empty() else f"a process that computes features has ended with exit code {failed[0]}; "

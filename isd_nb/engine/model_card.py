@@ -106,7 +106,7 @@ def json_names(run: Path) -> list[str]:
 
 # %% ../../nbs/machine_room/54_model_card.ipynb #c21-ab29e6
 def write_model_card(run: Path | str, licence: str = "apache-2.0") -> Path:  # README.md beside encoder.safetensors
-    "Write a run's model card where model hubs look for it."
+    "Write a run's model card where model hubs expect it."
     path = Path(run) / "README.md"
     path.write_text(model_card(run, licence))
     return path

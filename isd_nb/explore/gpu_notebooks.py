@@ -41,7 +41,7 @@ def toy_recipe(recipe: Recipe) -> Recipe:
 
 # %% ../../nbs/machine_room/71_gpu_notebooks.ipynb #c08-906a2d
 def settle(name: str, method: str = "isd", seed: int = 0, toy: bool = False, **changes: Any) -> Recipe:
-    "The recipe of this name with a method, a seed and other changes; as a toy if asked."
+    "The recipe of this name with a method, a seed and other changes; as a toy if `toy`."
     recipe = replace(with_method(find_recipe(name), method), seed=seed, **changes)
     return toy_recipe(recipe) if toy else recipe
 

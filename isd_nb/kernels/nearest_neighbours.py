@@ -151,7 +151,7 @@ def score_again(queries: Tensor, keys: Tensor, columns: Tensor) -> Tensor:  # (B
 # %% ../../nbs/machine_room/07_nearest_neighbours.ipynb #c27-d881e3
 def coarse_search(bank: Tensor, queries: Tensor, k: int,  # (N, F) of any length, unit (M, F)
                   block: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:  # values, rows (M, k), bool (M,)
-    "The nearest by coarse scores and a second look, and for which queries this is proven to be right."
+    "The nearest by coarse scores and a second comparison, and for which queries this is proven to be right."
     values, rows = queries.new_full((len(queries), k), -torch.inf), queries.new_zeros(len(queries), k, dtype=torch.long)
     limit = queries.new_full((len(queries),), -torch.inf, dtype=torch.float64)
     memory = queries.new_empty(min(block[0], len(queries)) * min(block[1], len(bank)), dtype=torch.bfloat16)
@@ -180,7 +180,7 @@ def proven_search(bank: Tensor, queries: Tensor, k: int, block: tuple[int, int])
 
 # %% ../../nbs/machine_room/07_nearest_neighbours.ipynb #c32-215ab4
 def coarse_pays(bank: Tensor, queries: Tensor, k: int, block: tuple[int, int]) -> bool:
-    "Whether products in bfloat16 save more time than the second look takes."
+    "Whether products in bfloat16 save more time than the second comparison takes."
     on_cpu = queries.device.type == "cpu"
     return on_cpu and len(queries) >= 1024 and min(len(bank), block[1]) >= 256 * (2 * k + 24) and has_bfloat16("cpu")
 

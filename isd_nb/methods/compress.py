@@ -58,7 +58,7 @@ class TwoQueues(Method):
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:
-        "One view: both networks look at the same."
+        "One view: both networks see the same."
         return super().views(recipe)[:1]
 
     def __init__(self, student: Encoder, guide: FrozenEncoder, queue_size: int) -> None:

@@ -57,7 +57,7 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
 
 # %% ../../nbs/machine_room/43_answers.ipynb #c08-bea1f5
 def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
-    "The rows of a file, if it is there and answers this question."
+    "The rows of a file, if it is there and belongs to this question."
     values = rows_file(path) if path.is_file() else {}
     return values["rows"] if values.get("question") == question else []
 
@@ -76,7 +76,7 @@ protocol_version = 2  # of the scores; 1: linear layers were standardised withou
 
 
 class ResultCache:
-    "A JSON file of rows that all answer one question; each is computed once."
+    "A JSON file of rows that all belong to one question; each is computed once."
 
     def __init__(self, path: Path | str,
                  question: Mapping[str, Any],  # all that the rows depend on; rows of another question are replaced
@@ -186,7 +186,7 @@ def reading_of(recipe: Recipe, question: EvalConfig) -> dict[str, Any]:  # nothi
 @dataclass(eq=False)
 class Together:
     "Encoders that are evaluated on the same images, one after the other: these are read once for all, or once for as many as memory holds."
-    encoders: Mapping[str, nn.Module]  # by name, in the order in which they are asked
+    encoders: Mapping[str, nn.Module]  # by name, in the order in which they are evaluated
     train: ImageSet
     test: ImageSet
     device: torch.device

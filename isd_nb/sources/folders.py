@@ -201,7 +201,7 @@ def survey(paths: Sequence[Path],
            most: int = 1000,  # files to open, evenly spaced
            levels: Levels | None = None,  # what is known of them: the window of DICOM files
            ) -> Survey:
-    "Look at the headers of files."
+    "Read the headers of files."
     rows = range(len(paths)) if len(paths) <= most else np.linspace(0, len(paths) - 1, most).astype(int).tolist()
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")

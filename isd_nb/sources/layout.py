@@ -139,7 +139,7 @@ class FolderPlan:
     beside: Mapping[str, FolderIndex] = field(default_factory=dict)  # what could be tested on, and is not
     table: Path | None = None  # where labels come from, if not from folders
     window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each states
-    most: int = 20_000  # files of more than 8 bits that are looked at for the range of their values
+    most: int = 20_000  # files of more than 8 bits that are opened for the range of their values
 
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
