@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
     features = forward_features  # its name in earlier versions
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #cf766c1ec
+# %% ../nbs/machine_room/40_encoder_files.ipynb #cf766c1ec
 import json
 import os
 from collections.abc import Mapping
@@ -83,7 +83,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #c45fcd39f
+# %% ../nbs/machine_room/40_encoder_files.ipynb #c45fcd39f
 class FrozenEncoder(Encoder):
     "A trained backbone for use: float32 features, no parameter that learns, always in evaluation mode."
     config: BackboneConfig
@@ -97,7 +97,7 @@ class FrozenEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> float32 (B, F)
         return self.forward_features(images).float()
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #cd532259d
+# %% ../nbs/machine_room/40_encoder_files.ipynb #cd532259d
 def save_encoder(path: Path | str,  # the file; it is replaced in one step
                  encoders: Mapping[str, Encoder],  # by name, e.g. "teacher" and "student"; projectors are left out
                  config: BackboneConfig,  # of their backbones
@@ -119,7 +119,7 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #c2876ee3a
+# %% ../nbs/machine_room/40_encoder_files.ipynb #c2876ee3a
 def bare_encoder(config: BackboneConfig) -> FrozenEncoder:
     "An encoder of the right shape without memory for its values."
     with torch.device("meta"):
@@ -137,7 +137,7 @@ def check_partners(state: Mapping[str, Tensor], encoder: nn.Module, where: str) 
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{where} does not match its config: {'; '.join(wrong[:3])}{more}")
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #c2876ee3ap1
+# %% ../nbs/machine_room/40_encoder_files.ipynb #c2876ee3ap1
 def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> FrozenEncoder:
     "A frozen encoder from the header and tensors of a file."
     config = BackboneConfig(**header["config"])
@@ -148,7 +148,7 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #c30b4f2e6
+# %% ../nbs/machine_room/40_encoder_files.ipynb #c30b4f2e6
 def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:
     "What this package wrote about the file, if it did; the names of all tensors; and those that begin with `prefix`."
     try:
@@ -159,7 +159,7 @@ def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, li
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
-# %% ../nbs/machine_room/38_encoder_files.ipynb #c31a869d7
+# %% ../nbs/machine_room/40_encoder_files.ipynb #c31a869d7
 def load_encoder(path: Path | str,  # a run's directory, its file, a checkpoint of other code, or shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME
                  which: str = "teacher",  # the name it was saved under
                  ) -> FrozenEncoder:  # frozen, on the CPU: images (B, C, H, W) float in [0, 1] -> float32 (B, F)
