@@ -13,15 +13,15 @@ OUT/NAME-SEED.json and is not repeated.
 """
 
 import json
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiment import (
-    RESULTS, about, chosen_encoder, describe, entry_recipe, found, hold_out, keep, read_options, scores_of, trained
+    RESULTS, chosen_encoder, describe, entry_recipe, hold_out, read_options, run_once, scores_of, trained
 )
 from health import health
 from isd_nb.engine.launch import one_sentence
@@ -141,12 +141,7 @@ def one(out: Path, name: str, seed: int, images: int) -> None:
     asked = dict(
         variant=name, seed=seed, budget=images, data=f"digits(seed={200 + seed})", changes=changes, method=method
     )
-    if found(path, asked) is None:
-        started = time.monotonic()
-        keep(path, done := asked | run(name, seed, images) | about("ablations"))
-        best = done["scores"][chosen_encoder(done["scores"])]
-        said = f"20-NN {best['knn20']:.3f} linear {best['linear']:.3f} ({time.monotonic() - started:.0f} s)"
-        print(f"{name:<28} seed {seed}: {said}", flush=True)
+    run_once(path, asked, partial(run, name, seed, images), "ablations", f"{name:<28} seed {seed}")
 
 
 def main() -> None:

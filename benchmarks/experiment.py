@@ -178,6 +178,20 @@ def found(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     return values
 
 
+def run_once(
+    path: Path, asked: Mapping[str, Any], run: Callable[[], Mapping[str, Any]], script: str, title: str
+) -> None:
+    "Unless its result is there: run, keep the result beside what was asked, and print its accuracy."
+    if found(path, asked) is not None:
+        return
+    started = time.monotonic()
+    keep(path, done := {**asked, **run(), **about(script)})
+    scores = done["scores"]
+    best = scores["pixels"] if "pixels" in scores else scores[chosen_encoder(scores)]
+    said = f"20-NN {best['knn20']:.3f} linear {best['linear']:.3f} ({time.monotonic() - started:.0f} s)"
+    print(f"{title}: {said}", flush=True)
+
+
 def describe(recipe: Recipe) -> dict[str, Any]:
     "A recipe as JSON holds it, without what only names the run."
     return {k: v for k, v in recipe_to_json(recipe).items() if k not in ("name", "evaluations")}

@@ -11,14 +11,14 @@ chosen by these runs. Each run is a file OUT/STEP-SEED.json and is not repeated.
 """
 
 import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiment import (
-    RESULTS, about, chosen_encoder, describe, entry_recipe, found, hold_out, keep, read_options, scores_of, trained
+    RESULTS, chosen_encoder, describe, entry_recipe, hold_out, read_options, run_once, scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.sources.digits import digits
@@ -67,15 +67,11 @@ def main() -> None:
         return
     for seed in given.seeds:
         for step in given.steps:
-            path, (_, method, changes) = given.out / f"{step}-{seed}.json", STEPS[step]
+            _, method, changes = STEPS[step]
             asked = dict(step=step, seed=seed, budget=given.images, method=method, changes=changes)
-            if found(path, asked | dict(data=f"digits(seed={200 + seed})")) is None:
-                started = time.monotonic()
-                done = asked | dict(data=f"digits(seed={200 + seed})") | run(step, seed, given.images)
-                keep(path, done | about("ladder"))
-                best = done["scores"][chosen_encoder(done["scores"])]
-                said = f"20-NN {best['knn20']:.3f} linear {best['linear']:.3f} ({time.monotonic() - started:.0f} s)"
-                print(f"{step:<16} seed {seed}: {said}", flush=True)
+            asked |= dict(data=f"digits(seed={200 + seed})")
+            path = given.out / f"{step}-{seed}.json"
+            run_once(path, asked, partial(run, step, seed, given.images), "ladder", f"{step:<16} seed {seed}")
 
 
 if __name__ == "__main__":

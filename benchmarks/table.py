@@ -22,8 +22,8 @@ Each run is a file OUT/METHOD-SPLIT.json and is not repeated.
 
 import argparse
 import json
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ import torch
 from torch import nn
 
 from experiment import (
-    RESULTS, about, check_names, chosen_encoder, describe, entry_recipe, evenly, found, hold_out, keep,
-    method_of, scores_of, trained
+    RESULTS, check_names, chosen_encoder, describe, entry_recipe, evenly, hold_out, method_of, run_once,
+    scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.data import ImageSet
@@ -195,16 +195,8 @@ def main() -> None:
             data = f"digits(seed={split})" if given.data == "digits" else given.data
             path, asked = out / f"{entry}-{split}.json", dict(entry=entry, split=split, data=data)
             asked |= {} if entry == "baselines" else dict(budget=given.images, seed=split)
-            if found(path, asked) is None:
-                started = time.monotonic()
-                done = asked | run(entry, split, given.images, given.recipe, given.data) | notes | about("table")
-                keep(path, done)
-                best = done["scores"]["pixels" if entry == "baselines" else chosen_encoder(done["scores"])]
-                print(
-                    f"{entry:<14} split {split}: 20-NN {best['knn20']:.3f} linear {best['linear']:.3f} "
-                    f"({time.monotonic() - started:.0f} s)",
-                    flush=True,
-                )
+            train_it = partial(run, entry, split, given.images, given.recipe, given.data)
+            run_once(path, asked | notes, train_it, "table", f"{entry:<14} split {split}")
 
 
 if __name__ == "__main__":

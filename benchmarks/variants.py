@@ -213,12 +213,10 @@ class InBatch(ISD):
         return Output(F.cross_entropy(logits, torch.arange(len(queries))), keys, buffers)
 
 
-class InBatchOwnKeys(InBatch):
+class InBatchOwnKeys(InBatch, BothLearn):
     "The same with keys of the student itself, without a gradient."
 
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        "Queries and keys of the student, (B, D) each."
-        queries = self.call("predictor", self.call("student", view_q, buffers), buffers)
-        with torch.no_grad():
-            keys = self.call("student", view_k, buffers)
-        return F.normalize(at_least_float32(queries), dim=1), F.normalize(at_least_float32(keys), dim=1)
+        "Queries and keys of the student, (B, D) each; the gradient stops at the keys."
+        queries, keys = super().compare(view_q, view_k, buffers)
+        return queries, keys.detach()

@@ -252,6 +252,18 @@ def check_ending(out: Path) -> None:
     if out.suffix == ".parquet":
         need_arrow()
 
+# %% ../../nbs/machine_room/57_embedding.ipynb #n12-all
+Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
+
+
+def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: Then | None) -> None:  # float32 (N, F)
+    "What needs all features at once: tables, and whatever else is made of them."
+    vectors, rows = torch.from_numpy(features), [*described(sets)]
+    if report:
+        write_report(report, vectors, rows)
+    if then:
+        then(vectors, rows, sets)
+
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-9f33cc
 def embed_to_file(source: Source,  # see `load_encoder`; or a function from images to features
                   data: str,  # as `load_images` reads it
@@ -263,7 +275,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   show: bool = False,
                   report: Path | str | None = None,  # a folder for the tables of `isd_nb.engine.report`; holds all features in memory
                   processes: int = 1,  # that share the images
-                  then: Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object] | None = None,  # what else is made of features (N, F), rows and images
+                  then: Then | None = None,  # what else is made of features (N, F), rows and images
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out = Path(out)
@@ -284,11 +296,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
         else:
             shares = [share for i in range(processes) if (share := waiting[i::processes])]
             compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
-    if report or then:  # these need all features at once
-        features, rows = torch.from_numpy(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width)), [*described(sets)]
-        if report:
-            write_report(report, features, rows)
-        if then:
-            then(features, rows, sets)
+    if report or then:
+        use_all(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width), sets, report, then)
     put_together(out, work.folder, sets, width)
     return count, width

@@ -98,7 +98,7 @@ def of_zip(file: Path, add: Adding) -> None:
                 kind = "" if info.flag_bits & 1 else kinds.get(info.compress_type, "")
                 add(info.filename, None if link else Member(info.header_offset, info.compress_size, info.file_size, kind, info.CRC))
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar05-ld28p1p1
 def of_tar(file: Path, add: Adding) -> None:
     "The headers of an uncompressed tar, one after the other."
     with tarfile.open(file, "r:") as archive:
@@ -108,7 +108,7 @@ def of_tar(file: Path, add: Adding) -> None:
                 add(info.name, Member(info.offset_data, info.size, info.size, "plain") if plain else None)
         check_end(file, archive.offset)
 
-
+# %% ../../nbs/machine_room/10_archives.ipynb #ar05-ld28p1p2
 def check_end(file: Path, start: int) -> None:  # start: where the header was sought that was the last
     "A tar ends in blocks of zeros; Python stops without a word where it is cut off, damaged, or followed by another tar."
     with file.open("rb") as rest:

@@ -105,6 +105,15 @@ def pixel_notes(train: ImageSet, test: ImageSet | None,
             *([f"pixels of training images lie between {low} and {high} of 255: is that all of their range?"] if high - low < 64 else []),
             *([f"{both:,} of the {len(test or ()):,} images to test on are training images, too"] if both else [])]
 
+# %% ../../nbs/machine_room/30_one_door.ipynb #c14-folder
+def sets_of_folder(spec: str, plan: FolderPlan, size: int, stored_size: int | None, memory: int, white: float | None, resized: int | None) -> Sets:
+    "The images of a folder; settings as in `load_sets`."
+    train, test = read_plan(plan, stored_size or size, memory, white, None if stored_size else resized)
+    bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white, resized or stored_size)
+    found = what_was_found(plan, spec, white)
+    deep = any(seen and seen.oddities["deep"] for seen in plan.surveys)
+    return Sets(train, bank, test, replace(found, notes=(*found.notes, *pixel_notes(bank, test, deep))))
+
 # %% ../../nbs/machine_room/30_one_door.ipynb #c14-5f890e
 def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH), "torchvision:NAME" or "packed:PATH"
               size: int,  # height and width of the images that are evaluated, in pixels
@@ -118,12 +127,7 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
     check_pixels(spec, size, stored_size)
     kind, place = kind_of(spec)
     if kind == "folder":
-        plan = plan_of(place, root, white)
-        train, test = read_plan(plan, stored_size or size, memory, white, None if stored_size else resized)
-        bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white, resized or stored_size)
-        found = what_was_found(plan, spec, white)
-        deep = any(seen and seen.oddities["deep"] for seen in plan.surveys)
-        return Sets(train, bank, test, replace(found, notes=(*found.notes, *pixel_notes(bank, test, deep))))
+        return sets_of_folder(spec, plan_of(place, root, white), size, stored_size, memory, white, resized)
     if kind == "packed":
         train, bank, test = read_packed(place, size, stored_size)
         return Sets(train, bank, test, words(spec, train, test, f"packed from {packed_about(place)['data']}"))
