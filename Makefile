@@ -44,7 +44,7 @@ test: .venv/ready
 tests: types
 	$(BIN)/ruff check isd_nb tests benchmarks book course examples
 	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg PYTHONWARNINGS='$(TENSORS)' $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile tests  # one more: many tests wait
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder tests  # one more: many tests wait
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
 browser:

@@ -41,6 +41,8 @@ CASES: dict[str, Variant] = {
     "simsiam": ("simsiam", {"predictor": [128]}),
     "simsiam-no_predictor": ("variants:PlainSimSiam", {"predictor": [128]}),
     "simsiam-no_stop_gradient": ("variants:OpenSimSiam", {"predictor": [128]}),
+    "swav": ("swav", {}),
+    "swav-clusters_of_any_size": ("swav", {"options": {"rounds": 0}}),  # codes by a plain softmax
 }
 
 
