@@ -23,7 +23,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
+from PIL import Image
 from common import about
 from step import PlainStep, TwoViews, blurred
 from threads import neighbours
@@ -148,17 +151,36 @@ def tuned(recipe: Recipe, images: ImageSet) -> Contestant:
     return Contestant(advance, teacher)
 
 
+class WideCrop:
+    """torchvision's RandomResizedCrop for crops that may be larger than the image; it then lies in them, on black."""
+
+    def __init__(self, size: int, views: ViewRecipe) -> None:
+        self.size, self.scale = size, views.crop_scale
+        self.ratio = tuple(math.log(r) for r in views.crop_ratio)
+
+    def box(self, wide: int, high: int) -> tuple[int, int]:  # height and width, at the tenth trial as they come
+        for _ in range(10):
+            area, ratio = random.uniform(*self.scale) * wide * high, math.exp(random.uniform(*self.ratio))
+            box = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+            longest = max(1.0, self.scale[1]) ** 0.5
+            if box[0] <= high * longest and box[1] <= wide * longest:
+                break
+        return box
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        wide, high = picture.size
+        box = self.box(wide, high)
+        top, left = (random.randint(*sorted((0, room))) for room in (high - box[0], wide - box[1]))
+        return tv.functional.resized_crop(picture, top, left, *box, [self.size, self.size], antialias=True)
+
+
 def plain_views(views: ViewRecipe, size: int, channels: int, mean: Tensor, std: Tensor) -> tv.Compose:
-    """The recipe's views in torchvision's words, for one PIL image; crops may reach into a black margin."""
-    reach = max(1.0, views.crop_scale[1])
-    margin = int(-(-size * (reach**0.5 - 1) // 2))
-    padded = (size + 2 * margin) ** 2 / size**2
-    scale = tuple(s / padded for s in views.crop_scale)
+    """The recipe's views in torchvision's words, for one PIL image, in the order of ours."""
     colour = (views.brightness, views.contrast, *([views.saturation, views.hue] if channels == 3 else []))
+    crop = tv.RandomResizedCrop(size, views.crop_scale, views.crop_ratio, antialias=True)
     return tv.Compose([
+        WideCrop(size, views) if views.crop_scale[1] > 1 else crop,
         *([tv.RandomRotation(views.rotation, tv.InterpolationMode.BILINEAR)] if views.rotation else []),
-        *([tv.Pad(margin)] if margin else []),
-        tv.RandomResizedCrop(size, scale, views.crop_ratio, antialias=True),
         tv.RandomApply([tv.ColorJitter(*colour)], views.jitter),
         *([tv.RandomGrayscale(views.grey)] if views.grey and channels == 3 else []),
         *([tv.RandomApply([tv.Lambda(blurred)], views.blur)] if views.blur else []),
