@@ -33,7 +33,7 @@ CASES: dict[str, Variant] = {
     "teacher_is_student": ("isd", {"momentum": [0.0, 0.0]}),
     "gradient_through_keys": ("variants:BothLearn", {}),
     "no_batch_norm_in_heads": ("variants:NoNormInHeads", {}),
-    "no_batch_norm": ("variants:NoNorm", {}),
+    "no_batch_norm": ("variants:NoNormInHeads", {"backbone": "variants:tiny_without_norm"}),
     "queue_of_one_batch": ("isd", {"queue_size": 256}),
     "same_temperature-teacher_is_student": ("isd", {"teacher_temperature": "student", "momentum": [0.0, 0.0]}),
     "byol_asym": ("byol_asym", {"predictor": [128]}),

@@ -17,7 +17,7 @@ from isd_nb.methods.moco_v2 import contrastive_loss
 from isd_nb.methods.simclr import SimCLR
 from isd_nb.methods.simsiam import SimSiam
 from isd_nb.data import ImageSet
-from isd_nb.encoders import Encoder, mlp
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, mlp
 from isd_nb.isd import ISD
 from isd_nb.method import Output
 from isd_nb.kernels.attention import at_least_float32
@@ -129,15 +129,9 @@ class NoNormInHeads(ISD):
         return method
 
 
-class NoNorm(ISD):
-    "ISD without any batch norm."
-
-    @classmethod
-    def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "NoNorm":
-        "Build from a recipe."
-        method = super().from_recipe(without_batch_norm(student), recipe, images)
-        without_batch_norm(method.predictor)
-        return method
+def tiny_without_norm(channels: int, width: int = 16) -> nn.Module:
+    "The five-layer net without any batch norm: with `NoNormInHeads`, ISD without any."
+    return without_batch_norm(build_backbone(BackboneConfig("tiny", channels, width)))
 
 
 class BothLearn(ISD):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FolderSpec', 'parse_folder', 'with_given', 'absolute', 'readable_folder', 'read_table', 'table_notes', 'class_notes',
-           'label_lists', 'labelled']
+           'below', 'label_lists', 'labelled']
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl02-ld28
 import csv
@@ -201,9 +201,14 @@ def names_in(index: FolderIndex, top: Path) -> list[str]:
     return [f"{front.removeprefix('./')}{os.fsdecode(index.files.name(i))}" for i in range(len(index.files))]
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl11-ld28
+def below(name: str, top: Path) -> str:
+    "An absolute path inside the folder as its path from there; other names as they are."
+    return os.path.relpath(name, top) if os.path.isabs(name) and Path(name).is_relative_to(top) else name
+
+
 def label_lists(table_path: Path | str, indices: Sequence[FolderIndex], top: Path) -> list[FolderIndex]:
     "Lists of files with the labels of a table; a list that it never names keeps its own. All share one numbering of classes."
-    table, where = read_table(table_path), printable(Path(table_path).name)
+    table, where = {below(name, top): label for name, label in read_table(table_path).items()}, printable(Path(table_path).name)
     names = [names_in(index, top) for index in indices]
     matched, used = match(table, [name for part in names for name in part], where)
     if missing := [name for name in table if name not in used]:
