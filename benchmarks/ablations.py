@@ -15,6 +15,7 @@ OUT/NAME-SEED.json and is not repeated.
 import json
 from collections.abc import Mapping
 from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def variant_recipe(variant: Variant, images: int, seed: int, evaluations: int = 
     "The chosen recipe with the changes of a variant."
     method, changes = variant
     settings = {k: v for k, v in final_settings().items() if not k.startswith("options.")} | changes
-    return entry_recipe(method, base_of("digits"), images, settings, seed, evaluations)
+    network = {k: settings.pop(k) for k in ("backbone",) if k in settings}  # no setting of a method's own
+    return replace(entry_recipe(method, base_of("digits"), images, settings, seed, evaluations), **network)
 
 
 def same_as_recipe(variant: Variant, images: int) -> bool:
