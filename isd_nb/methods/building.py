@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['methods', 'find_method', 'with_method', 'image_statistics', 'backbone_config', 'check_method', 'check_option',
-           'shapes_of', 'check_unchanged', 'build_method', 'pick_precision', 'read_sets', 'decays', 'make_optimizer']
+           'shapes_of', 'check_unchanged', 'build_method', 'pick_precision', 'read_sets', 'eager', 'decays',
+           'make_optimizer']
 
 # %% ../../nbs/machine_room/34_building.ipynb #c03-8cd772
 import importlib
+import inspect
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,14 @@ def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank
     sets = load_sets(recipe.data, recipe.image_size, recipe.stored_size, root, white=recipe.white)
     return replace(sets, train=sets.bank) if "labels" in find_method(recipe.method).needs else sets
 
+# %% ../../nbs/machine_room/34_building.ipynb #op2-ea
+@cache
+def eager(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    "The same optimiser without its wrappers for `torch.compile`, whose first call imports the compiler."
+    names = "add_param_group", "zero_grad", "state_dict", "load_state_dict"
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
 # %% ../../nbs/machine_room/34_building.ipynb #c21-921660
 def decays(name: str, value: Tensor) -> bool:  # a parameter of any shape
     "Whether weight decay holds for a parameter: for matrices and kernels, not for vectors, whatever axes of 1 they have, nor for tables of positions."
@@ -167,15 +178,15 @@ def make_optimizer(recipe: Recipe, method: nn.Module,
     "Over what learns; weight decay as `decays` has it, but for `sgd_plain`, the ISD authors' way: for everything."
     learns = {name: p for name, p in method.named_parameters() if p.requires_grad}
     if recipe.optimizer == "sgd_plain":
-        return torch.optim.SGD(list(learns.values()), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True)
+        return eager(torch.optim.SGD)(list(learns.values()), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, foreach=True)
     decayed = {name for name, p in learns.items() if (p.ndim > 1 if tables else decays(name, p))}
     groups = [dict(params=[p for name, p in learns.items() if name in decayed], weight_decay=recipe.weight_decay),
               dict(params=[p for name, p in learns.items() if name not in decayed], weight_decay=0.0)]
     if recipe.optimizer == "lars":
         return lars(groups, recipe.learning_rate)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.learning_rate, foreach=True)
-    return torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, nesterov=True, foreach=True)
+        return eager(torch.optim.AdamW)(groups, recipe.learning_rate, foreach=True)
+    return eager(torch.optim.SGD)(groups, recipe.learning_rate, momentum=0.9, nesterov=True, foreach=True)
 
 # %% ../../nbs/machine_room/34_building.ipynb #la2-m2
 def lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:

@@ -26,7 +26,7 @@ from ..errors import InputError, suggest
 from ..kernels.devices import to_device
 from ..encoders import Encoder
 from ..evaluation import LinearClassifier, Score, check_labels, embed, score
-from ..methods.building import pick_precision
+from ..methods.building import eager, pick_precision
 from .storage import Stopped, load_checkpoint, save_checkpoint, stop_signals
 from ..sources.batches import EpochSampler, decoders, read_batches, seeded
 from ..views import ViewRecipe, Views
@@ -128,7 +128,7 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
     groups = [dict(params=classifier.head.parameters(), lr=tuning.head_rate)]
     if classifier.learns:
         groups.append(dict(params=classifier.encoder.parameters(), lr=tuning.backbone_rate))
-    return torch.optim.SGD(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
+    return eager(torch.optim.SGD)(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
 # %% ../../nbs/machine_room/44_fine_tuning.ipynb #c21-c216a2
 def labelled_batches(images: ImageSet, plan: EpochSampler, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:  # rows, bytes
