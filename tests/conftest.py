@@ -1,5 +1,6 @@
 """What the tests share: commands run as a user would, and small image folders."""
 import io
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from isd_nb.cli.train import isd_train as train_command
 from launching import Launched
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has it, too: what is compared bit for bit has one number of
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # threads, in this process and those that tests start
 TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set", "width=4", "--set", "evaluations=3",
         "--set", "projector=[8]", "--set", "predictor=[8]", "--device", "cpu"]
 
