@@ -21,9 +21,11 @@ TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set"
 
 
 # The files that take longest, so that no worker begins one of them when the others have nothing left.
-LONG = ("test_compare", "test_training_scale", "test_browser", "test_processes", "test_gpu_notebooks", "test_companions",
-        "test_day_that_goes_wrong", "test_networks", "test_benchmarks", "test_command_line", "test_evaluation", "test_silent",
-        "test_data_in_the_wild", "test_checkpoints", "test_site", "test_methods")
+LONG = (
+    "test_compare", "test_training_scale", "test_browser", "test_processes", "test_gpu_notebooks", "test_companions",
+    "test_day_that_goes_wrong", "test_networks", "test_benchmarks", "test_command_line", "test_evaluation",
+    "test_silent", "test_data_in_the_wild", "test_checkpoints", "test_site", "test_methods",
+)
 SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixture `small`, made in a moment
 
 
