@@ -1,4 +1,5 @@
 """The benchmarks' scripts at toy size: that they run and save what the page on benchmarks reads, not their speed."""
+import argparse
 import importlib
 import json
 import subprocess
@@ -77,10 +78,13 @@ def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
         race.earlier_runs(tmp_path / "race.json", dict(steps=20))
 
 
-def test_a_contestant_that_ends_is_named(tmp_path):
-    command = [sys.executable, FOLDER / "step.py", *SMALL, "--network", "tinny", "--processes", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode and "the process of 'ours' ended" in done.stderr and "known: " in done.stderr
+def test_a_contestant_that_ends_is_named(monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    step = importlib.import_module("step")
+    options = dict(network="tinny", device="cpu", batch=32, anchors=256, images=64, workers=1, steps=1, blur=False)
+    with pytest.raises(SystemExit, match="the process of 'ours' ended"):
+        step.start("ours", argparse.Namespace(**options))()
+    assert "known: " in capfd.readouterr().err
 
 
 def test_parts(tmp_path):

@@ -185,7 +185,8 @@ def test_every_recipe_can_be_built_and_planned(name: str) -> None:
     for processes in (1, 2, 8):
         check_recipe(recipe, count, processes)
     # large images and long queues take long here; sizes scale exactly
-    recipe = replace(recipe, image_size=min(32, recipe.image_size), queue_size=min(8192, recipe.queue_size))
+    queue = min(2 * recipe.batch_size, recipe.queue_size)
+    recipe = replace(recipe, image_size=min(32, recipe.image_size), queue_size=queue)
     plan = plan_run(recipe, count, channels=channels, images_per_second=1000)
     assert plan.steps == round((recipe.epochs or 0) * (count // recipe.batch_size)) or plan.steps == recipe.steps
     assert plan.checkpoint_bytes > plan.queue_bytes >= 0 and plan.seconds == plan.images_seen / 1000

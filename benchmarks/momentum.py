@@ -1,0 +1,81 @@
+"""Is the teacher ahead of its student on the way? A grid of momentum and learning rate, on digits.
+
+    python benchmarks/momentum.py --images 62000
+    python benchmarks/momentum.py --summary
+
+The recipe, the splits and the seeds are those of ablations.py; teacher and student of every run are compared twenty
+times while training, by 20-NN accuracy of the validation split. Momentum is constant, or rises along a cosine to 1;
+the learning rate decays along a cosine, or stays for 70% of the steps and falls to a fifth then and again at 90%, as
+in the authors' scripts. `steps-0.999` is what the poster has: momentum 0.999, a rate that stays. Nothing is chosen by
+these runs. Each run is a file OUT/SCHEDULE-MOMENTUM-SEED.json and is not repeated.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablations import variant_recipe
+from experiment import RESULTS, describe, hold_out, read_options, run_once, scores_of, trained
+from isd_nb.engine.launch import one_sentence
+from isd_nb.sources.digits import digits
+from table import curve_of
+
+MOMENTA = {
+    **{str(m): (m, m) for m in (0.9, 0.99, 0.999)},
+    **{f"{m}_to_1": (m, 1.0) for m in (0.9, 0.99)},
+}
+CASES = {
+    f"{schedule}-{name}": {"schedule": schedule, "momentum": list(pair)}
+    for schedule in ("cosine", "steps")
+    for name, pair in MOMENTA.items()
+}
+
+
+def run(case: str, seed: int, images: int) -> dict[str, Any]:
+    "One training, with the accuracy of both encoders at twenty moments."
+    train_set, test = digits(seed=200 + seed)
+    train_set, validation = hold_out(train_set, "digits")
+    recipe = variant_recipe(("isd", CASES[case]), images, seed, evaluations=20)
+    method, curve, cost = trained(recipe, train_set, curve_of(train_set, validation))
+    return dict(scores=scores_of(method, train_set, test), curve=curve, recipe_json=describe(recipe), **cost)
+
+
+def leads(run: Mapping[str, Any]) -> list[float]:
+    "Teacher minus student, 20-NN accuracy, at every moment after the first step."
+    return [row["knn20_teacher"] - row["knn20_student"] for row in run["curve"] if row["images_seen"]]
+
+
+def summary(out: Path) -> str:
+    "Mean leads by halves of training, in points, and the teacher's accuracy at the end."
+    lines = [f"{'':<18}seeds   lead of the teacher in points: first half, second half, end   20-NN at the end"]
+    for case in CASES:
+        runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{case}-[0-9].json"))]
+        if runs:
+            rows = np.array([leads(run) for run in runs]).mean(0) * 100
+            half = len(rows) // 2
+            ends = np.mean([run["curve"][-1]["knn20_teacher"] for run in runs])
+            parts = rows[:half].mean(), rows[half:].mean(), rows[-1]
+            lines.append(f"{case:<18}{len(runs):>4}   " + "".join(f"{x:+8.1f}" for x in parts) + f"{ends:12.3f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    given = read_options(__doc__, "case", list(CASES), 62_000, RESULTS / "momentum" / "digits")
+    if given.summary:
+        print(summary(given.out))
+        return
+    for seed in given.seeds:
+        for case in given.cases:
+            asked = dict(case=case, seed=seed, budget=given.images, changes=CASES[case])
+            asked |= dict(data=f"digits(seed={200 + seed})")
+            path = given.out / f"{case}-{seed}.json"
+            run_once(path, asked, partial(run, case, seed, given.images), "momentum", f"{case:<18} seed {seed}")
+
+
+if __name__ == "__main__":
+    with one_sentence("momentum.py", again="the same command goes on"):
+        main()
