@@ -3,8 +3,9 @@
     python benchmarks/readme.py [--check]
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; everything else in README.md is left alone. Tables of all
-methods come from results/tables/DATA/ where these runs exist, else from results/compare/DATA.json. With --check nothing
-is written, and the exit status is 1 where README.md differs. `tests/test_numbers.py` makes the same comparison.
+methods come from results/tables/DATA/ as soon as it has every method of results/compare/DATA.json, until then from
+there. With --check nothing is written, and the exit status is 1 where README.md differs. `tests/test_numbers.py`
+makes the same comparison.
 """
 
 import argparse
@@ -70,17 +71,18 @@ def evaluated(scores: Mapping[str, Any]) -> Mapping[str, float]:
 
 
 def scores_of(results: Path, data: str) -> Scores:
-    "All runs of a comparison."
+    "All runs of the final table, or of the earlier comparison until the table has all its methods."
     found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
     files = sorted((results / "tables" / data).glob("*.json"))
-    if files:
+    earlier = results / "compare" / f"{data}.json"
+    saved = read(earlier) if earlier.is_file() else {"runs": []}
+    if {run["method"] for run in saved["runs"]} <= {path.stem.rpartition("-")[0] for path in files}:
         for path in files:
             name, run = path.stem.rpartition("-")[0], read(path)
             for part, scores in run["scores"].items() if name == "baselines" else [(name, evaluated(run["scores"]))]:
                 found[part].append(scores)
         isd = next(read(p) for p in files if p.stem.rpartition("-")[0] == "isd")
         return Scores(found, isd["images_seen"], isd["command"])
-    saved = read(results / "compare" / f"{data}.json")
     for run in saved["runs"]:
         found[run["method"]].append(evaluated(run["scores"]))
     for run in saved["baselines"]:
