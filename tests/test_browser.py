@@ -778,7 +778,7 @@ def test_the_live_run_moves_and_can_be_interrupted(chromium: BrowserContext, lab
     notebook.wait_for_output(live, "KeyboardInterrupt")
     browser.wait_for_kernel(notebook.page)
     images, score = json.loads(notebook.window.in_kernel("import json; print(json.dumps(curve[-1]))"))
-    assert images >= 2 * 1280 and 0 < score < 1, "the curve so far is kept"
+    assert images >= 2 * 1024 and 0 < score < 1, "the curve so far is kept"
     notebook.close()
 
 
