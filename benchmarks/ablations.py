@@ -14,8 +14,8 @@ OUT/NAME-SEED.json and is not repeated.
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,9 @@ def variant_recipe(variant: Variant, images: int, seed: int, evaluations: int = 
     "The chosen recipe with the changes of a variant."
     method, changes = variant
     settings = {k: v for k, v in final_settings().items() if not k.startswith("options.")} | changes
-    network = {k: settings.pop(k) for k in ("backbone",) if k in settings}  # no setting of a method's own
-    return replace(entry_recipe(method, base_of("digits"), images, settings, seed, evaluations), **network)
+    base = base_of("digits")
+    backbone = settings.pop("backbone", base.backbone)  # no setting of a method's own
+    return entry_recipe(method, replace(base, backbone=backbone), images, settings, seed, evaluations)
 
 
 def same_as_recipe(variant: Variant, images: int) -> bool:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,22 @@ def run_once(
     best = scores["pixels"] if "pixels" in scores else scores[chosen_encoder(scores)]
     said = f"20-NN {best['knn20']:.3f} linear {best['linear']:.3f} ({time.monotonic() - started:.0f} s)"
     print(f"{title}: {said}", flush=True)
+
+
+def run_each(
+    given: argparse.Namespace,  # see `read_options`
+    what: str,  # what runs are made of, as there
+    about_case: Callable[[str], Mapping[str, Any]],  # of a name: what else is kept beside the result
+    run: Callable[[str, int, int], Mapping[str, Any]],  # of a name, a seed and a number of images
+    script: str,
+) -> None:
+    "Every case with every seed on `digits(seed=200 + SEED)`, each once; all cases of a seed first."
+    names = getattr(given, f"{what}s")
+    for seed in given.seeds:
+        for name in names:
+            asked = {what: name, "seed": seed, "budget": given.images, "data": f"digits(seed={200 + seed})"}
+            path, title = given.out / f"{name}-{seed}.json", f"{name:<{max(map(len, names))}} seed {seed}"
+            run_once(path, {**asked, **about_case(name)}, partial(run, name, seed, given.images), script, title)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -11,14 +11,13 @@ chosen by these runs. Each run is a file OUT/STEP-SEED.json and is not repeated.
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiment import (
-    RESULTS, chosen_encoder, describe, entry_recipe, hold_out, read_options, run_once, scores_of, trained
+    RESULTS, chosen_encoder, describe, entry_recipe, hold_out, read_options, run_each, scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
 from isd_nb.sources.digits import digits
@@ -65,13 +64,7 @@ def main() -> None:
     if given.summary:
         print(summary(given.out))
         return
-    for seed in given.seeds:
-        for step in given.steps:
-            _, method, changes = STEPS[step]
-            asked = dict(step=step, seed=seed, budget=given.images, method=method, changes=changes)
-            asked |= dict(data=f"digits(seed={200 + seed})")
-            path = given.out / f"{step}-{seed}.json"
-            run_once(path, asked, partial(run, step, seed, given.images), "ladder", f"{step:<16} seed {seed}")
+    run_each(given, "step", lambda step: dict(zip(("method", "changes"), STEPS[step][1:])), run, "ladder")
 
 
 if __name__ == "__main__":

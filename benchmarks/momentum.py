@@ -11,17 +11,16 @@ these runs. Each run is a file OUT/SCHEDULE-MOMENTUM-SEED.json and is not repeat
 """
 
 import json
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ablations import variant_recipe
-from experiment import RESULTS, describe, hold_out, read_options, run_once, scores_of, trained
+from experiment import RESULTS, describe, hold_out, read_options, run_each, scores_of, trained
 from isd_nb.engine.launch import one_sentence
 from isd_nb.sources.digits import digits
+from isd_nb.studies.teacher_and_student import by_thirds, lead_sentence, leads
 from table import curve_of
 
 MOMENTA = {
@@ -44,22 +43,16 @@ def run(case: str, seed: int, images: int) -> dict[str, Any]:
     return dict(scores=scores_of(method, train_set, test), curve=curve, recipe_json=describe(recipe), **cost)
 
 
-def leads(run: Mapping[str, Any]) -> list[float]:
-    "Teacher minus student, 20-NN accuracy, at every moment after the first step."
-    return [row["knn20_teacher"] - row["knn20_student"] for row in run["curve"] if row["images_seen"]]
-
-
 def summary(out: Path) -> str:
-    "Mean leads by halves of training, in points, and the teacher's accuracy at the end."
-    lines = [f"{'':<18}seeds   lead of the teacher in points: first half, second half, end   20-NN at the end"]
+    "How often and by how much the teacher leads, by thirds of training, and its accuracy at the end."
+    runs = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    saved = {"runs": [run | {"method": run["case"]} for run in runs]}
+    lines = []
     for case in CASES:
-        runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{case}-[0-9].json"))]
-        if runs:
-            rows = np.array([leads(run) for run in runs]).mean(0) * 100
-            half = len(rows) // 2
-            ends = np.mean([run["curve"][-1]["knn20_teacher"] for run in runs])
-            parts = rows[:half].mean(), rows[half:].mean(), rows[-1]
-            lines.append(f"{case:<18}{len(runs):>4}   " + "".join(f"{x:+8.1f}" for x in parts) + f"{ends:12.3f}")
+        if found := leads(saved, case):
+            end = np.mean([run["curve"][-1]["knn20_teacher"] for run in runs if run["case"] == case])
+            thirds = ", ".join(f"{100 * lead:+.1f}" for lead in by_thirds(found))
+            lines.append(f"{lead_sentence(case, found)} By thirds {thirds}; 20-NN of the teacher at the end {end:.3f}.")
     return "\n".join(lines)
 
 
@@ -68,12 +61,7 @@ def main() -> None:
     if given.summary:
         print(summary(given.out))
         return
-    for seed in given.seeds:
-        for case in given.cases:
-            asked = dict(case=case, seed=seed, budget=given.images, changes=CASES[case])
-            asked |= dict(data=f"digits(seed={200 + seed})")
-            path = given.out / f"{case}-{seed}.json"
-            run_once(path, asked, partial(run, case, seed, given.images), "momentum", f"{case:<18} seed {seed}")
+    run_each(given, "case", lambda case: dict(changes=CASES[case]), run, "momentum")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
     path, tensors = Path(path), dict[str, Tensor]()
     for which, encoder in encoders.items():
         state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("projector.")}
-        check_partners(state, bare_encoder(config), f"encoder {which!r}")
+        check_partners(state, bare_encoder(config).state_dict(), f"encoder {which!r}")
         tensors |= {f"{which}.{k}": v.cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     header = {"config": asdict(config), "image_size": image_size, "encoders": sorted(encoders), "extra": dict(extra or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +126,9 @@ def bare_encoder(config: BackboneConfig) -> FrozenEncoder:
         return FrozenEncoder(build_backbone(config), torch.empty(config.channels), torch.empty(config.channels))
 
 
-def check_partners(state: Mapping[str, Tensor], encoder: nn.Module, where: str) -> None:
+def check_partners(state: Mapping[str, Tensor], other: Mapping[str, Tensor], where: str) -> None:
     "Raise unless names and shapes are the same on both sides."
-    want = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    want = {k: tuple(v.shape) for k, v in other.items()}
     have = {k: tuple(v.shape) for k, v in state.items()}
     wrong = [f"{k} is missing" for k in want if k not in have]
     wrong += [f"{k} has no place in the net" for k in have if k not in want]
@@ -142,7 +142,7 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     "A frozen encoder from the header and tensors of a file."
     config = BackboneConfig(**header["config"])
     encoder = bare_encoder(config)
-    check_partners(state, encoder, where)
+    check_partners(state, encoder.state_dict(), where)
     encoder.load_state_dict(state, strict=True, assign=True)
     encoder.config, encoder.image_size = config, header["image_size"]
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])

@@ -14,10 +14,12 @@ from PIL import Image
 from isd_nb.cli.train import isd_train as train_command
 from launching import Launched
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has it, too: what is compared bit for bit has one number of
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # threads, in this process and those that tests start
+# One thread here and in what tests start, as in `make test`: runs are the same bit for bit at one number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 TINY = ["--steps", "12", "--batch-size", "16", "--set", "queue_size=32", "--set", "width=4", "--set", "evaluations=3",
         "--set", "projector=[8]", "--set", "predictor=[8]", "--device", "cpu"]
+SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixture `small`, made in a moment
 
 
 # The files that take longest, so that no worker begins one of them when the others have nothing left.
@@ -26,7 +28,6 @@ LONG = (
     "test_day_that_goes_wrong", "test_networks", "test_benchmarks", "test_command_line", "test_evaluation",
     "test_silent", "test_data_in_the_wild", "test_checkpoints", "test_site", "test_methods",
 )
-SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixture `small`, made in a moment
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -264,6 +264,18 @@ def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: 
     if then:
         then(vectors, rows, sets)
 
+# %% ../../nbs/machine_room/57_embedding.ipynb #n11-rest
+def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, place: torch.device, processes: int, show: bool) -> None:
+    "Embed what is not there yet, in this process or in several."
+    waiting = missing(work.folder, pieces(sets, 2 * work.batch_size))
+    count, to_do = sum(len(images) for _, images in sets), sum(last - first for first, last in waiting)
+    with tqdm(total=count, initial=count - to_do, unit="images", disable=not show) as bar:
+        if processes == 1:
+            compute(work, encoder, sets, waiting, place, bar.update)
+        else:
+            shares = [share for i in range(processes) if (share := waiting[i::processes])]
+            compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
+
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-9f33cc
 def embed_to_file(source: Source,  # see `load_encoder`; or a function from images to features
                   data: str,  # as `load_images` reads it
@@ -288,14 +300,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
     width = embed(encoder, sets[0][1].subset([0]), device=place).shape[1]
     count = sum(len(images) for _, images in sets)
     start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)
-    waiting = missing(work.folder, pieces(sets, 2 * batch_size))
-    to_do = sum(last - first for first, last in waiting)
-    with tqdm(total=count, initial=count - to_do, unit="images", disable=not show) as bar:
-        if processes == 1:
-            compute(work, encoder, sets, waiting, place, bar.update)
-        else:
-            shares = [share for i in range(processes) if (share := waiting[i::processes])]
-            compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
+    compute_rest(work, encoder, sets, place, processes, show)
     if report or then:
         use_all(np.fromfile(work.folder / "features.raw", np.float32).reshape(count, width), sets, report, then)
     put_together(out, work.folder, sets, width)

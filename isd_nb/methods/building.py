@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['methods', 'find_method', 'with_method', 'image_statistics', 'backbone_config', 'check_method', 'check_option',
-           'shapes_of', 'check_unchanged', 'build_method', 'pick_precision', 'read_sets', 'eager', 'decays',
-           'make_optimizer']
+           'check_unchanged', 'build_method', 'pick_precision', 'read_sets', 'eager', 'decays', 'make_optimizer']
 
 # %% ../../nbs/machine_room/34_building.ipynb #c03-8cd772
 import importlib
 import inspect
 import math
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..errors import InputError, from_extra, suggest
 from ..kernels.devices import has_bfloat16
-from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp, split_batch_norm
+from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, check_partners, mlp, split_batch_norm
 from ..method import Method
 from ..recipe import Recipe, coerce
 from .checkpoints import start_from
@@ -107,21 +107,17 @@ def check_option(value: Any, usual: Any, name: str) -> None:
     if "momentum" in name and not value <= 1:
         raise InputError(f"{name} must lie in [0, 1], not {value}")
 
+# %% ../../nbs/machine_room/34_building.ipynb #bu0-un
+def check_unchanged(method: Method, recipe: Recipe, before: Mapping[str, Tensor]) -> None:
+    "Raise if a method has exchanged parts of the network: no encoder file of it could be read again."
+    for which, encoder in method.encoders().items():
+        try:
+            check_partners(encoder.backbone.state_dict(), before, f"its {which}")
+        except ValueError as error:
+            raise InputError(f"the method {recipe.method} changes the network: {error}; "
+                             "give the changed network as --backbone package.module:function") from error
+
 # %% ../../nbs/machine_room/34_building.ipynb #c15-3fd709
-def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    "The shape of every parameter and buffer by its name."
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
-
-
-def check_unchanged(method: Method, recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> None:
-    "Raise if a method has exchanged parts of the network: its encoder file would hold another than the recipe builds."
-    for name, encoder in method.encoders().items():
-        other = sorted(dict(shapes_of(encoder.backbone).items() ^ shapes.items()))
-        if other:
-            raise InputError(f"the method {recipe.method} changes the network of its {name} ({other[0]}), so that no encoder file of it could be "
-                             "read again; give the changed network as --backbone package.module:function")
-
-
 def build_method(recipe: Recipe,
                  images: ImageSet,  # what it will be trained on
                  statistics: tuple[Tensor, Tensor] | None = None,  # mean and deviation, (C, 1, 1) each, if known: no image is read then
@@ -137,9 +133,9 @@ def build_method(recipe: Recipe,
         check_network(backbone, recipe, images.shape[0])
         if recipe.init:
             start_from(student, recipe)
-        shapes = shapes_of(backbone)
+        before = backbone.state_dict()
         method = kind.from_recipe(student, recipe, images)
-    check_unchanged(method, recipe, shapes)
+    check_unchanged(method, recipe, before)
     method = sync_batch_norm(method) if recipe.batch_norm == "sync" else split_batch_norm(method, recipe.batch_norm_splits)
     if recipe.gradient_checkpointing:
         save_memory(method.student.backbone, recipe, images.shape[0])

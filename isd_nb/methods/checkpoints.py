@@ -174,7 +174,7 @@ def fill(config: BackboneConfig, state: Mapping[str, Tensor], mean: list[float],
     given = {front + k: v for k, v in state.items() if front + k in want or not heads.match(k)}
     given |= {k: v for k, v in want.items() if k.endswith("num_batches_tracked") and k not in given}  # files from before PyTorch 0.4.1
     try:
-        check_partners(given, backbone, f"{where}, read as {config.name} with a {config.stem} stem,")
+        check_partners(given, want, f"{where}, read as {config.name} with a {config.stem} stem,")
     except ValueError as error:
         raise InputError(str(error)) from error
     backbone.load_state_dict(given, strict=True)
@@ -273,7 +273,7 @@ def start_from(student: Encoder, recipe: Recipe) -> None:
     given = given_weights(text, recipe.backbone)
     state = {k.removeprefix("net."): v for k, v in given.backbone.state_dict().items()}
     try:
-        check_partners({front + k: v for k, v in state.items()}, student.backbone, f"init {text}")
+        check_partners({front + k: v for k, v in state.items()}, student.backbone.state_dict(), f"init {text}")
     except ValueError as error:
         raise InputError(f"{error}; choose the network with --backbone and --set stem=large or stem=small") from error
     student.backbone.load_state_dict({front + k: v for k, v in state.items()})
