@@ -75,8 +75,8 @@ def scores_of(results: Path, data: str) -> Scores:
     found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
     files = sorted((results / "tables" / data).glob("*.json"))
     earlier = results / "compare" / f"{data}.json"
-    saved = read(earlier) if earlier.is_file() else {"runs": []}
-    if {run["method"] for run in saved["runs"]} <= {path.stem.rpartition("-")[0] for path in files}:
+    saved = {"runs": []} if files and not earlier.is_file() else read(earlier)
+    if files and {run["method"] for run in saved["runs"]} <= {path.stem.rpartition("-")[0] for path in files}:
         for path in files:
             name, run = path.stem.rpartition("-")[0], read(path)
             for part, scores in run["scores"].items() if name == "baselines" else [(name, evaluated(run["scores"]))]:
