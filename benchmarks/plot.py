@@ -92,20 +92,21 @@ def race(saved: dict[str, Any]) -> None:
     colours = dict(ours=BLUE, tuned=GREEN, plain=ORANGE, lightly=GREY)
     styles = dict(ours="-", tuned="--", plain="-.", lightly=":")
     names = dict(isd="ISD", moco_v2="MoCo v2")
+    titles = dict(ours="this book", tuned="tuned by hand", plain="usual pipeline", lightly="lightly")
     methods = list(dict.fromkeys(run["method"] for run in saved["runs"]))
     for ax, method in zip(axes(len(methods), 3.2), methods):
         seen: set[str] = set()
         for run in (run for run in saved["runs"] if run["method"] == method):
             name, rows = run["contestant"], run["rows"][1:]  # the untrained net has no place on a logarithmic axis
             ax.semilogx([row["seconds"] for row in rows], [row["knn20"] for row in rows], styles[name],
-                        color=colours[name], alpha=0.8, label=None if name in seen else name)
+                        color=colours[name], alpha=0.8, label=None if name in seen else titles[name])
             seen.add(name)
         found = saved["summary"].get(method)
         if found:
             ax.axhline(found["mark"], lw=0.6, color="black")
         slower = found["slower_than_ours"] if found else {}
-        ratios = [f"{name} {ratio:.1f}x" for name, ratio in slower.items() if name != "ours"]
-        more = f": seconds to {found['mark']:g}, by ours: {', '.join(ratios)}" if ratios else ": no mark that all reach"
+        ratios = [f"{titles[name]} {ratio:.1f}x" for name, ratio in slower.items() if name != "ours"]
+        more = f": seconds to {found['mark']:g} by ours: {', '.join(ratios)}" if ratios else ": no mark that all reach"
         ax.set_title(names[method] + more, fontsize=8)
         ax.set(xlabel="seconds of training", ylabel="20-NN accuracy, teacher")
         ax.legend(fontsize=8)

@@ -111,6 +111,11 @@ def all_methods(results: Path, data: str) -> str:
     return f"{table(['', *columns.values()], rows)}\n\n{note}"
 
 
+def against(ratio: float) -> str:
+    "How many times slower than ours, or faster."
+    return f"{ratio:.1f}x slower" if ratio >= 1 else f"{1 / ratio:.1f}x faster"
+
+
 def speed(results: Path) -> str:
     "Medians of the benchmarks, with how many times slower the others are."
     bench = results / "bench"
@@ -130,6 +135,15 @@ def speed(results: Path) -> str:
     memory, ratio = loss["growth_mb"], loss["ratio_quartiles"]["streaming"][1]
     rows.append([f"loss and gradient, {loss['anchors']:,} anchors: `python benchmarks/loss.py`",
                  f"{memory['streaming']:.1f} MB", f"full matrix {memory['full']:.0f} MB ({ratio:.1f}x slower)"])
+    race = read(bench / "race.json")
+    titles = dict(plain="usual pipeline", lightly="lightly", tuned="tuned by hand")
+    for method, name in (("isd", "ISD"), ("moco_v2", "MoCo v2")):
+        found = race["summary"][method]
+        others = [f"{title} {found['seconds'][key]:.0f} s ({against(found['slower_than_ours'][key])})"
+                  for key, title in titles.items() if key in found["seconds"]]
+        command = race["command"].partition(" --minutes")[0]
+        rows.append([f"{name} on digits to a 20-NN accuracy of {found['mark']}: `{command}`",
+                     f"{found['seconds']['ours']:.0f} s", ", ".join(others)])
     return table(["on two CPU cores", "here", "others"], rows)
 
 

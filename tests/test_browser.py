@@ -36,9 +36,10 @@ from isd_nb.explore.gallery import Gallery, digest, gallery_of, run_files, run_i
 from isd_nb.engine.training import train
 from isd_nb.recipe import Recipe
 from isd_nb.views import GENTLE
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, expect
 
 ROOT = Path(__file__).parent.parent
+LESSONS = sorted((ROOT / "nbs" / "1_isd").glob("*.ipynb"))
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium found: run `make browser`")
 
 NAMES = (
@@ -216,7 +217,7 @@ def opened(context: BrowserContext, address: str, script: str = "") -> Window:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:  # file -> its address
-    "A JupyterLab with an explorer, the start page and the handouts."
+    "A JupyterLab with an explorer, the start page, the lessons and the handouts."
     home = tmp_path_factory.mktemp("lab")
     source = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_browser import GALLERY, Explorer\n"
@@ -229,6 +230,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], st
     (home / "try.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=spec, nbformat=4, nbformat_minor=5)))
     (home / "index.ipynb").write_text(json.dumps(cleared(json.loads((ROOT / "nbs" / "index.ipynb").read_text()))))
     write_handouts(home / "handouts")
+    (home / "results").symlink_to(ROOT / "results")
+    (home / "nbs" / "1_isd").mkdir(parents=True)
+    for lesson in LESSONS:
+        (home / lesson.relative_to(ROOT)).write_text(json.dumps(cleared(json.loads(lesson.read_text()))))
     with browser.jupyterlab(home, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={home}"]) as address:
         yield address
 
@@ -757,6 +762,29 @@ def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callab
     for cell in (fill, check):
         notebook.run(cell)
     notebook.wait_for_output(check, "Right")
+    notebook.close()
+
+
+@pytest.mark.parametrize("lesson", [
+    pytest.param(lesson, id=lesson.stem, marks=[] if lesson.stem == "3_queue" else pytest.mark.skipif(
+        "BROWSER_LONG" not in os.environ, reason="a minute of other cells comes before: set BROWSER_LONG=1"))
+    for lesson in LESSONS])
+def test_a_control_draws_its_figure_again(lesson: Path, chromium: BrowserContext, lab: Callable[[str], str]) -> None:
+    notebook = Notebook(chromium, lab(lesson.relative_to(ROOT).as_posix()))
+    cell = notebook.find("interactive_figure(")
+    notebook.select(cell)
+    notebook.page.evaluate("() => void window.jupyterapp.commands.execute('notebook:run-all-above')")
+    notebook.run(cell)
+    output = notebook.page.locator(".jp-Cell.jp-mod-active .jp-Cell-outputArea")
+    figure = output.locator("img.widget-image")
+    before = figure.get_attribute("src")
+    handles, buttons = output.locator(".noUi-handle"), output.locator(".widget-toggle-button:not(.mod-active)")
+    if handles.count():
+        handles.first.press("ArrowLeft")
+    else:
+        buttons.first.click()
+    expect(figure).not_to_have_attribute("src", before)
+    assert figure.evaluate("async img => (await img.decode(), img.naturalWidth)") > 300
     notebook.close()
 
 

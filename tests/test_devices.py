@@ -18,6 +18,7 @@ from isd_nb.engine.state import own_chance, prepare_training, start_processes, t
 from isd_nb.errors import InputError
 from isd_nb.kernels.devices import has_bfloat16, pick_device, pick_devices
 from isd_nb.recipe import find_recipe
+from isd_nb.sources.batches import EpochSampler, placed, read_batches
 
 
 @pytest.fixture
@@ -114,6 +115,16 @@ def test_a_step_and_features_need_no_float64(method: str) -> None:
     with NoDoubles():
         train_step(session, torch.arange(16), images.images[:16])
         embed(session.method.student, images)
+
+
+def test_a_set_larger_than_the_device_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageSet(torch.zeros(10, 1, 4, 4, dtype=torch.uint8))
+    assert placed(images, "meta").images.device.type == "meta", "a device without memory of its own, for the test"
+    monkeypatch.setattr("isd_nb.sources.batches.free_memory", lambda device: 319)  # the images have 160 bytes
+    assert placed(images, "meta") is images
+    plan = EpochSampler(len(images), 4, seed=0, stop=1)
+    ((rows, batch),) = read_batches(images, plan, slice(2), torch.device("meta"))
+    assert (len(rows), batch.device.type, tuple(batch.shape)) == (4, "meta", (2, 1, 4, 4))
 
 
 def test_chance_on_mps_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

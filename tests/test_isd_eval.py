@@ -1,6 +1,7 @@
 """`isd_eval` as a user meets it: after a small run, every protocol, and one sentence for every mistake."""
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,28 @@ def test_neighbours_are_those_of_isd_train(isd_eval, run: Path) -> None:
         assert (row["nn"], row["20-nn"]) == tuple(summary[f"knn{k}_{names[row['encoder']]}"] for k in (1, 20))
         assert f"{row['20-nn']:.3f}" in result.stdout
     assert {"question", "machine", "version", "command"} <= set(saved) and saved["command"].startswith("isd_eval")
+
+
+def test_processes_share_the_images(isd_eval, run: Path) -> None:
+    asked = ("run", "--protocol", "transfer", "--data", "digits", "--baselines", "--threads", "1", *QUICK)
+    alone = isd_eval(*asked)
+    assert alone.returncode == 0, alone.stderr
+    file = run / "eval" / "transfer.json"
+    expected = json.loads(file.read_text())["rows"]
+    file.unlink()
+    command = [sys.executable, "-c", "from isd_nb.cli.evaluate import isd_eval; isd_eval()"]
+    together = subprocess.run([*command, *asked, "--processes", "2"], cwd=run.parent, capture_output=True, text=True)
+    assert together.returncode == 0, together.stderr
+    assert together.stdout == alone.stdout
+    assert json.loads(file.read_text())["rows"] == expected
+    again = subprocess.run([*command, *asked, "--processes", "2"], cwd=run.parent, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, alone.stdout), "finished rows are not computed again"
+
+
+def test_what_trains_is_not_shared(isd_eval) -> None:
+    two = ("run", "--processes", "2")
+    assert "--protocol finetune trains in one process" in sentence(isd_eval(*two, "--protocol", "finetune"))
+    assert "--augment trains in one process" in sentence(isd_eval(*two, "--protocol", "linear", "--augment"))
 
 
 @pytest.mark.parametrize("protocol", ["linear", "few-labels", "finetune"])

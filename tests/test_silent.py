@@ -1,5 +1,6 @@
 """Input that was once read in part, or as something else, without a word: it is right, said or refused now."""
 
+import re
 import shutil
 import struct
 import tarfile
@@ -91,7 +92,8 @@ LINES = [f"{name},{'dog' if i % 2 else 'cat'}" for i, name in enumerate(NAMES)]
 TABLES: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("\n".join(LINES).encode("utf-16"), "of 2 classes"),
     "quotes after blanks": ("\n".join(line.replace(",", ', "') + '"' for line in LINES).encode(), "of 2 classes"),
-    "more columns": (("file,label,split\n" + ",train\n".join(LINES) + ",test").encode(), "not read: split"),
+    "more columns": (("file,label,width\n" + ",9\n".join(LINES) + ",8").encode(), "not read: width"),
+    "splits": (("file,label,split\n" + ",train\n".join(LINES) + ",test").encode(), "and splits (its column split)"),
     "another name": (("file,width\n" + "\n".join(LINES)).encode(), "(its column width)"),
     "case": ("\n".join(LINES).replace("dog", "Cat", 2).encode(), "spelling only: Cat and cat"),
     "1 and 1.0": ("\n".join(LINES).replace("dog", "1", 2).replace("dog", "1.0").encode(), "spelling only: 1 and 1.0"),
@@ -105,6 +107,40 @@ def test_what_is_read_of_a_table_is_said(case: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(text)
     sets = read(tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
     assert words in str(sets.found) and not any('"' in name for name in sets.train.classes)
+
+
+def test_a_table_states_what_is_tested_on(tmp_path: Path) -> None:
+    folder, splits = write(tmp_path / "set", *NAMES), ["train"] * 5 + ["test"] * 3 + ["val"] * 2
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,Split\n" + "\n".join(f"{line},{s}" for line, s in zip(LINES, splits)))
+    sets = read(tmp_path, f"{folder}?labels={table}")
+    named = [sorted(path.name for path in images.paths) for images in (sets.train, sets.test)]
+    assert named == [NAMES[:5], NAMES[5:8]]
+    assert "3 images of 2 classes of the split test in labels.csv" in str(sets.found)
+    assert "2 images of the split val in labels.csv" in str(sets.found)
+    table.write_text(table.read_text().replace("test", "holdout", 1))
+    words = "line 7 of .* has 'holdout' in its column Split: expected train, and test, val"
+    assert re.search(words, refusal(read, tmp_path, f"{folder}?labels={table}"))
+
+
+def test_what_is_held_out_of_a_table_has_every_class(tmp_path: Path) -> None:
+    names = [f"{i:02}.png" for i in range(40)]
+    folder, table = write(tmp_path / "set", *names), tmp_path / "labels.csv"
+    table.write_text("\n".join(f"{name},{'cat' if i % 4 else 'dog'}" for i, name in enumerate(names) if i < 30))
+    sets = read(tmp_path, f"{folder}?labels={table}")
+    assert [part.labels.bincount().tolist() for part in (sets.train, sets.test)] == [[18, 6], [4, 2]]
+    assert "6 images of 2 classes that are held out" in str(sets.found)
+    for part in (sets.train, sets.test):
+        assert all((int(path.stem) % 4 == 0) == (label == 1) for path, label in zip(part.paths, part.labels.tolist()))
+
+
+def test_folders_that_are_splits_decide(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *(f"{split}/{name}" for split in ("train", "test") for name in NAMES))
+    table = tmp_path / "labels.csv"
+    lines = [f"{split}/{line},train" for split in ("train", "test") for line in LINES]
+    table.write_text("\n".join(["file,label,split", *lines]))
+    found = str(read(tmp_path, f"{folder}?labels={table}").found)
+    assert "10 images of 2 classes in" in found and "not read: split" in found
 
 
 @pytest.mark.parametrize("marks", ['"', '""'])

@@ -6,7 +6,11 @@
 __all__ = ['isd_eval']
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #4990d32a
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +19,9 @@ from typer import Argument, Option
 from .options import Device, Labels, TestFolder, Window, Threads, console
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
-from ..engine.launch import one_sentence, with_threads
+from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError
+from ..kernels.devices import pick_devices
 from ..protocols.answers import protocols, table_of
 from ..protocols.fine_tuning import FINETUNE
 from ..sources.given import with_given
@@ -42,16 +47,34 @@ Augment = Annotated[bool, Option("--augment", help="moving views for the linear 
 Baselines = Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")]
 Count = Annotated[int | None, Option(help="instead of the protocol's")]
 Rate = Annotated[float, Option(help="learning rate of the backbone in finetune")]
+Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
 Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
+
+# %% ../../nbs/machine_room/78_isd_eval.ipynb #pr2-m3
+evaluation = Program("isd_eval", ("-c", "from isd_nb.cli.evaluate import isd_eval; isd_eval()"),
+                     "finished rows are saved, and the same command goes on from there, with --processes 1 in a single process")
+
+
+@contextmanager
+def in_processes(count: int, device: str, protocol: str, augment: bool) -> Iterator[bool]:  # whether this is the first
+    "Run the body in so many processes that share the images."
+    pick_devices(device, count)
+    if count > 1 and (protocol == "finetune" or augment):
+        raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes")
+    logs = Path(tempfile.gettempdir()) / f"isd_eval-{os.getpid()}"
+    with companions(1 if "RANK" in os.environ else count, logs=logs, program=evaluation), joined(device) as first:
+        yield first
+
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c56-4ae2c8
 def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
             test: TestFolder = None, window: Window = None, encoder: Encoders = "both",
             size: Size = None, fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False,
             baselines: Baselines = False, epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
-            device: Device = "auto", threads: Threads = None, root: Root = Path("data")) -> None:
+            device: Device = "auto", threads: Threads = None, processes: Processes = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
-    with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"), with_threads(threads):
+    with (one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"),
+          in_processes(processes, device, protocol, augment) as first, with_threads(threads)):
         data = with_given(data, labels, test, window)
         said = " ".join(["isd_eval", *sys.argv[1:]])
         settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
@@ -59,13 +82,16 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
         if run is None:
             if encoder in ("teacher", "student", "both"):
                 raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
-            result = evaluate_source(encoder, protocol, data, size, None, baselines, device, root, said, True, **settings)
+            result = evaluate_source(encoder, protocol, data, size, None, baselines, device, root, said, first, **settings)
         else:
-            result = evaluate_run(run, protocol, data, encoder, baselines, device, root, said, True, **settings)
-        print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
-        print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
+            result = evaluate_run(run, protocol, data, encoder, baselines, device, root, said, first, **settings)
+        if first:
+            print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
+            print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c57-ac7ad0
 def isd_eval() -> None:
     "The console command `isd_eval`."
+    if "ISD_NB_COMPANION" in os.environ:
+        end_with_first()
     console(command)

@@ -20,7 +20,7 @@ from torch import nn
 from ..encoders import load_encoder
 from .runs import read_recipe
 from ..errors import InputError, printable
-from ..kernels.devices import pick_device
+from ..kernels.devices import from_first, pick_device, processes
 from ..methods.building import build_method
 from ..protocols.answers import (
     EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version, reading_of)
@@ -94,22 +94,27 @@ def check_row(ledger: ResultCache, row: Mapping[str, Any]) -> None:
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #sp1-m2
 def share_pass(everyone: Mapping[str, EvalTarget], ledger: ResultCache, question: EvalConfig) -> None:
-    "Let the encoders that lack a row be embedded in one pass over the images."
-    lacking = {name: asked for name, asked in everyone.items()
-               if any(matching(ledger.rows, as_saved({"encoder": name, **key})) is None for key, _ in answers(asked, question))}
-    for name, asked in lacking.items():
-        asked.name = name
-    if lacking:
-        first = next(iter(lacking.values()))
-        group = Together({name: asked.encoder for name, asked in lacking.items()}, first.train, first.test, first.device)
-        for asked in lacking.values():
-            asked.together = group
+    "Let the encoders that lack a row be embedded in one pass over the images; processes that only help do their part here."
+    lacking = from_first([name for name, asked in everyone.items() if any(
+        matching(ledger.rows, as_saved({"encoder": name, **key})) is None for key, _ in answers(asked, question))])
+    if not lacking:
+        return
+    first = everyone[lacking[0]]
+    group = Together({name: everyone[name].encoder for name in lacking}, first.train, first.test, first.device)
+    for name in lacking:
+        everyone[name].name, everyone[name].together = name, group
+    if processes()[0]:
+        for _ in group.groups:
+            pass
+
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #sp2-m2
 def rows_for(everyone: Mapping[str, EvalTarget], ledger: ResultCache, question: EvalConfig) -> list[dict[str, Any]]:
-    "All rows, one encoder after the other; the features of one that is done are freed."
+    "All rows, one encoder after the other; the features of one that is done are freed. Nothing in processes that only help."
     share_pass(everyone, ledger, question)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if processes()[0]:
+        return rows
     for name, asked in everyone.items():
         rows += [answer(ledger, {"encoder": name, **key}, compute) for key, compute in answers(asked, question)]
         asked.forget()

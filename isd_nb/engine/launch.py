@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['warnings_as_notes', 'one_sentence', 'process_count', 'free_port', 'companions', 'lost', 'watch', 'end_with_first',
-           'with_threads']
+           'joined', 'with_threads']
 
 # %% ../../nbs/machine_room/54_launch.ipynb #51e7606d
 import os
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,19 @@ def places_of(count: int) -> list[dict[str, str]]:
     return [shared | dict(RANK=str(i), LOCAL_RANK=str(i), LOCAL_WORLD_SIZE=str(count)) for i in range(count)]
 
 # %% ../../nbs/machine_room/54_launch.ipynb #c46-9b9f6fp1
+@dataclass(frozen=True)
+class Program:
+    "What several processes run together: a command, and how it goes on where one of them failed."
+    name: str = "isd_train"
+    start: tuple[str, ...] = ("-m", "isd_nb.cli")  # behind `python`
+    again: str = "go on with --resume, or in a single process with --processes 1"
+
+
 @dataclass
 class Companion:
     "Another process of this command, and the file with what went wrong."
     process: subprocess.Popen
+    program: Program
     log: Path | None = None
 
     def close(self) -> None:
@@ -118,29 +128,30 @@ class Companion:
     def last_words(self) -> str:
         "The last line of its log, and where the others are."
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
-        return f" ({lines[-1].removeprefix('isd_train: ')}; see {self.log})" if lines else ""
+        return f" ({lines[-1].removeprefix(f'{self.program.name}: ')}; see {self.log})" if lines else ""
 
 
-def start_companion(place: Mapping[str, str], options: Sequence[str], logs: Path | None) -> Companion:
+def start_companion(place: Mapping[str, str], options: Sequence[str], logs: Path | None, program: Program) -> Companion:
     "Start this command again as another process; it hangs on a pipe from this one."
     log = logs and logs / f"process_{place['RANK']}.log"
     with log.open("w") if log else open(os.devnull, "w") as errors:
-        process = subprocess.Popen([sys.executable, "-m", "isd_nb.cli", *sys.argv[1:], *options], stdin=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable, *program.start, *sys.argv[1:], *options], stdin=subprocess.PIPE,
                                    stdout=subprocess.DEVNULL, stderr=errors,
                                    env={**os.environ, **place, "ISD_NB_COMPANION": "1"})
-    return Companion(process, log)
+    return Companion(process, program, log)
 
 # %% ../../nbs/machine_room/54_launch.ipynb #c48-da6f2c
 @contextmanager
 def companions(count: int, options: Sequence[str] = (),  # more options for their command line
-               logs: Path | None = None) -> Iterator[None]:  # the folder for what they print
+               logs: Path | None = None,  # the folder for what they print
+               program: Program = Program()) -> Iterator[None]:
     "Run the body as the first of `count` processes; the others run this command, and end when this one does."
     if count == 1:
         yield
         return
     first, *places = places_of(count)
     with folder_for(logs):
-        others, done = [start_companion(place, options, logs) for place in places], threading.Event()
+        others, done = [start_companion(place, options, logs, program) for place in places], threading.Event()
         threading.Thread(target=watch, args=(others, done), daemon=True).start()
         os.environ.update(first)
         try:
@@ -185,8 +196,8 @@ def lost(others: Sequence[Companion], patience: float = 0.0) -> str:  # seconds 
     end = time.monotonic() + patience
     while not (failed := [other for other in others if other.process.poll()]) and time.monotonic() < end:
         time.sleep(0.1)
-    return (f"isd_train: a companion process ended with exit code {failed[0].process.returncode}{failed[0].last_words()}; "
-            "go on with --resume, or in a single process with --processes 1") if failed else ""
+    return "".join(f"{other.program.name}: a companion process ended with exit code {other.process.returncode}{other.last_words()}; "
+                   f"{other.program.again}" for other in failed[:1])
 
 # %% ../../nbs/machine_room/54_launch.ipynb #c52-cd7b46
 def watch(others: Sequence[Companion], done: threading.Event, patience: float = 20.0) -> None:  # seconds
@@ -204,6 +215,23 @@ def end_with_first() -> None:
             pass
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
+
+# %% ../../nbs/machine_room/54_launch.ipynb #jn2-m3
+@contextmanager
+def joined(device: str) -> Iterator[bool]:  # whether this is the first process
+    "Work together with the other processes of this command, where there are some; each takes a GPU of its own."
+    if "RANK" not in os.environ:
+        yield True
+        return
+    cuda = pick_device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=7))
+    try:
+        yield torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
+
 
 # %% ../../nbs/machine_room/54_launch.ipynb #c28-b59aa0
 @contextmanager

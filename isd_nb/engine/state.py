@@ -33,7 +33,7 @@ from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision
 from ..protocols.storage import load_checkpoint, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
-from ..sources.batches import seeded
+from ..sources.batches import placed, seeded
 
 # %% ../../nbs/machine_room/48_train_step.ipynb #c14-158f28
 @dataclass
@@ -111,7 +111,7 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
         compiled = compile_backbones(method, (rows, images.shape[0], recipe.image_size, recipe.image_size), dtype, backend)
     elif accelerator.device.type == "cpu":
         learn_by_products(method)
-    return TrainState(recipe, images.to(accelerator.device), accelerator, method, share_gradients(method, accelerator),
+    return TrainState(recipe, placed(images, accelerator.device), accelerator, method, share_gradients(method, accelerator),
                    make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
 
 # %% ../../nbs/machine_room/48_train_step.ipynb #c19-72f426

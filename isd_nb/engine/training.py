@@ -6,7 +6,6 @@
 __all__ = ['is_due', 'measure', 'Progress', 'look', 'RunLogger', 'batches', 'Trained', 'train', 'run_steps']
 
 # %% ../../nbs/machine_room/51_training.ipynb #1e3b3b55
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,7 +29,7 @@ from ..method import Method
 from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
 from ..recipe import Recipe, learning_rate, recipe_to_json
-from ..sources.batches import EpochSampler, decoders, read_batches
+from ..sources.batches import EpochSampler, read_batches
 from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/51_training.ipynb #c37-26da73
@@ -141,12 +140,8 @@ def start_tracker(session: TrainState, tracker: str | None, out: Path) -> None:
 def batches(session: TrainState, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 pixels
     "The batches from the present step to the last: this process's rows, on its device."
     plan = EpochSampler(len(session.images), session.recipe.batch_size, session.recipe.seed, session.step, session.steps)
-    rows = shard(session)
-    if session.images.images is not None:
-        yield from ((indices, session.images.get(indices[rows])) for indices in plan)
-        return
-    device, share = session.accelerator.device, session.recipe.batch_size // session.accelerator.num_processes
-    yield from read_batches(session.images, plan, rows, device, decoders(workers, share * math.prod(session.images.shape)))
+    return read_batches(session.images, plan, shard(session), session.accelerator.device, workers)
+
 
 # %% ../../nbs/machine_room/51_training.ipynb #c44-17a295
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ def check(answer: Callable[[], Any],  # computes the answer: a number, a list or
         empty = any(part is None or part is ... for part in (got if isinstance(got, (list, tuple)) else [got]))
         result = None if empty else torch.as_tensor(got).detach().double()
     except Exception as error:  # whatever a half-written answer raises, the page goes on
-        return print(f"Not yet: {type(error).__name__}: {error}")
+        nothing = "NoneType" in str(error)  # what an empty function returns was used
+        return print("Not yet: a function returns nothing" if nothing else f"Not yet: {type(error).__name__}: {error}")
     if result is None:
         return print("Not yet: the function returns nothing")
     print(_verdict(result, torch.as_tensor(expected).detach().double(), tolerance))

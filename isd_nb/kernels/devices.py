@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_help', 'to_device', 'has_bfloat16', 'row_numbers', 'pick_device', 'pick_devices', 'cores', 'processes',
-           'machine']
+           'from_first', 'machine']
 
 # %% ../../nbs/machine_room/02_devices.ipynb #f93d2d38
 import os
@@ -99,6 +99,14 @@ def processes() -> tuple[int, int]:  # rank, how many
     "This process among those that train together."
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if there else (0, 1)
+
+
+def from_first(value: Any) -> Any:
+    "What the first process has, in all that work together: they decide alike."
+    held = [value]
+    if processes()[1] > 1:
+        torch.distributed.broadcast_object_list(held, 0)
+    return held[0]
 
 
 def machine() -> str:

@@ -185,7 +185,7 @@ def reading_of(recipe: Recipe, question: EvalConfig) -> dict[str, Any]:  # nothi
 # %% ../../nbs/machine_room/45_answers.ipynb #tg1-m2
 @dataclass(eq=False)
 class Together:
-    "Encoders that are evaluated on the same images, one after the other: these are read once for all, or once for as many as memory holds."
+    "Encoders that are evaluated on the same images, one after the other: these are read once for all, or once for as many as memory holds; processes that work together share them."
     encoders: Mapping[str, nn.Module]  # by name, in the order in which they are evaluated
     train: ImageSet
     test: ImageSet
@@ -194,7 +194,7 @@ class Together:
     @cached_property
     def groups(self) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         "Features of the encoders that share a pass, group by group."
-        return feature_groups(self.encoders, self.train, self.test, self.device, "float32")
+        return feature_groups(self.encoders, self.train, self.test, self.device, "float32", shared=True)
 
     def features(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:  # (N, F), (M, F)
         "Those of one encoder, which are handed over and no longer kept here."

@@ -11,7 +11,6 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from ..encoders import Encoder
 from ..evaluation import LinearClassifier, Score, check_labels, embed, score
 from ..methods.building import eager, pick_precision
 from .storage import Stopped, load_checkpoint, save_checkpoint, stop_signals
-from ..sources.batches import EpochSampler, decoders, read_batches, seeded
+from ..sources.batches import EpochSampler, placed, read_batches, seeded
 from ..views import ViewRecipe, Views
 
 # %% ../../nbs/machine_room/44_fine_tuning.ipynb #c06-659835
@@ -130,14 +129,6 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
         groups.append(dict(params=classifier.encoder.parameters(), lr=tuning.backbone_rate))
     return eager(torch.optim.SGD)(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
-# %% ../../nbs/machine_room/44_fine_tuning.ipynb #c21-c216a2
-def labelled_batches(images: ImageSet, plan: EpochSampler, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:  # rows, bytes
-    "The batches of a plan; files are decoded by workers."
-    if images.images is not None:
-        yield from ((rows, images.get(rows)) for rows in plan)
-        return
-    yield from read_batches(images, plan, slice(None), device, decoders())
-
 # %% ../../nbs/machine_room/44_fine_tuning.ipynb #c22-faecf4
 def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]
     "What the classifier sees at this step."
@@ -183,10 +174,10 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
     plan.start, saved = restore(folder, about, classifier, optimizer), time.monotonic()
     bar = tqdm(total=plan.stop, initial=plan.start, desc="labels", leave=False, disable=not progress)
     with stop_signals() as came, bar:
-        for step, (rows, pixels) in enumerate(labelled_batches(images, plan, device), plan.start):
+        for step, (rows, pixels) in enumerate(read_batches(images, plan, slice(None), device), plan.start):
             for group, rate in zip(optimizer.param_groups, (tuning.head_rate, tuning.backbone_rate)):
                 group["lr"] = rate * decay(tuning, step / plan.stop)
-            tune_step(classifier, optimizer, make_views(tuning, pixels.to(device, non_blocking=True), step), labels[to_device(rows, device)], dtype)
+            tune_step(classifier, optimizer, make_views(tuning, pixels, step), labels[to_device(rows, device)], dtype)
             bar.update()
             if came or time.monotonic() - saved > save_every:
                 keep(folder, step + 1, about, classifier, optimizer)
@@ -211,7 +202,7 @@ def fit_classifier(encoder: Encoder,  # stays as it is
     features = embed(encoder, images, device=device)
     classifier = Classifier(encoder, features, classes or int(labels.max()) + 1, tuning.backbone_rate > 0)
     classifier = classifier.to(device, memory_format=torch.channels_last).train()
-    tune(classifier, images.to(device), tuning, Path(folder) if folder else None, progress, save_every)
+    tune(classifier, placed(images, device), tuning, Path(folder) if folder else None, progress, save_every)
     return classifier.eval().requires_grad_(False)
 
 # %% ../../nbs/machine_room/44_fine_tuning.ipynb #c33-ba7338

@@ -18,7 +18,7 @@ from ..data import ImageSet, subsample_evenly
 from ..embedding import embed_all
 from ..errors import InputError
 from ..evaluation import few_label_accuracy, linear_probe, vote
-from ..kernels.devices import free_memory, has_bfloat16, processes
+from ..kernels.devices import free_memory, from_first, has_bfloat16, processes
 from ..kernels.nearest_neighbours import nearest
 from ..kernels.scores import check_labels
 from ..method import Method
@@ -82,14 +82,6 @@ def agreed_precision(encoders: Mapping[str, nn.Module], images: ImageSet, place:
                       if (rounded[name] - full).norm() < most * (full - full.mean(0)).norm()}
 
 # %% ../../nbs/machine_room/43_scorer.ipynb #sc3-m2
-def common_memory(place: torch.device, shared: bool) -> int:
-    "Free memory; of several processes the first one's, so that all take the same groups."
-    free = torch.tensor([free_memory()], device=place)
-    if shared and processes()[1] > 1:
-        torch.distributed.broadcast(free, 0)
-    return int(free)
-
-
 def gathered(part: Tensor, count: int) -> Tensor:  # float32 (N / processes, F) -> (N, F) in the first process
     "Rows of all processes in order, in the first of them; in the others what they have."
     rank, world = processes()
@@ -152,7 +144,7 @@ def feature_groups(encoders: Mapping[str, nn.Module], train: ImageSet, test: Ima
     kinds = dict.fromkeys(encoders, precision) if precision else agreed_precision(encoders, train, place)
     widths = {name: math.prod(part.shape[1:]) for name, part in embed_all(encoders, train.subset([0]), device=place).items()}
     here = memory_need(len(train), len(test), widths) <= free_memory(place) / 2 or place.type == "cpu"
-    for names in passes(widths, len(train), len(test), common_memory(place, shared)):
+    for names in passes(widths, len(train), len(test), from_first(free_memory()) if shared else free_memory()):
         some = {name: encoders[name] for name in names}
         kept = None if here else torch.device("cpu")
         found = [features_of(some, images, place, {n: kinds[n] for n in names}, shared, kept) for images in (train, test)]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['suffixes', 'service_folders', 'service_files', 'Header', 'ending_of', 'Listing', 'look_into', 'iter_image_folders',
-           'iter_image_files', 'image_files', 'class_folders', 'Survey', 'header_of', 'survey', 'read_files',
-           'same_channels']
+           'iter_image_files', 'image_files', 'class_folders', 'Survey', 'header_of', 'survey', 'level_notes',
+           'read_files', 'same_channels']
 
 # %% ../../nbs/machine_room/20_folders.ipynb #10c9a50e
 import os
@@ -214,6 +214,16 @@ def survey(paths: Sequence[Path],
             values[deep_kind(mode)] = min(low, between[0]), max(high, between[1])
     modes, odd = Counter(mode for _, mode, *_ in found), Counter(name for *_, names in found for name in names)
     return Survey(tuple(sizes[:1] + sizes[1:][-1:]), modes, values, any(header[2] for header in found), odd)
+
+# %% ../../nbs/machine_room/20_folders.ipynb #ln2-m3
+def level_notes(levels: Levels | None, white: float | None) -> str:
+    "How files of more than 8 bits are scaled."
+    kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
+    how = "as white= says" if white is not None else "as the values of the set suggest; white=N sets it"
+    edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()}
+    said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
+    window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
+    return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", window) if part)
 
 # %% ../../nbs/machine_room/20_folders.ipynb #rf1-le2811
 def read_files(paths: Sequence[Path],  # the files

@@ -22,9 +22,9 @@ import torch
 from ..data import FileList, ImageSet, Levels, held_out_rows, take_paths
 from ..errors import InputError, printable
 from .folders import (
-    Survey, class_folders, look_into, read_files, same_channels, suffixes, survey, survey_notes, take_rows_)
+    Survey, class_folders, level_notes, look_into, read_files, same_channels, suffixes, survey, survey_notes, take_rows_)
 from ..kernels.archives import is_file, is_folder, left_out_of
-from .given import class_notes, label_lists, readable_folder, table_notes
+from .given import class_notes, label_lists, part_by_table, readable_folder, table_notes
 from .index import FolderIndex, annotated_folder, index_folder, table_name
 from .splits import named_as, no_class, plain, test_names, train_names
 
@@ -138,6 +138,7 @@ class FolderPlan:
     test_rows: np.ndarray | None = None  # sorted, which rows of `train` are held out
     beside: Mapping[str, FolderIndex] = field(default_factory=dict)  # what could be tested on, and is not
     table: Path | None = None  # where labels come from, if not from folders
+    split: str = ""  # what the table calls the rows that are held out
     window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each states
     most: int = 20_000  # files of more than 8 bits that are opened for the range of their values
 
@@ -223,6 +224,10 @@ def plan_with_table(path: Path, layout: Layout, train: FolderIndex, table: Path,
     train, *others = label_lists(table, [train, *(index_folder(f, cache, True) for f in layout.tests)], path.resolve())
     if not train.classes:
         raise InputError(f"{printable(table)} names no training image of {printable(layout.train)}")
+    if not layout.tests and (parts := part_by_table(table, train, path.resolve())):
+        part, tested, split = parts
+        check_classes(table, part.take(tested), present(part.take(np.delete(np.arange(len(part.labels)), tested))))
+        return FolderPlan(path, layout, part, test_rows=tested, table=table, split=split)
     tests = {f: found if found.classes else index_folder(f, cache) for f, found in zip(layout.tests, others)}
     usable = {f: index for f, index in tests.items() if not without_classes(index, train.classes)}
     chosen = pick_held_out({f: index.classes for f, index in usable.items()}, train.classes)
@@ -250,11 +255,10 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
     return ImageSet(images, labels, paths=files, **about)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly18-le28-s
-def part_(images: ImageSet, test_rows: np.ndarray) -> tuple[ImageSet, ImageSet]:  # (train, test)
+def part_(images: ImageSet, files: FileList, test_rows: np.ndarray) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "Split a set that no other code holds: the test images are copied, the others moved together in place."
-    kept = images.paths.rows if isinstance(images.paths, FileList) else None  # without those that could not be read
-    rows = np.arange(len(images)) if kept is None else kept
-    tested = np.isin(rows, test_rows)
+    kept = images.paths.rows if isinstance(images.paths, FileList) else None  # of `files`, without those that could not be read
+    tested = np.isin(np.arange(len(images)) if kept is None else kept, test_rows if files.rows is None else files.rows[test_rows])
     train, test = (np.flatnonzero(part) for part in (~tested, tested))
     held, labels, files = images.subset(test), images.known_labels()[train], take_paths(images.paths, torch.from_numpy(train))
     if images.images is None:
@@ -272,7 +276,7 @@ def read_plan(plan: FolderPlan,
     levels = plan.levels(white)
     train = as_images(plan.train, plan.train.classes, size, memory, levels, resized=resized)
     if plan.test_rows is not None:
-        train, held = part_(train, plan.test_rows)
+        train, held = part_(train, plan.train.files, plan.test_rows)
         return train, held if len(held) else None
     test = as_images(plan.test, plan.train.classes, size, memory, levels, resized=resized) if plan.test else None
     return same_channels(train, test)
@@ -300,16 +304,6 @@ def read_indexed(path: Path | str, size: int, cache: Path | str | None = "data/i
 def read_folder(path: Path | str, size: int, memory: int = 4 << 30, white: float | None = None) -> tuple[ImageSet, ImageSet | None]:
     "Read a folder without keeping a list of it."
     return read_indexed(path, size, None, memory, white)
-
-# %% ../../nbs/machine_room/22_layout.ipynb #ly21-le28
-def level_notes(levels: Levels | None, white: float | None) -> str:
-    "How files of more than 8 bits are scaled."
-    kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
-    how = "as white= says" if white is not None else "as the values of the set suggest; white=N sets it"
-    edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()}
-    said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
-    window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
-    return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", window) if part)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly23-le28
 @dataclass(frozen=True)
@@ -358,11 +352,11 @@ def what_was_found(plan: FolderPlan, data: str, white: float | None = None) -> F
     test = None
     if plan.test_rows is not None:
         classes = len(np.unique(plan.train.labels[plan.test_rows]))
-        test = dict(images=held, classes=classes, where="that are held out of them", what="")
+        test = dict(images=held, classes=classes, where=f"of the split {plan.split} in {printable(plan.table.name)}" if plan.table and plan.split else "that are held out of them", what="")
     elif plan.test is not None:
         test = dict(images=len(plan.test.files), classes=len(np.unique(plan.test.labels)),
                     where=f"in {printable(plan.test.files.folder)}", what=seen_text(plan.surveys[1]))
-    notes = [*(table_notes(plan.table) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(white), white),
+    notes = [*(table_notes(plan.table, plan.split) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(white), white),
              *survey_notes([seen for seen in plan.surveys if seen])]
     return Found(data, train, test, all_left_out(plan), tuple(note for note in notes if note))
 
