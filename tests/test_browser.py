@@ -783,8 +783,8 @@ def test_a_control_draws_its_figure_again(lesson: Path, chromium: BrowserContext
         handles.first.press("ArrowLeft")
     else:
         buttons.first.click()
-    expect(figure).not_to_have_attribute("src", before)
-    assert figure.evaluate("async img => (await img.decode(), img.naturalWidth)") > 300
+    expect(figure).not_to_have_attribute("src", before, timeout=1000 * browser.PATIENCE)
+    assert figure.evaluate("async img => (await img.decode(), img.naturalWidth)") > 200
     notebook.close()
 
 

@@ -51,9 +51,11 @@ def control(name: str, value: Any) -> widgets.Widget:
 # %% ../../nbs/machine_room/74_interactive.ipynb #cbf9d391d
 class InteractiveFigure:
     "Controls above a figure that is drawn again at every change; where there is no kernel, the first figure."
+    kept = 200  # pictures, each of some ten kilobytes
 
     def __init__(self, draw: Callable[..., Figure], dpi: int, controls: dict[str, widgets.Widget]) -> None:
         self.draw, self.dpi, self.controls = draw, dpi, controls
+        self.drawn: dict[tuple[Any, ...], bytes] = {}  # pictures by the values of the controls, at most `kept`
         self.first = self.png()
         self.image = widgets.Image(value=self.first, format="png")
         self.box = widgets.VBox([*controls.values(), self.image])
@@ -65,8 +67,14 @@ class InteractiveFigure:
         return {name: widget.value for name, widget in self.controls.items()}
 
     def png(self) -> bytes:
-        "The figure for the present values."
-        return figure_png(self.draw(**self.values()), self.dpi)
+        "The figure for the present values; one that was drawn before is not drawn again."
+        values = self.values()
+        key = tuple(map(repr, values.values()))
+        if key not in self.drawn:
+            if len(self.drawn) >= self.kept:
+                self.drawn.clear()
+            self.drawn[key] = figure_png(self.draw(**values), self.dpi)
+        return self.drawn[key]
 
     def _redraw(self, change: Any) -> None:
         self.image.value = self.png()
