@@ -171,6 +171,14 @@ def explorer(saved: dict[str, Any]) -> None:
     right.set(title="Points gliding, no GPU", xlabel="glide", ylabel="frames a second", ylim=(0, None))
 
 
+def controls(saved: dict[str, Any]) -> None:
+    times = {f"{lesson.partition('_')[0]}: {name.replace('_', ' ')}": row["median"]
+             for lesson, found in saved["milliseconds"].items() for name, row in found.items()}
+    ax = axes(1, 3.4)[0]
+    bars(ax, times, "Controls of the lessons", "milliseconds a picture, median")
+    ax.axvline(100, ls="--", color=ORANGE)
+
+
 def gpu(saved: dict[str, Any]) -> None:
     for ax, row in zip(axes(len(saved["steps"])), saved["steps"]):
         speed = dict(ours=row["images_per_second"], plain=row["plain_images_per_second"])
@@ -179,7 +187,7 @@ def gpu(saved: dict[str, Any]) -> None:
 
 PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
     views, loss, knn, step, step_blur, tuned, race, race_busy, race_cifar10, threads, parts, scaling, equivalence,
-    equivalence_loss, explorer, gpu)}
+    equivalence_loss, explorer, controls, gpu)}
 
 
 def save(name: str, source: Path, target: Path) -> None:
