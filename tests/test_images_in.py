@@ -260,3 +260,20 @@ def test_dicom_is_seen_through_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     assert "CENTER,WIDTH" in refusal(read, tmp_path, f"{tmp_path / 'own'}?window=40")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     assert "isd_nb[dicom]" in refusal(read, tmp_path, str(tmp_path / "bare"))
+
+
+def test_a_named_test_folder_is_not_trained_on_through_a_link(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        for i, c in enumerate("aaabbb"):
+            (folder / c).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 9 * i).save(folder / c / f"{folder.name}{i}.png")
+    home = tmp_path / "set"
+    for folder in (home, tmp_path / "away", home / "deep"):
+        fill(folder)
+    (home / "kept").symlink_to(tmp_path / "away")
+    (home / "again").symlink_to("deep")
+    for named, other, linked in (("kept", "deep again", "away"), (tmp_path / "away", "deep again", "away"), ("again", "kept", "deep")):
+        sets = read(tmp_path, f"{home}?test={named}")
+        assert {path.name[:-5] for path in sets.test.paths} == {linked}
+        assert not any(path.name.startswith(linked) for path in sets.train.paths)
+        assert {*sets.train.classes} == {"a", "b", *other.split()}
