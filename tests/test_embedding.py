@@ -53,7 +53,8 @@ def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp
     assert not begun.exists()
 
 
-def test_features_of_files_that_have_changed_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_files_that_have_changed_are_not_gone_on_with(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(first: int) -> None:
         for i in range(8):
             (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)

@@ -272,7 +272,8 @@ def test_a_named_test_folder_is_not_trained_on_through_a_link(tmp_path: Path) ->
         fill(folder)
     (home / "kept").symlink_to(tmp_path / "away")
     (home / "again").symlink_to("deep")
-    for named, other, linked in (("kept", "deep again", "away"), (tmp_path / "away", "deep again", "away"), ("again", "kept", "deep")):
+    away = "deep again", "away"
+    for named, (other, linked) in {"kept": away, tmp_path / "away": away, "again": ("kept", "deep")}.items():
         sets = read(tmp_path, f"{home}?test={named}")
         assert {path.name[:-5] for path in sets.test.paths} == {linked}
         assert not any(path.name.startswith(linked) for path in sets.train.paths)
