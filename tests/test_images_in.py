@@ -168,6 +168,12 @@ def test_a_wrong_table_gets_one_sentence(text: str, words: str, tmp_path: Path) 
     assert "cannot be read" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'absent.csv'}")
 
 
+def test_a_file_is_not_named_by_two_paths(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *FLAT)
+    (tmp_path / "labels.csv").write_text(f"00.png,a\n01.png,b\n02.png,b\n{folder / '00.png'},b\n")
+    assert "names 00.png twice" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_test_folder_is_named(packed: bool, tmp_path: Path) -> None:
     counts = ("pictures", 4), ("kept back", 2)
