@@ -69,8 +69,8 @@ class FileList(Sequence[Path]):
         return self.folder / os.fsdecode(self.name(i))
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "FileList":
-        "These of the files, in this order; no path is made."
-        rows = np.asarray(rows, dtype=np.int64)
+        "These of the files, in this order, or those that a mask marks; no path is made."
+        rows = row_numbers(rows, len(self)).numpy()
         return FileList(self.folder, self.names, self.ends, np.arange(len(self))[rows] if self.rows is None else self.rows[rows])
 
 # %% ../nbs/machine_room/16_images.ipynb #c09-d010e4

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import call
 from numpy.testing import assert_allclose
+from PIL import Image
 
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.explore import isd_explore
@@ -50,6 +51,29 @@ def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp
     assert one.shape == (count, width) and (two[0] == 7).all()
     assert_allclose(two[1:], one[1:], rtol=0, atol=1e-6)
     assert not begun.exists()
+
+
+def test_features_of_files_that_have_changed_are_not_gone_on_with(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(first: int) -> None:
+        for i in range(8):
+            (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), first + i).save(tmp_path / "set" / "ab"[i % 2] / f"{i}.png")
+
+    def brightness(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(2).mean(2) * 255
+
+    def one_piece(work: object, encode: object, sets: object, share: list, *rest: object) -> None:
+        compute(work, encode, sets, share[:1], *rest)
+        raise KeyboardInterrupt
+    compute, how = embedding.compute, dict(size=8, batch_size=1, device="cpu", root=tmp_path)
+    fill(10)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "compute", one_piece)
+        embed_to_file(brightness, f"folder:{tmp_path / 'set'}", tmp_path / "f.npy", **how)
+    fill(110)  # the same names
+    embed_to_file(brightness, f"folder:{tmp_path / 'set'}", tmp_path / "f.npy", **how)
+    assert np.load(tmp_path / "f.npy").min() > 109
 
 
 def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Path, tmp_path: Path) -> None:

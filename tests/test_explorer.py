@@ -4,7 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from isd_nb.cli.explore import isd_explore as command
+from isd_nb.cli.pack import pack
 from isd_nb.errors import InputError, refusal
 from isd_nb.explore import explorer, gallery
 from isd_nb.explore.given import gallery_of_sources
@@ -81,6 +84,28 @@ def test_the_notebook_names_places_from_anywhere(isd_explore: Callable, colour_r
     monkeypatch.chdir(colour_run)  # where Jupyter starts the kernel
     settings = explorer_call(colour_run)
     assert len(gallery.gallery_of_run(settings.pop("run"), show=False, **settings).images) == 8  # a fifth, held out
+
+
+def test_archives_and_packed_sets_are_explored(isd_explore: Callable, colour_run: Path, tmp_path: Path) -> None:
+    with ZipFile("set.zip", "w") as archive:
+        for path in sorted(Path("colour").rglob("*.png")):
+            archive.write(path, path.relative_to("colour"))
+    pack("folder:colour", "packed", 16)
+    for data in ("folder:set.zip", "packed:packed"):
+        assert isd_explore(colour_run, "--data", data, "--html", "x.html", "--moments", "1") == 0
+        names = [path.name for path in gallery.run_images(Recipe("x", image_size=16, data=data), None, "data", 9).paths]
+        assert json.dumps(names) in Path("x.html").read_text()
+    files, on_disk = gallery.run_files(colour_run, 1), load_images("folder:set.zip", 16, memory=0)[1]
+    before = gallery.digest(colour_run, files, on_disk)
+    assert before == gallery.digest(colour_run, files, load_images("folder:set.zip", 16, memory=0)[1])
+    os.utime("set.zip", (1, 1))
+    assert before != gallery.digest(colour_run, files, on_disk)
+
+
+def test_a_kept_picture_names_the_classes_of_now(colour_run: Path, tmp_path: Path) -> None:
+    images, files = load_images("folder:colour", 16)[1], gallery.run_files(colour_run, 1)
+    renamed = replace(images, classes=("one", "other"))
+    assert gallery.digest(colour_run, files, images) != gallery.digest(colour_run, files, renamed)
 
 
 def test_images_of_other_channels_are_converted(isd_explore: Callable, colour_run: Path, tmp_path: Path) -> None:

@@ -168,6 +168,12 @@ def test_a_wrong_table_gets_one_sentence(text: str, words: str, tmp_path: Path) 
     assert "cannot be read" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'absent.csv'}")
 
 
+def test_a_file_is_not_named_by_two_paths(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", *FLAT)
+    (tmp_path / "labels.csv").write_text(f"00.png,a\n01.png,b\n02.png,b\n{folder / '00.png'},b\n")
+    assert "names 00.png twice" in refusal(read, tmp_path, f"{folder}?labels={tmp_path / 'labels.csv'}")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_test_folder_is_named(packed: bool, tmp_path: Path) -> None:
     counts = ("pictures", 4), ("kept back", 2)
@@ -260,3 +266,21 @@ def test_dicom_is_seen_through_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     assert "CENTER,WIDTH" in refusal(read, tmp_path, f"{tmp_path / 'own'}?window=40")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     assert "isd_nb[dicom]" in refusal(read, tmp_path, str(tmp_path / "bare"))
+
+
+def test_a_named_test_folder_is_not_trained_on_through_a_link(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        for i, c in enumerate("aaabbb"):
+            (folder / c).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 9 * i).save(folder / c / f"{folder.name}{i}.png")
+    home = tmp_path / "set"
+    for folder in (home, tmp_path / "away", home / "deep"):
+        fill(folder)
+    (home / "kept").symlink_to(tmp_path / "away")
+    (home / "again").symlink_to("deep")
+    away = "deep again", "away"
+    for named, (other, linked) in {"kept": away, tmp_path / "away": away, "again": ("kept", "deep")}.items():
+        sets = read(tmp_path, f"{home}?test={named}")
+        assert {path.name[:-5] for path in sets.test.paths} == {linked}
+        assert not any(path.name.startswith(linked) for path in sets.train.paths)
+        assert {*sets.train.classes} == {"a", "b", *other.split()}

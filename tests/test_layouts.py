@@ -101,6 +101,15 @@ def test_a_table_of_one_class_is_never_shown(tmp_path: Path) -> None:
     )
 
 
+def test_files_are_taken_by_numbers_and_by_masks() -> None:
+    files = FileList.of(Path("x"), list("abcde"))
+    for some in (files, files.take([4, 3, 2, 1, 0])):
+        names = some.all_names()
+        for rows in ([1, 4], np.array([1, 4]), [False, True, False, False, True], torch.tensor([0, 1, 0, 0, 1]) > 0):
+            assert some.take(rows).all_names() == [names[1], names[4]]
+        assert some.take([-1, 0]).all_names() == [names[4], names[0]] and not len(some.take([]))
+
+
 def test_flat_validation_images_are_not_the_test_set_of_classes(tmp_path: Path) -> None:
     names = [*(f"train/{c}/{i}.png" for c in "ab" for i in range(5)), "val/0.png", "val/1.png", "test/images/2.png"]
     sets = load_sets(f"folder:{write(tmp_path / 'set', *names)}", 4, root=tmp_path)

@@ -37,6 +37,7 @@ from ..methods.checkpoints import source_line
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
+from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n05-cca880
 columns = ("file", "class", "split")
@@ -93,7 +94,8 @@ def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
     found = hashlib.sha256(f"{fingerprint(encoder)} {name} {size}".encode())
     for row in described(sets):
         found.update("\0".join(row).encode(errors="surrogateescape"))
-    for _, images in sets:
+    for _, images in sets:  # files may have changed under the same names
+        found.update(f"{identity(images)} {images.shape} {images.levels}".encode())
         if images.images is not None:
             found.update(images.images.contiguous().numpy().data)
     return found.hexdigest()

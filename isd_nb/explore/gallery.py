@@ -31,6 +31,7 @@ from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours
 from ..engine.runs import read_recipe
+from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
@@ -136,8 +137,9 @@ def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
     found.update((run / "config.json").read_bytes())
     if images.images is not None:
         found.update(np.ascontiguousarray(images.images.cpu().numpy()).data)
-    for path in images.paths:  # a name need not be UTF-8
-        found.update(os.fsencode(path.absolute()) + f" {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    for path in images.paths if images.images is None else ():  # a name need not be UTF-8
+        found.update(os.fsencode(path.absolute()) + f" {size_of(path)} {modified(path)}".encode())
+    found.update(f"{images.shape} {images.levels} {json.dumps(images.classes)}".encode())  # classes are named on the picture that is kept
     found.update(b"" if images.labels is None else images.labels.numpy().tobytes())
     return found.hexdigest()
 

@@ -224,7 +224,11 @@ def below(name: str, top: Path) -> str:
 
 def label_lists(table_path: Path | str, indices: Sequence[FolderIndex], top: Path) -> list[FolderIndex]:
     "Lists of files with the labels of a table; a list that it never names keeps its own. All share one numbering of classes."
-    table, where = {below(name, top): label for name, label in read_table(table_path).items()}, printable(Path(table_path).name)
+    where, table = printable(Path(table_path).name), dict[str, str]()
+    for name, label in read_table(table_path).items():
+        if (own := below(name, top)) in table:
+            raise InputError(f"{where} names {printable(own)} twice, once by its whole path; each image has one line")
+        table[own] = label
     names = [names_in(index, top) for index in indices]
     matched, used = match(table, [name for part in names for name in part], where)
     if missing := [name for name in table if name not in used]:

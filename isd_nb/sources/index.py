@@ -39,12 +39,12 @@ class FolderIndex:
 # %% ../../nbs/machine_room/23_index.ipynb #c11-dd93c3
 def scan(folder: Path,
          flat: bool = False,  # list all images, without classes
-         without: Path | None = None,  # a folder inside that is not listed
+         without: Path | None = None,  # a folder that is not listed, nor are links to it
          ) -> tuple[FolderIndex, dict[str, int]]:  # and the modification time of every folder in it
     "List a folder of images; its subfolders, if any hold images, are the classes."
     found = sorted(iter_image_folders(folder), key=lambda entry: entry[0])
     if without:
-        found = [(parts, inside) for parts, inside in found if not folder.joinpath(*parts).is_relative_to(without)]
+        found = [(parts, inside) for parts, inside in found if not folder.joinpath(*parts).resolve().is_relative_to(without)]
     paths, left_out = sorted((*parts, name) for parts, inside in found for name in inside.images), count_left_out(found)
     if not flat and any(len(p) > 1 for p in paths):
         if loose := sum(len(p) == 1 for p in paths):  # beside class folders, they have no class

@@ -108,7 +108,7 @@ def layout_with(path: Path, test: str) -> Layout:
     if not place.is_relative_to(path):
         found = find_layout(path)
         return Layout(found.folder, found.train, (place,), (*found.tests, *found.aside))
-    rest = [p for p in class_folders(path) if not place.is_relative_to(p)]
+    rest = [p for p in class_folders(path) if not (place.is_relative_to(p) or place.resolve().is_relative_to(p.resolve()))]
     named = [path / n for n in named_as([p.name for p in rest], train_names)]
     alone = rest if len(rest) == 1 and not look_into(path).images else []
     train = unwrap((named or alone or [path])[0])
@@ -194,7 +194,7 @@ def plan_folder(path: Path | str,
     "Detect what is in a folder or an archive."
     path = readable_folder(Path(path).expanduser())
     layout = layout_with(path, test) if test else find_layout(path)
-    without = layout.tests[0].resolve() if test and layout.tests[0].resolve().is_relative_to(layout.train.resolve()) else None
+    without = layout.tests[0].resolve() if test else None
     train = indexed(layout.train, cache, bool(labels), without)
     if len(train.files) < 2:
         raise InputError(f"{printable(path)} has {len(train.files)} image; learning from similarities takes at least 2")
