@@ -1,5 +1,6 @@
 """Features by several processes: the same file as by one, also when another number of processes goes on."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,14 @@ from PIL import Image
 
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.explore import isd_explore
-from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, save_encoder
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.engine import embedding
 from isd_nb.engine.embedding import embed_to_file
+from isd_nb.engine.evaluate_source import white_of
+from isd_nb.engine.whole import train
+from isd_nb.explore.given import features_and_images
+from isd_nb.recipe import Recipe
+from isd_nb.sources.door import load_images
 
 
 @pytest.fixture
@@ -120,3 +126,22 @@ def test_tables_and_an_atlas_name_files_below_the_folder(encoder: Path, small: P
     written = [path.read_bytes() for path in (*tables, tmp_path / "atlas.parquet", tmp_path / "f.csv")]
     assert not any(str(tmp_path).encode() in content for content in written)
     assert "run" in call(isd_explore, tmp_path, *data, "--report", "shown").stderr
+
+
+def test_a_runs_own_images_are_as_bright_as_in_its_training(tmp_path: Path) -> None:
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 4000, (12, 16, 16)).astype(np.uint16)):
+        (tmp_path / "deep" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "deep" / "ab"[i % 2] / f"{i}.png")
+    data = f"folder:{tmp_path / 'deep'}"
+    recipe = Recipe("tiny", data=data, batch_size=8, queue_size=16, width=4, steps=1, white=1000.0)
+    with warnings.catch_warnings(action="ignore"):
+        done = train(recipe, None, tmp_path / "run", device="cpu", root=tmp_path)
+    embed_to_file(tmp_path / "run", recipe.data, tmp_path / "f.npy", device="cpu", root=tmp_path)
+    both = torch.cat([done.bank["teacher"], done.test["teacher"]]).numpy()
+    assert_allclose(np.load(tmp_path / "f.npy"), both, rtol=0, atol=1e-5)
+    _, features, images = features_and_images(tmp_path / "run", recipe.data, None, 100, tmp_path, "cpu")
+    assert_allclose(features, done.test["teacher"], rtol=0, atol=1e-5)
+    other = load_encoder(tmp_path / "run"), "folder:other"
+    assert white_of(*other) is None and white_of(other[0], recipe.data) == 1000
+    same = load_images(recipe.data, 16, tmp_path, white=1000.0)[1]
+    assert torch.equal(images.get(range(len(images))), same.get(range(len(same))))
