@@ -720,3 +720,45 @@ def test_a_stranger_gets_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError):
         load_encoder(f"timm:resnet18@{tmp_path / 'weights.pth'}")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda v: (100 * v).to(torch.int8), "conv1.weight is torch.int8"),
+    (lambda v: v.cfloat(), "conv1.weight is torch.complex64"),
+    (lambda v: v.to_sparse(), "conv1.weight is torch.float32 .torch.sparse_coo"),
+])
+def test_numbers_of_another_kind_are_no_weights(change: Callable[[Any], Any], words: str, tmp_path: Path) -> None:
+    "Copied into a network, numbers of 8 bits are a hundred times too large, and complex ones lose a half."
+    state = models.resnet18().state_dict()
+    torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=words):
+        load_encoder(tmp_path / "weights.pth")
+
+
+def test_what_was_downloaded_instead_of_weights_is_shown(tmp_path: Path) -> None:
+    for start in (b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1"):
+        (tmp_path / "weights.pth").write_bytes(start)
+        with pytest.raises(InputError, match=f"it begins with b'{start[:12].decode()}"):
+            load_encoder(tmp_path / "weights.pth")
+
+
+def test_a_place_that_is_not_known_is_named(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model_state_dict": models.resnet18().state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="'model_state_dict' in it does: save that alone"):
+        load_encoder(tmp_path / "weights.pth")
+
+
+def test_our_own_networks_are_named_before_a_file_too(tmp_path: Path) -> None:
+    torch.save(models.resnet18().state_dict(), tmp_path / "weights.pth")
+    assert load_encoder(f"resnet18@{tmp_path / 'weights.pth'}").config.name == "resnet18"
+    with pytest.raises(InputError, match="read as tiny"):
+        load_encoder(f"tiny@{tmp_path / 'weights.pth'}")
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> None:
+    "Features of them would be written to a file as NaN."
+    state = models.resnet18().state_dict()
+    torch.save(state | {name: state[name] * float("nan")}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=f"NaN or infinite values in {name}: the training that wrote it has diverged"):
+        load_encoder(tmp_path / "weights.pth")

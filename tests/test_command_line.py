@@ -118,6 +118,7 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     (["--set", "weight_decay=-1"], "weight_decay must be 0 or more"),
     (["--seed", "-1"], "seed must be 0 or more, not -1"),
     (["--method", "compress", "--set", 'options={"guide": "runs/typo"}'], "guide of compress cannot be loaded"),
+    (["--method", "compress", "--set", 'options={"guide": 3}'], "guide of compress cannot be loaded"),
     (["--set", "tempo=3"], "--set takes name=value"),
     (["--set", "backbone=resnet19"], "did you mean 'resnet18'"),
     (["--set", "learning_rate=fast"], "learning_rate"),

@@ -3,6 +3,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from test_processes import Start, newest
 from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.sources.digits import digits
-from isd_nb.method import Method
-from isd_nb.engine.state import prepare_training, save_encoders
+from isd_nb.method import Method, Output
+from isd_nb.engine.state import prepare_training, save_encoders, train_step
 from isd_nb.engine.training import train
-from isd_nb.methods.building import build_method, methods
+from isd_nb.methods.building import build_method, methods, with_method
+from isd_nb.methods.checkpoints import open_encoder
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, recipe_to_json
 from isd_nb.sources.batches import seeded
@@ -112,6 +114,7 @@ SCRIPT = '''
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from isd_nb.sources.digits import digits
 from isd_nb.engine.training import train
 from isd_nb.recipe import recipe_from_json
@@ -166,3 +169,52 @@ class Louder(SimCLR):
     torch.testing.assert_close(*states)
     with pytest.raises(InputError, match="did you mean 'weight'"):
         build_method(replace(own, options={"wieght": 4.0}), images)
+
+
+class Own(Method):
+    "A method of the user's, with one mistake."
+    mistake = ""
+
+    @classmethod
+    def from_recipe(cls, student: Any, recipe: Recipe, images: ImageSet) -> Any:
+        method = cls()
+        method.student = student
+        return None if cls.mistake == "none" else method
+
+    def forward(self, view_q: torch.Tensor, view_k: torch.Tensor) -> Any:
+        losses = self.student(view_q).square().mean(1)
+        wrong = {"no number": losses, "no gradient": losses.mean().detach(), "no tensor": 1.0}
+        found = wrong.get(self.mistake, losses.mean())
+        return found if self.mistake == "no output" else Output(found)
+
+    def encoders(self) -> Any:
+        wrong = {"no encoder": {}, "no Encoder": {"student": self.student.backbone}}
+        return wrong.get(self.mistake, {"mine": self.student})
+
+
+@pytest.mark.parametrize(("mistake", "words"), [
+    ("none", "from_recipe of the method .* must return the method, not NoneType"),
+    ("no number", r"one number, the mean over the batch, not a tensor of shape \(16,\)"),
+    ("no gradient", "has no gradient"),
+    ("no tensor", "not float"),
+    ("no output", "must return an isd_nb.method.Output, not Tensor"),
+    ("no encoder", "must return an isd_nb.encoders.Encoder by each name"),
+    ("no Encoder", "not .*'student': 'TinyNet'"),
+    ("captions", "needs 'captions', and the loop has 'indices' and 'labels' alone"),
+    ("changes", "name 'queue_sise'.*did you mean 'queue_size'"),
+])
+def test_a_mistake_in_a_method_is_named(mistake: str, words: str, images: ImageSet,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "mistake", mistake)
+    monkeypatch.setattr(Own, "needs", ("captions",) if mistake == "captions" else ())
+    monkeypatch.setattr(Own, "recipe_changes", {"queue_sise": 3} if mistake == "changes" else {})
+    with pytest.raises(InputError, match=words):
+        session = prepare_training(with_method(TOY, f"{__name__}:Own"), images, "cpu")
+        train_step(session, torch.arange(16), images.images[:16])
+
+
+def test_an_encoder_of_another_name_is_asked_for_in_one_sentence(images: ImageSet, tmp_path: Path) -> None:
+    recipe = with_method(TOY, f"{__name__}:Own")
+    save_encoders(tmp_path / "encoder.safetensors", build_method(recipe, images), recipe, images)
+    with pytest.raises(InputError, match="holds no encoder 'student': known: mine"):
+        open_encoder(str(tmp_path))

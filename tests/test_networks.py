@@ -24,6 +24,7 @@ from isd_nb.cli.explore import command as isd_explore
 from isd_nb.cli.train import command as isd_train
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, SplitBatchNorm, build_backbone, save_encoder, split_batch_norm
+from isd_nb.engine.export import export_encoder
 from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
@@ -361,3 +362,90 @@ def test_images_of_another_size_are_refused_before_training(tmp_path: Path) -> N
     with pytest.raises(InputError, match="make them 32 x 32"):
         isd_nb.train(short(VIT), images, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+class Flat(nn.Module):
+    "As many features as an image has places; `of_size` adds a layer that fits one size, `inside` something odd."
+
+    def __init__(self, channels: int, of_size: int = 0, inside: str = "") -> None:
+        super().__init__()
+        self.inside, self.first = inside, nn.Conv2d(channels, 4, 3, 4, 1)
+        self.last = nn.Linear(4 * (of_size // 4) ** 2, 10) if of_size else nn.Identity()
+        self.volume = nn.Conv3d(1, 4, (4, 1, 1)) if inside == "volume" else nn.Identity()
+        if of_size and inside != "silent":
+            self.num_features = 10
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.inside == "writes":
+            images.mul_(2).sub_(1)
+        found = self.first(images)
+        if self.inside == "volume":
+            found = self.volume(found[:, None])[:, :, 0]
+        return self.last(found.mean((2, 3)) if self.inside in ("writes", "volume") else found.flatten(1))
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Such networks as a module of the user's."
+    module = ModuleType("flat_networks")
+    module.flat = Flat  # type: ignore[attr-defined]
+    module.traced = lambda channels: torch.jit.trace(  # type: ignore[attr-defined]
+        nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(2, channels, 8, 8))
+    monkeypatch.setitem(sys.modules, "flat_networks", module)
+
+
+@pytest.mark.parametrize(("backbone", "stem", "words"), [
+    ("flat_networks:flat", "large", "makes 256 features of an image of 32 x 32 pixels, but 1024 of one of 64 x 64"),
+    ("flat_networks:flat,of_size=32,inside=silent", "large", "64 x 64 pixels .*states how many features"),
+    ("flat_networks:flat,of_size=32", "small", "which a small stem has changed: --set stem=large"),
+    ("flat_networks:traced", "large", "TorchScript"),
+    ("timm:resnet18,global_pool=", "large", r"not a tensor of shape \(2, 512, 1, 1\)$"),  # no size would help
+    ("timm:resnet18,features_only=true", "large", "options features_only does not state how many features"),
+])
+def test_what_is_wrong_with_a_network_is_said(backbone: str, stem: str, words: str, flat: None) -> None:
+    images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InputError, match=words):
+        build_method(replace(short(CONVNET), backbone=backbone, stem=stem), images)
+
+
+@pytest.mark.parametrize("backbone", ["flat_networks:flat,inside=writes", "flat_networks:flat,inside=volume"])
+def test_a_network_may_write_into_its_images_and_hold_kernels_of_volumes(backbone: str, flat: None) -> None:
+    images = ImageSet(torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8))
+    session = prepare_training(replace(short(CONVNET), backbone=backbone, stem="large"), images, "cpu")
+    assert train_step(session, torch.arange(8), images.images).isfinite()
+    kernel = session.method.student.backbone.net.first.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+class Turns(nn.Module):
+    "Computes another thing of dark images: no exporter can follow it."
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(channels, 4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.layer(images).mean((2, 3))
+        return found if images[:, :, 0, 0].sum() * 1e3 % 2 > 1 else -found
+
+
+def test_a_network_that_cannot_be_exported_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("turning")
+    module.turns = Turns  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "turning", module)
+    torch.save(Turns(3).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"turning:turns cannot be written as .pt2 \(.*\): try "):
+        export_encoder(f"turning:turns@{tmp_path / 'weights.pth'}", tmp_path / "out.pt2", 16)
+    with pytest.raises(InputError, match=r"cannot be written as .pt: loaded again, its features differ by"):
+        export_encoder(f"turning:turns@{tmp_path / 'weights.pth'}", tmp_path / "out.pt", 16)
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_a_network_that_was_changed_is_not_resumed(flat: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    recipe = replace(short(CONVNET), backbone="flat_networks:flat,inside=writes", stem="large")
+    save_session(prepare_training(recipe, images, "cpu"), tmp_path)
+    module = sys.modules["flat_networks"]
+    monkeypatch.setattr(module, "flat", lambda channels, inside: nn.Sequential(Flat(channels, 0, inside)))
+    with pytest.raises(InputError, match=r"inside=writes or isd is not what it was .* change it back"):
+        restore_session(prepare_training(recipe, images, "cpu"), tmp_path)

@@ -84,15 +84,24 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
     generator = torch.Generator().manual_seed(0)
     some, others = (torch.rand(count, channels, size, size, generator=generator) for count in (2, 3))
     about = json.dumps(dict(network=encoder.config.name, images=["B", channels, size, size], range=[0, 1], features=int(encoder(some).shape[1])))
-    module = Exported(encoder.float()).eval()
+    module = Exported(encoder if encoder.mean.dtype == torch.float32 else encoder.float()).eval()  # a network may compute with doubles inside
     out.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # both tracing exporters are announced to end
-        runs = formats[out.suffix](module, some, out, about)
-        found, want = runs(others), encoder(others)
+        want = encoder(others)
+        try:
+            runs = formats[out.suffix](module, some, out, about)
+            found = runs(others)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # whatever the three exporters raise for a network that they cannot follow
+            out.unlink(missing_ok=True)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{encoder.config.name} cannot be written as {out.suffix} ({reason}): try {' or '.join(set(formats) - {out.suffix})}") from error
     difference = float((found - want).abs().max() / want.abs().max().clamp_min(1e-12))
     if not difference < 1e-3:
-        raise RuntimeError(f"{out.name} computes other features than the encoder: they differ by {difference:.1e} of the largest")
+        out.unlink(missing_ok=True)
+        raise InputError(f"{encoder.config.name} cannot be written as {out.suffix}: loaded again, its features differ by {difference:.1e} of the largest")
     return difference
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex07-ld28

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,9 @@ def with_method(recipe: Recipe, method: str) -> Recipe:
         return recipe
     kind = find_method(method)
     changes = dict(kind.recipe_changes)
+    for name in changes:
+        if name not in (known := [f.name for f in fields(Recipe)]):
+            raise InputError(f"the recipe_changes of the method {method} name {name!r}, which no recipe has: {suggest(name, known)}")
     if kind.needs_predictor and not recipe.predictor:
         changes["predictor"] = recipe.projector[:1] or (512,)
     splits = max(recipe.batch_norm_splits, changes.pop("batch_norm_splits", 1))
@@ -88,6 +91,9 @@ def backbone_config(recipe: Recipe, channels: int) -> BackboneConfig:
 def check_method(recipe: Recipe) -> type[Method]:  # the class
     "Raise for an option that the method does not know or cannot use, and for a queue that is smaller than a batch."
     kind = find_method(recipe.method)
+    for name in kind.needs:
+        if name not in ("indices", "labels"):
+            raise InputError(f"the method {recipe.method} needs {name!r}, and the loop has 'indices' and 'labels' alone")
     if kind.has_queue and recipe.queue_size < recipe.batch_size:
         raise InputError(f"a queue of {recipe.queue_size} anchors is smaller than a batch of {recipe.batch_size}; "
                          f"choose at least {recipe.batch_size}")
@@ -110,7 +116,12 @@ def check_option(value: Any, usual: Any, name: str) -> None:
 # %% ../../nbs/machine_room/34_building.ipynb #bu0-un
 def check_unchanged(method: Method, recipe: Recipe, before: Mapping[str, Tensor]) -> None:
     "Raise if a method has exchanged parts of the network: no encoder file of it could be read again."
-    for which, encoder in method.encoders().items():
+    if not isinstance(method, Method):
+        raise InputError(f"from_recipe of the method {recipe.method} must return the method, not {type(method).__name__}")
+    if not (found := method.encoders()) or not all(isinstance(encoder, Encoder) for encoder in found.values()):
+        raise InputError(f"encoders of the method {recipe.method} must return an isd_nb.encoders.Encoder by each name, one at least, not "
+                         f"{ {name: type(encoder).__name__ for name, encoder in found.items()} }")
+    for which, encoder in found.items():
         try:
             check_partners(encoder.backbone.state_dict(), before, f"its {which}")
         except ValueError as error:

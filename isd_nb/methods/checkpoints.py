@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..encoders import BackboneConfig, Encoder, FrozenEncoder, build_backbone, check_partners, load_encoder
+from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder
 from ..errors import InputError, suggest
 from .foreign_names import Layout, guess_network, heads, holds, is_moco_v3, layouts, own_names, strays, unwrappings
 from .hub import hub_file
@@ -62,6 +62,8 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
                 return torch.load(path, map_location="cpu", weights_only=True), sorted(known)
         except pickle.UnpicklingError as error:
             if (found := stand_in(error, known)) is None:
+                if not (start := path.open("rb").read(24)).startswith((b"PK", b"\x80")):  # a page of the web, a pointer of Git LFS
+                    raise InputError(f"{path} is no checkpoint of PyTorch: it begins with {start!r}") from error
                 raise InputError(f"{path} holds more than tensors and settings, and code of a file is not run: save a state_dict") from error
             known |= dict([found])
         except MemoryError:
@@ -78,7 +80,9 @@ def find_layout(values: Any, which: str, path: Path) -> Layout:
                          "whose code is not run: save its state_dict")
     found = [layout for layout in layouts if any(k.startswith(layout.prefix) for k in holds(values, layout))]
     if not found:
-        raise InputError(f"{path} holds no tensors by name, neither itself nor under state_dict, model, student or teacher")
+        named = [k for k, v in values.items() if isinstance(k, str) and isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
+        hint = f"; {named[0]!r} in it does: save that alone, torch.save(torch.load(FILE)[{named[0]!r}], OTHER)" if named else ""
+        raise InputError(f"{path} holds no tensors by name in a place that is known, neither itself nor under state_dict or model{hint}")
     marks = ("encoder", "backbone")  # a prefix with one of these is more than a wrapper
     found = [layout for layout in found if any(m in layout.prefix for m in marks)] or found
     return next((layout for layout in found if layout.role == which), found[0])
@@ -177,6 +181,12 @@ def fill(config: BackboneConfig, state: Mapping[str, Tensor], mean: list[float],
         check_partners(given, want, f"{where}, read as {config.name} with a {config.stem} stem,")
     except ValueError as error:
         raise InputError(str(error)) from error
+    for name, value in given.items():
+        if value.layout != torch.strided or value.is_floating_point() != want[name].is_floating_point():
+            raise InputError(f"{where}: {name} is {value.dtype} ({value.layout}), and {config.name} computes with {want[name].dtype}: save plain floats")
+    learned = dict(backbone.named_parameters())
+    if lost := [k for k, v in given.items() if (k in learned or "running_" in k) and not v.isfinite().all()]:
+        raise InputError(f"{where} holds NaN or infinite values in {', '.join(lost[:3])}: the training that wrote it has diverged")
     backbone.load_state_dict(given, strict=True)
     encoder = FrozenEncoder(backbone.float(), mean, std)
     encoder.config = config
@@ -251,7 +261,7 @@ def open_source(source: Path | str,  # see the table above
     if text.startswith("hub:"):
         return load_encoder(hub_file(text.removeprefix("hub:")), which)
     network, at, file = text.rpartition("@")
-    if at and ":" in network and not Path(text).exists():
+    if at and (":" in network or network in backbones) and not Path(text).exists():
         return read_checkpoint(file, which, network)
     prefix, _, name = text.partition(":")
     if prefix == "shipped":
@@ -285,12 +295,15 @@ def start_from(student: Encoder, recipe: Recipe) -> None:
 def open_encoder(source: str) -> FrozenEncoder:
     "The teacher of a source, or its student where it has no teacher."
     try:
-        return open_source(source)
+        try:
+            return open_source(source)
+        except ValueError as error:
+            if "no encoder 'teacher'" not in str(error):
+                raise
+            return open_source(source, "student")
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        if "no encoder 'teacher'" in str(error):
-            return open_source(source, "student")
         raise InputError(str(error)) from error
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n29-572177

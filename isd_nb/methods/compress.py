@@ -39,7 +39,7 @@ def load_guide(path: str | None, which: str) -> FrozenEncoder:
                          """--set 'options={"guide": "runs/digits-isd-1"}'""")
     try:
         return load_encoder(path, which)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"the guide of compress cannot be loaded: {error}") from error
 
 

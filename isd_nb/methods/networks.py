@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imagenet', 'parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'normalisation',
            'torchvision_statistics', 'crop_size', 'view_size', 'has_batch_norm', 'with_network', 'takes_small_stem',
-           'network_line', 'check_network', 'check_twin', 'same_features', 'check_given']
+           'network_line', 'check_network', 'size_hint', 'check_twin', 'same_features', 'check_given']
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n02-5b9f43
 import difflib
@@ -83,7 +83,11 @@ def from_timm(name: str, options: Mapping[str, Any], channels: int) -> Network:
     if config and config.fixed_input_size and "img_size" not in options and hasattr(inspect.getmodule(build), "VisionTransformer"):
         options.setdefault("dynamic_img_size", True)
     net = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, **options)
-    return Network(net, getattr(net, "head_hidden_size", None) or net.num_features)
+    width = getattr(net, "head_hidden_size", None) or getattr(net, "num_features", None)
+    if not isinstance(width, int):
+        raise InputError(f"timm:{name} with the options {', '.join(options)} does not state how many features it computes: leave out what makes it "
+                         "more than one vector of an image")
+    return Network(net, width)
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n10-27ba83
 def from_torchvision(name: str, options: Mapping[str, Any], channels: int) -> Network:
@@ -118,6 +122,8 @@ def from_function(module: str, function: str, options: Mapping[str, Any], channe
     net = build(channels, **options)
     if not isinstance(net, nn.Module):
         raise InputError(f"{module}:{function} must return a torch.nn.Module, not {type(net).__name__}")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise InputError(f"{module}:{function} returns a network of TorchScript, which no teacher can be copied from: return the module it was made of")
     return Network(net, width_of(net, channels, f"{module}:{function}"))
 
 
@@ -125,10 +131,11 @@ def width_of(net: nn.Module, channels: int, name: str, size: int = 64) -> int:
     "How wide the vectors are that a network makes of two grey images; its own statement where it takes no such images."
     try:
         return look_once(net, (2, channels, size, size), name).shape[1]
-    except InputError:
+    except InputError as error:
         if any(isinstance(getattr(net, key, None), int) for key in ("num_features", "features")):
             return num_features_of(net)
-        raise
+        hint = "; a network for another size states how many features it computes in an attribute num_features" if "cannot take" in str(error) else ""
+        raise InputError(f"{error}{hint}") from error
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n12-db25e8
 def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor | None = None) -> Tensor:  # (B, F)
@@ -136,7 +143,7 @@ def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor 
     training, device = net.training, next((p.device for p in net.parameters()), "cpu")
     try:
         with torch.no_grad():
-            found = net.eval()(torch.full(shape, 0.5, device=device) if images is None else images.to(device))
+            found = net.eval()(torch.full(shape, 0.5, device=device) if images is None else images.to(device, copy=True))  # it may write into them
     except InputError:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
@@ -307,15 +314,29 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     try:
         found = look_once(net, (2, channels, recipe.image_size, recipe.image_size), recipe.backbone)
     except InputError as error:
-        own = network_size(recipe.backbone)
-        hint = f"; it was made for {own} x {own}: --set image_size={own}, or an option such as img_size" if own not in (None, recipe.image_size) else ""
-        raise InputError(f"{error}{hint}") from error
+        raise InputError(f"{error}{size_hint(recipe, channels) if 'cannot take' in str(error) else ''}") from error
+    if found.shape[1] != (stated := num_features_of(net)):
+        raise InputError(f"{recipe.backbone} makes {found.shape[1]} features of an image of {recipe.image_size} x {recipe.image_size} pixels, but {stated} "
+                         "of one of 64 x 64: end it with a mean over places, so that it makes equally many at any size")
     if not found.is_meta and not found.isfinite().all():
         raise InputError(f"{recipe.backbone} computes features that are not finite of images that are grey all over")
     if not recipe.backbone.startswith(("timm:", "torchvision:")):
         check_twin(net, recipe, channels)
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n31-145032p1
+def size_hint(recipe: Recipe, channels: int) -> str:
+    "What may help where a network cannot take the images: its own first convolution, or its own size."
+    shape = (2, channels, recipe.image_size, recipe.image_size)
+    if recipe.stem == "small":
+        try:
+            look_once(build_backbone(BackboneConfig(recipe.backbone, channels, stem="large")), shape, recipe.backbone)
+            return "; it can with its own first convolution, which a small stem has changed: --set stem=large"
+        except InputError:
+            pass
+    own = network_size(recipe.backbone)
+    return f"; it was made for {own} x {own}: --set image_size={own}, or an option such as img_size" if own not in (None, recipe.image_size) else ""
+
+
 def check_twin(net: nn.Module, recipe: Recipe, channels: int) -> None:
     "Raise an `InputError` where a network of the user's computes with more than its parameters and buffers: no file could hold it."
     with torch.random.fork_rng(devices=[]):
