@@ -449,3 +449,23 @@ def test_a_network_that_was_changed_is_not_resumed(flat: None, tmp_path: Path, m
     monkeypatch.setattr(module, "flat", lambda channels, inside: nn.Sequential(Flat(channels, 0, inside)))
     with pytest.raises(InputError, match=r"inside=writes or isd is not what it was .* change it back"):
         restore_session(prepare_training(recipe, images, "cpu"), tmp_path)
+
+
+class Doubles(nn.Module):
+    "Computes in doubles inside."
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(channels, 4, 3).double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.double()).mean((2, 3)).float()
+
+
+def test_a_network_with_doubles_inside_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, config = ModuleType("doubling"), BackboneConfig("doubling:doubles", stem="large")
+    module.doubles = Doubles  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "doubling", module)
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
+    assert export_encoder(str(file), tmp_path / "out.pt2") < 1e-5
