@@ -208,6 +208,12 @@ def test_a_folder_at_home(small: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert set(sets.test.labels.tolist()) == {0, 1, 2, 3}
 
 
+def test_labels_too_are_learned_from_images_of_the_stored_size(small: Path, tmp_path: Path) -> None:
+    for method in ("isd", "supervised"):
+        sets = read_sets(replace(QUICK, data=f"folder:{small}", stored_size=24, method=method), tmp_path)
+        assert (sets.train.shape[1:], sets.bank.shape[1:]) == ((24, 24), (16, 16)), method
+
+
 def test_the_trials_in_the_repository_are_still_read() -> None:
     for place in (Path(__file__).parent.parent / "results" / "compare").glob("*settings*.json"):
         assert all(trials for _, trials in read_settings(place).values())

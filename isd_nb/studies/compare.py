@@ -171,8 +171,7 @@ def work(task: Task) -> None:
 # %% ../../nbs/machine_room/64_compare.ipynb #c25-2897d9
 def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
-    recipe, out = task.recipe, Path(task.out)
-    images = sets.bank if "labels" in find_method(recipe.method).needs else sets.train  # the same, but for STL-10
+    recipe, out, images = task.recipe, Path(task.out), sets.train
     trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device,
                     show=False, workers=task.workers)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
