@@ -83,6 +83,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .kernels.view_transforms import check_range
+
+
 # %% ../nbs/machine_room/40_encoder_files.ipynb #c45fcd39f
 class FrozenEncoder(Encoder):
     "A trained backbone for use: float32 features, no parameter that learns, always in evaluation mode."
@@ -95,7 +98,9 @@ class FrozenEncoder(Encoder):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> float32 (B, F)
-        return self.forward_features(images).float()
+        features = self.forward_features(images).float()
+        check_range(images)
+        return features
 
 # %% ../nbs/machine_room/40_encoder_files.ipynb #cd532259d
 def save_encoder(path: Path | str,  # the file; it is replaced in one step

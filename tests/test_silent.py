@@ -17,6 +17,7 @@ from PIL import Image
 
 from isd_nb.cli.train import isd_train
 from isd_nb.data import ImageSet, open_image
+from isd_nb.encoders import load_encoder
 from isd_nb.engine.runs import open_run
 from isd_nb.errors import InputError, refusal
 from isd_nb.evaluation import knn_accuracy, linear_accuracy
@@ -25,6 +26,7 @@ from isd_nb.queue import AnchorQueue
 from isd_nb.recipe import recipes
 from isd_nb.sources.datasets import from_dataset
 from isd_nb.sources.door import Sets, load_sets
+from isd_nb.views import Views
 
 
 def pixels(seed: int, *shape: int) -> np.ndarray:
@@ -132,6 +134,14 @@ def test_what_is_held_out_of_a_table_has_every_class(tmp_path: Path) -> None:
     assert "6 images of 2 classes that are held out" in str(sets.found)
     for part in (sets.train, sets.test):
         assert all((int(path.stem) % 4 == 0) == (label == 1) for path, label in zip(part.paths, part.labels.tolist()))
+
+
+def test_floats_of_255_are_no_images() -> None:
+    bright = torch.full((2, 1, 16, 16), 255.0)
+    views, encoder = Views(recipes["digits"].views, 16), load_encoder("shipped:digits")
+    for take in (lambda images: views(images, torch.Generator().manual_seed(0)), encoder):
+        assert "values from 0 to 1, not up to 255" in refusal(take, bright)
+        assert take(bright / 255).isfinite().all()
 
 
 def test_folders_that_are_splits_decide(tmp_path: Path) -> None:

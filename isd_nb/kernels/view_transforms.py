@@ -260,11 +260,20 @@ def _recolour_(x: Tensor, params: AugmentParams) -> Tensor:
     return x
 
 
+def check_range(images: Tensor) -> None:  # float, of any shape
+    "Refuse values of 0 to 255 where 0 to 1 is meant; on a GPU, and in a graph that is traced, nothing waits for this look."
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if images.device.type == "cpu" and not traced and images.numel() and (most := float(images.amax())) > 2:
+        raise InputError(f"images as floats have values from 0 to 1, not up to {most:g}: divide them by 255, or give them as uint8")
+
+
 def _check_images(images: Tensor, params: AugmentParams) -> None:
     "Raise when `images` is not a batch of images, or not one that `params` can be applied to."
     if images.ndim != 4:
         raise InputError(f"images have shape {tuple(images.shape)}; a batch has four axes, (B, C, H, W)")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; they must be uint8 (0 to 255) or float (0 to 1)")
+    if images.is_floating_point():
+        check_range(images)
     if len(params.top) != len(images):
         raise InputError(f"the parameters are for {len(params.top)} images, but there are {len(images)}")

@@ -163,7 +163,8 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
 def read_sets(recipe: Recipe, root: Path | str = "data") -> Sets:  # train, bank and test
     "The images of a recipe."
     sets = load_sets(recipe.data, recipe.image_size, recipe.stored_size, root, white=recipe.white)
-    return replace(sets, train=sets.bank) if "labels" in find_method(recipe.method).needs else sets
+    alone = sets.train.labels is None and "labels" in find_method(recipe.method).needs  # STL-10's labelled images
+    return replace(sets, train=sets.bank) if alone else sets
 
 # %% ../../nbs/machine_room/34_building.ipynb #op2-ea
 @cache

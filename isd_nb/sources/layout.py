@@ -260,10 +260,10 @@ def part_(images: ImageSet, files: FileList, test_rows: np.ndarray) -> tuple[Ima
     kept = images.paths.rows if isinstance(images.paths, FileList) else None  # of `files`, without those that could not be read
     tested = np.isin(np.arange(len(images)) if kept is None else kept, test_rows if files.rows is None else files.rows[test_rows])
     train, test = (np.flatnonzero(part) for part in (~tested, tested))
-    held, labels, files = images.subset(test), images.known_labels()[train], take_paths(images.paths, torch.from_numpy(train))
+    held, labels, paths = images.subset(test), images.known_labels()[train], take_paths(images.paths, torch.from_numpy(train))
     if images.images is None:
         return images.subset(train), held
-    return replace(images, images=take_rows_(images.images, torch.from_numpy(train)), labels=labels, paths=files), held
+    return replace(images, images=take_rows_(images.images, torch.from_numpy(train)), labels=labels, paths=paths), held
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly19-le28
 def read_plan(plan: FolderPlan,
