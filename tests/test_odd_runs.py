@@ -18,6 +18,7 @@ from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.engine.finish import finish, score_table
 from isd_nb.explore.figures import draw, train_or_go_on
+from isd_nb.explore.gallery import run_images
 from isd_nb.explore.gpu_notebooks import toy_folder
 from isd_nb.protocols.scorer import sample_evaluator
 from isd_nb.sources.door import Sets
@@ -217,3 +218,9 @@ def test_labels_too_are_learned_from_images_of_the_stored_size(small: Path, tmp_
 def test_the_trials_in_the_repository_are_still_read() -> None:
     for place in (Path(__file__).parent.parent / "results" / "compare").glob("*settings*.json"):
         assert all(trials for _, trials in read_settings(place).values())
+
+
+def test_the_explorer_cuts_images_as_they_are_evaluated(small: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, data=f"folder:{small}", stored_size=19)
+    shown, tested = run_images(recipe, None, tmp_path, 100), read_sets(recipe, tmp_path).test
+    assert torch.equal(shown.images, tested.images) and shown.paths[:] == tested.paths[:]

@@ -95,7 +95,7 @@ def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
     for row in described(sets):
         found.update("\0".join(row).encode(errors="surrogateescape"))
     for _, images in sets:  # files may have changed under the same names
-        found.update(f"{identity(images)} {images.shape} {images.levels}".encode())
+        found.update(f"{identity(images)} {images.shape} {images.levels} {images.resized}".encode())
         if images.images is not None:
             found.update(images.images.contiguous().numpy().data)
     return found.hexdigest()

@@ -123,7 +123,7 @@ def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, c
                show: bool = False) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
     white = recipe.white if data in (None, recipe.data) else None
-    images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white)
+    images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white, resized=recipe.stored_size)  # as isd_eval
     if show:
         print(found)
     return images if channels is None else with_channels(images, channels)
@@ -139,7 +139,7 @@ def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
         found.update(np.ascontiguousarray(images.images.cpu().numpy()).data)
     for path in images.paths if images.images is None else ():  # a name need not be UTF-8
         found.update(os.fsencode(path.absolute()) + f" {size_of(path)} {modified(path)}".encode())
-    found.update(f"{images.shape} {images.levels} {json.dumps(images.classes)}".encode())  # classes are named on the picture that is kept
+    found.update(f"{images.shape} {images.levels} {images.resized} {json.dumps(images.classes)}".encode())  # classes are named on the picture that is kept
     found.update(b"" if images.labels is None else images.labels.numpy().tobytes())
     return found.hexdigest()
 

@@ -160,13 +160,13 @@ def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #sh1-le2811
 def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memory: int = 4 << 30, white: float | None = None,
-               ) -> tuple[ImageSet, str]:  # the images, and what was found, in words
+               resized: int | None = None) -> tuple[ImageSet, str]:  # the images, and what was found, in words
     "At most so many test images, evenly spaced (training images, where there are no others): no other image is decoded."
     check_pixels(spec, size, None)
     kind, place = kind_of(spec)
     if kind == "folder":
         plan = plan_of(place, root, white)
-        return read_shown(plan, size, most, memory, white), str(what_was_found(plan, spec, white))
+        return read_shown(plan, size, most, memory, white, resized), str(what_was_found(plan, spec, white))
     if kind == "torchvision" and place.lower() != "stl10":
         from isd_nb.sources.torchvision_sets import shown_torchvision
 
