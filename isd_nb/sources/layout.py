@@ -282,14 +282,14 @@ def read_plan(plan: FolderPlan,
     return same_channels(train, test)
 
 
-def read_shown(plan: FolderPlan, size: int, most: int, memory: int = 4 << 30, white: float | None = None) -> ImageSet:
+def read_shown(plan: FolderPlan, size: int, most: int, memory: int = 4 << 30, white: float | None = None, resized: int | None = None) -> ImageSet:
     "At most so many of the test images, evenly spaced (of the training images, where there are none); no other file is decoded."
     index = plan.test or (plan.train if plan.test_rows is None else plan.train.take(plan.test_rows))
     total = len(index.files)
     if total > most:
         index = index.take(torch.linspace(0, total - 1, most).long().numpy())
     colour = any(seen and seen.coloured for seen in plan.surveys)
-    return as_images(index, plan.train.classes, size, memory, plan.levels(white), total, 3 if colour else None)
+    return as_images(index, plan.train.classes, size, memory, plan.levels(white), total, 3 if colour else None, resized)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly20-le28
 def read_indexed(path: Path | str, size: int, cache: Path | str | None = "data/index", memory: int = 4 << 30,
