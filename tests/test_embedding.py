@@ -33,6 +33,25 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path / "tiny.safetensors"
 
 
+def test_a_file_that_cannot_be_read_has_no_features(encoder: Path, small: Path, tmp_path: Path) -> None:
+    how = dict(batch_size=4, device="cpu", root=tmp_path)
+    embed_to_file(encoder, f"folder:{small}", tmp_path / "whole.npy", **how)
+    broken = sorted(path for path in small.rglob("*") if path.is_file())[2]
+    name = broken.relative_to(small).as_posix()
+    broken.write_bytes(broken.read_bytes()[:60])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        embed_to_file(encoder, f"folder:{small}", tmp_path / "some.npy", report=tmp_path / "report", **how)
+    assert any("1 of" in str(note.message) and "rows are NaN" in str(note.message) for note in caught)
+    whole, some = np.load(tmp_path / "whole.npy"), np.load(tmp_path / "some.npy")
+    lost = np.flatnonzero(np.isnan(some).any(1))
+    table = (tmp_path / "some.csv").read_text().splitlines()[1:]
+    assert len(lost) == 1 and table[lost[0]].startswith(f"{name},") and np.isnan(some[lost]).all()
+    kept = np.delete(np.arange(len(some)), lost)
+    assert_allclose(some[kept], whole[kept], rtol=0, atol=1e-6)
+    assert not [path for path in (tmp_path / "report").iterdir() if name in path.read_text()]
+
+
 def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     how = dict(batch_size=4, device="cpu", root=tmp_path)

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -119,12 +120,19 @@ class Work:
         return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-com2
+def no_stand_ins(features: Tensor, images: ImageSet) -> Tensor:  # (B, F)
+    "NaN for files that could not be read; elsewhere another image stands in for them, and a table must not name its features after them."
+    lost = [i for i, path in enumerate(images.paths) if path in images.unreadable.named] if images.unreadable.named else []
+    return features.index_fill(0, torch.tensor(lost, dtype=torch.long, device=features.device), torch.nan)
+
+
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:
     "Embed these pieces, and write each where it belongs."
     with (work.folder / "features.raw").open("r+b") as raw, (work.folder / "done").open("r+b") as done:
         for first, last in share:
-            features = embed(encoder, images_of(sets, (first, last)), work.batch_size, place)
+            images = images_of(sets, (first, last))
+            features = no_stand_ins(embed(encoder, images, work.batch_size, place), images)
             raw.seek(4 * first * features.shape[1])
             raw.write(features.cpu().numpy().astype("<f4").data)
             raw.flush()
@@ -260,11 +268,18 @@ Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
 
 def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: Then | None) -> None:  # float32 (N, F)
     "What needs all features at once: tables, and whatever else is made of them."
-    vectors, rows = torch.from_numpy(features), [*described(sets)]
+    whole, rows = np.isfinite(features).all(1), [*described(sets)]
+    if not whole.all():  # files that could not be read
+        ends = np.cumsum([len(images) for _, images in sets])
+        sets = [(split, images.subset(part)) for (split, images), part in zip(sets, np.split(whole, ends[:-1]))]
+        features, rows = features[whole], [row for row, there in zip(rows, whole) if there]
+        warnings.warn(f"{(~whole).sum()} of {len(whole)} rows are NaN, of files that cannot be read: no report and no map has them", stacklevel=2)
+    vectors = torch.from_numpy(features)
     if report:
         write_report(report, vectors, rows)
     if then:
         then(vectors, rows, sets)
+
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n11-rest
 def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, place: torch.device, processes: int, show: bool) -> None:
