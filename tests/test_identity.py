@@ -124,6 +124,19 @@ def test_moved_images_go_on(isd_train: Callable, small: Path, tmp_path: Path) ->
     )
 
 
+def test_another_test_folder_is_no_move(isd_train: Callable, small: Path, tmp_path: Path) -> None:
+    (small / "test").rename(tmp_path / "A")
+    shutil.copytree(tmp_path / "A", tmp_path / "B")
+    quick = ("--recipe", "digits", "--no-figures", "--no-supervised", "--data", "folder:small", "--out", "run")
+    assert isd_train(*quick, "--test", "A").returncode == 0
+    result = isd_train(*quick, "--test", "B", "--resume")
+    assert result.returncode == 2 and "was begun with --test A, and now it is B" in result.stderr
+    (tmp_path / "held").mkdir()
+    (tmp_path / "A").rename(tmp_path / "held" / "A")
+    result = isd_train(*quick, "--test", "held/A", "--resume")
+    assert result.returncode == 0, result.stderr
+
+
 def test_runs_of_before_go_on_and_say_so(tmp_path: Path) -> None:
     out, config = tmp_path / "run", tmp_path / "run" / "config.json"
     train(QUICK, images(), out, device="cpu", show=False)

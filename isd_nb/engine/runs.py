@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, locked
+from ..errors import InputError, locked, printable
 from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json
+from ..sources.given import parse_folder
 from ..sources.identity import other_images
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c15-3fe15a
@@ -109,8 +110,17 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
     if images and then is None:
         warnings.warn(f"{out} was begun by an earlier version, which did not note its images: whether they are the same is not known",
                       stacklevel=2)
+    if moved and (before := tested_on(begun.data)) != (now := tested_on(recipe.data)):
+        raise InputError(f"{out} was begun with {f'--test {printable(before)}' if before else 'no --test'}, and now it is {printable(now) or 'left out'}: its rows "
+                         "would be of two test sets; resume it as it was begun, or begin again with another --out")
     if moved:
         write_json(out / "config.json", config | dict(recipe=recipe_to_json(recipe)))
+
+
+def tested_on(data: str) -> str:
+    "The name of the test folder that `--test` gave; where it lies may change."
+    kind, _, place = data.partition(":")
+    return Path(parse_folder(place).test or "").name if kind == "folder" else ""
 
 
 def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
