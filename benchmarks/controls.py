@@ -35,7 +35,7 @@ taken = dict()
 for name, widget in measured_figure.controls.items():
     taken[name] = []
     for value in values_of(widget, {count}):
-        measured_figure.drawn.clear()  # a picture that was there before would cost nothing
+        measured_figure.picture.cache_clear()  # a picture that was there before would cost nothing
         before, start = measured_figure.image.value, time.perf_counter()
         widget.value = value
         if measured_figure.image.value != before:  # a value that was there already draws nothing

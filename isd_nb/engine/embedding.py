@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+# %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint, white_of
 from .launch import in_words, warnings_as_notes, with_threads

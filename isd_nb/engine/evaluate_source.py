@@ -43,7 +43,7 @@ def as_encoder(source: Source, size: int | None) -> tuple[Callable[[Tensor], Ten
         raise InputError("of a function the size of its images is not known: give size, in pixels")
     return source, size, 3, getattr(source, "__name__", type(source).__name__)
 
-
+# %% ../../nbs/machine_room/61_evaluate_source.ipynb #n05-wf
 def white_of(encoder: Callable, data: str) -> float | None:  # None: as the set suggests
     "What is white in these images, if the encoder was trained on them and its recipe says so."
     recipe = encoder.metadata.get("recipe") if isinstance(encoder, FrozenEncoder) else None

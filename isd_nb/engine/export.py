@@ -70,6 +70,19 @@ def to_onnx(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
 
 formats = {".pt": to_torchscript, ".pt2": to_exported_program, ".onnx": to_onnx}
 
+# %% ../../nbs/machine_room/58_export.ipynb #ex05-wr
+def written(encoder: FrozenEncoder, module: nn.Module, some: Tensor, others: Tensor, out: Path, about: str) -> Tensor:  # (B, C, S, S) each -> (B, F)
+    "Write the file, and return what it computes of other images once it is loaded again."
+    try:
+        return formats[out.suffix](module, some, out, about)(others)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # whatever the three exporters raise for a network that they cannot follow
+        out.unlink(missing_ok=True)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        rest = " or ".join(sorted(set(formats) - {out.suffix}))
+        raise InputError(f"{encoder.config.name} cannot be written as {out.suffix} ({reason}): try {rest}") from error
+
 # %% ../../nbs/machine_room/58_export.ipynb #ex05-ld28
 def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
                    out: Path | str,  # ends in .onnx, .pt2 or .pt
@@ -89,15 +102,7 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # both tracing exporters are announced to end
         want = encoder(others)
-        try:
-            runs = formats[out.suffix](module, some, out, about)
-            found = runs(others)
-        except (InputError, OSError):
-            raise
-        except Exception as error:  # whatever the three exporters raise for a network that they cannot follow
-            out.unlink(missing_ok=True)
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{encoder.config.name} cannot be written as {out.suffix} ({reason}): try {' or '.join(set(formats) - {out.suffix})}") from error
+        found = written(encoder, module, some, others, out, about)
     difference = float((found - want).abs().max() / want.abs().max().clamp_min(1e-12))
     if not difference < 1e-3:
         out.unlink(missing_ok=True)

@@ -111,7 +111,7 @@ class Program:
     start: tuple[str, ...] = ("-m", "isd_nb.cli")  # behind `python`
     again: str = "go on with --resume, or in a single process with --processes 1"
 
-
+# %% ../../nbs/machine_room/54_launch.ipynb #c46-comp
 @dataclass
 class Companion:
     "Another process of this command, and the file with what went wrong."
@@ -130,7 +130,7 @@ class Companion:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
         return f" ({lines[-1].removeprefix(f'{self.program.name}: ')}; see {self.log})" if lines else ""
 
-
+# %% ../../nbs/machine_room/54_launch.ipynb #c46-start
 def start_companion(place: Mapping[str, str], options: Sequence[str], logs: Path | None, program: Program) -> Companion:
     "Start this command again as another process; it hangs on a pipe from this one."
     log = logs and logs / f"process_{place['RANK']}.log"

@@ -97,6 +97,20 @@ def written_in(out: Path) -> set[str]:
     "What lies in a directory, but for logs of processes that begin and what a killed process left unfinished."
     return {path.name for path in out.iterdir() if not path.name.startswith(".")} - {"logs"}
 
+# %% ../../nbs/machine_room/52_runs.ipynb #c23-same
+def tested_on(data: str) -> str:
+    "The name of the test folder that `--test` gave; where it lies may change."
+    kind, _, place = data.partition(":")
+    return Path(parse_folder(place).test or "").name if kind == "folder" else ""
+
+
+def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
+    "Raise unless these recipes are the same."
+    old, new = recipe_to_json(begun), recipe_to_json(recipe)
+    if changed := [k for k in new if old[k] != new[k]]:
+        was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
+        raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
+
 # %% ../../nbs/machine_room/52_runs.ipynb #c23-1b4fe8
 def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
     "Raise unless the run was begun with this recipe and these images; images that lie elsewhere now are noted."
@@ -115,20 +129,6 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
                          "would be of two test sets; resume it as it was begun, or begin again with another --out")
     if moved:
         write_json(out / "config.json", config | dict(recipe=recipe_to_json(recipe)))
-
-
-def tested_on(data: str) -> str:
-    "The name of the test folder that `--test` gave; where it lies may change."
-    kind, _, place = data.partition(":")
-    return Path(parse_folder(place).test or "").name if kind == "folder" else ""
-
-
-def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
-    "Raise unless these recipes are the same."
-    old, new = recipe_to_json(begun), recipe_to_json(recipe)
-    if changed := [k for k in new if old[k] != new[k]]:
-        was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
-        raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c31-aa1fc0
 @contextmanager

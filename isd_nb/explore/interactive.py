@@ -7,7 +7,8 @@ __all__ = ['figure_png', 'InteractiveFigure', 'interactive_figure']
 
 # %% ../../nbs/machine_room/74_interactive.ipynb #c32fcf068
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Any
 
 import ipywidgets as widgets
@@ -43,6 +44,8 @@ def control(name: str, value: Any) -> widgets.Widget:
         first, low, high, step = value
         kind = widgets.IntSlider if all(isinstance(v, int) for v in value) else widgets.FloatSlider
         return kind(value=first, min=low, max=high, step=step, **style)
+    if isinstance(value, (list, dict)) and not all(isinstance(v, Hashable) for v in (value.values() if isinstance(value, dict) else value)):
+        raise InputError(f"the choices of {name} must be numbers, texts or tuples, by which drawn figures are kept, not lists or arrays")
     if isinstance(value, (list, dict)) and value:
         return widgets.ToggleButtons(options=value, **style)
     raise InputError(f"the control {name} is {value!r}; it must be True or False, (first, low, high, step), "
@@ -51,11 +54,10 @@ def control(name: str, value: Any) -> widgets.Widget:
 # %% ../../nbs/machine_room/74_interactive.ipynb #cbf9d391d
 class InteractiveFigure:
     "Controls above a figure that is drawn again at every change; where there is no kernel, the first figure."
-    kept = 200  # pictures, each of some ten kilobytes
 
     def __init__(self, draw: Callable[..., Figure], dpi: int, controls: dict[str, widgets.Widget]) -> None:
         self.draw, self.dpi, self.controls = draw, dpi, controls
-        self.drawn: dict[tuple[Any, ...], bytes] = {}  # pictures by the values of the controls, at most `kept`
+        self.picture = lru_cache(200)(lambda *values: figure_png(draw(**dict(zip(controls, values))), dpi))  # some ten kilobytes each
         self.first = self.png()
         self.image = widgets.Image(value=self.first, format="png")
         self.box = widgets.VBox([*controls.values(), self.image])
@@ -68,13 +70,7 @@ class InteractiveFigure:
 
     def png(self) -> bytes:
         "The figure for the present values; one that was drawn before is not drawn again."
-        values = self.values()
-        key = tuple(map(repr, values.values()))
-        if key not in self.drawn:
-            if len(self.drawn) >= self.kept:
-                self.drawn.clear()
-            self.drawn[key] = figure_png(self.draw(**values), self.dpi)
-        return self.drawn[key]
+        return self.picture(*self.values().values())
 
     def _redraw(self, change: Any) -> None:
         self.image.value = self.png()

@@ -168,7 +168,17 @@ def padded_stem(config: BackboneConfig, values: Mapping[str, Any]) -> bool:
     lightning = "pytorch-lightning_version" in values
     return config.stem == "small" and lightning and "classifier.weight" in state and "projector.0.weight" in state
 
+# %% ../../nbs/machine_room/39_checkpoints.ipynb #n19-cv
+def check_values(given: Mapping[str, Tensor], backbone: nn.Module, where: str) -> None:
+    "Raise unless these values are plain finite numbers of the kind that the network computes with."
+    learned, want = dict(backbone.named_parameters()), backbone.state_dict()
+    for name, value in given.items():
+        if value.layout != torch.strided or value.is_floating_point() != want[name].is_floating_point():
+            raise InputError(f"{where}: {name} is {value.dtype} ({value.layout}), and the network computes with {want[name].dtype}: save plain floats")
+    if lost := [k for k, v in given.items() if (k in learned or "running_" in k) and not v.isfinite().all()]:
+        raise InputError(f"{where} holds NaN or infinite values in {', '.join(lost[:3])}: the training that wrote it has diverged")
 
+# %% ../../nbs/machine_room/39_checkpoints.ipynb #n19-fill
 def fill(config: BackboneConfig, state: Mapping[str, Tensor], mean: list[float], std: list[float], where: str) -> FrozenEncoder:
     "A frozen encoder of this network with these weights; heads are left behind, everything else has a partner."
     with torch.random.fork_rng(devices=[]):
@@ -181,12 +191,7 @@ def fill(config: BackboneConfig, state: Mapping[str, Tensor], mean: list[float],
         check_partners(given, want, f"{where}, read as {config.name} with a {config.stem} stem,")
     except ValueError as error:
         raise InputError(str(error)) from error
-    for name, value in given.items():
-        if value.layout != torch.strided or value.is_floating_point() != want[name].is_floating_point():
-            raise InputError(f"{where}: {name} is {value.dtype} ({value.layout}), and {config.name} computes with {want[name].dtype}: save plain floats")
-    learned = dict(backbone.named_parameters())
-    if lost := [k for k, v in given.items() if (k in learned or "running_" in k) and not v.isfinite().all()]:
-        raise InputError(f"{where} holds NaN or infinite values in {', '.join(lost[:3])}: the training that wrote it has diverged")
+    check_values(given, backbone, f"{where}, read as {config.name}")
     backbone.load_state_dict(given, strict=True)
     encoder = FrozenEncoder(backbone.float(), mean, std)
     encoder.config = config

@@ -274,7 +274,9 @@ def table_splits(path: Path) -> dict[str, str]:  # split by file; nothing where 
 def part_by_table(path: Path | str, index: FolderIndex, top: Path) -> tuple[FolderIndex, np.ndarray, str] | None:
     "A labelled list by its table: the images that are read, which rows of them are tested on, and the split's name; None where the table states none."
     path = Path(path)
-    splits = {below(name, top): split for name, split in table_splits(path).items()}
+    if not (stated := table_splits(path)):
+        return None
+    splits = {below(name, top): split for name, split in stated.items()}
     called = [splits[name] for name in match(splits, names_in(index, top), printable(path.name))[0] if name is not None]
     test = next((name for name in test_names if name in called), None)
     if test is None:

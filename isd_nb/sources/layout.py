@@ -127,6 +127,14 @@ def pick_held_out(found: Mapping[Path, Sequence[str]],  # folders, and the class
     rank = {f: 0 if set(inside) & set(classes) else 2 if inside and classes else 1 for f, inside in found.items()}
     return min(rank, key=lambda folder: rank[folder], default=None)
 
+# %% ../../nbs/machine_room/22_layout.ipynb #ly13-cl
+def common_levels(surveys: Sequence[Survey], given: Levels, white: float | None) -> Levels | None:
+    "One scale for all files: from the least to the most of what was seen of each kind, and what the user states."
+    ranges = {k: [seen.values[k] for seen in surveys if k in seen.values] for seen in surveys for k in seen.values}
+    values = {k: (min(low for low, _ in r), max(high for _, high in r)) for k, r in ranges.items()}
+    found = replace(surveys[0], values=values).levels(white) if values else None
+    return {**(found or {}), **given} or None
+
 # %% ../../nbs/machine_room/22_layout.ipynb #ly14-le28
 @dataclass(frozen=True)
 class FolderPlan:
@@ -145,19 +153,15 @@ class FolderPlan:
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
         "What the headers state; where there are more than 8 bits, of all files up to `most`."
-        parts = [index.files for index in (self.train, self.test) if index is not None]
-        found = [survey(files, levels=self.given_levels()) for files in parts]
+        given, parts = self.given_levels(), [index.files for index in (self.train, self.test) if index is not None]
+        found = [survey(files, levels=given) for files in parts]
         if any(seen.values for seen in found):
-            found = [survey(files, self.most, self.given_levels()) for files in parts]
+            found = [survey(files, self.most, given) for files in parts]
         return found[0], found[1] if len(found) > 1 else None
 
     def levels(self, white: float | None = None) -> Levels | None:
         "One scale for training and test images."
-        both = [seen for seen in self.surveys if seen]
-        ranges = {k: [seen.values[k] for seen in both if k in seen.values] for seen in both for k in seen.values}
-        values = {k: (min(low for low, _ in r), max(high for _, high in r)) for k, r in ranges.items()}
-        found = replace(both[0], values=values).levels(white) if values else None
-        return {**(found or {}), **self.given_levels()} or None
+        return common_levels([seen for seen in self.surveys if seen], self.given_levels(), white)
 
     def given_levels(self) -> Levels:
         "What the user says."

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+# %% ../../nbs/machine_room/64_compare.ipynb #f00-own
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..engine.launch import one_sentence
