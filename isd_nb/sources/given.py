@@ -125,12 +125,11 @@ def columns_of(rows: Sequence[Sequence[str]], where: str) -> tuple[int, int, int
     images = [bool(row) and ending_of(row[0]) in suffixes for row in rows[:2]]
     return 0, 1, int(images == [False, True] or file is not None)
 
-
+# %% ../../nbs/machine_room/21_given_labels.ipynb #gl07-sc
 def split_column(rows: Sequence[Sequence[str]]) -> int | None:
     "Where a table states which images are for training: a column of that name, with the name of a training set in it."
     column = named_column(rows[0], split_columns)
     return column if any(column < len(row) and plain(row[column]) in train_names for row in rows[1:] if column is not None) else None
-
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl08-ld28
 def read_rows(path: Path) -> list[list[str]]:
@@ -151,7 +150,7 @@ def name_of(entry: str) -> str:
     "A file as the table names it."
     return entry.replace("\\", "/").removeprefix("./")
 
-
+# %% ../../nbs/machine_room/21_given_labels.ipynb #gl08-rt
 def read_table(path: Path | str) -> dict[str, str]:  # label by file, as the table writes them
     "A table of files and labels."
     path = Path(path).expanduser()
