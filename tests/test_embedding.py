@@ -147,12 +147,12 @@ def test_tables_and_an_atlas_name_files_below_the_folder(encoder: Path, small: P
     assert "run" in call(isd_explore, tmp_path, *data, "--report", "shown").stderr
 
 
-def test_a_runs_own_images_are_as_bright_as_in_its_training(tmp_path: Path) -> None:
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 4000, (12, 16, 16)).astype(np.uint16)):
+def test_a_runs_own_images_are_as_bright_and_as_large_as_in_its_training(tmp_path: Path) -> None:
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 4000, (12, 24, 30)).astype(np.uint16)):
         (tmp_path / "deep" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "deep" / "ab"[i % 2] / f"{i}.png")
     data = f"folder:{tmp_path / 'deep'}"
-    recipe = Recipe("tiny", data=data, batch_size=8, queue_size=16, width=4, steps=1, white=1000.0)
+    recipe = Recipe("tiny", data=data, batch_size=8, queue_size=16, width=4, steps=1, white=1000.0, stored_size=20)
     with warnings.catch_warnings(action="ignore"):
         done = train(recipe, None, tmp_path / "run", device="cpu", root=tmp_path)
     embed_to_file(tmp_path / "run", recipe.data, tmp_path / "f.npy", device="cpu", root=tmp_path)
@@ -162,5 +162,5 @@ def test_a_runs_own_images_are_as_bright_as_in_its_training(tmp_path: Path) -> N
     assert_allclose(features, done.test["teacher"], rtol=0, atol=1e-5)
     other = load_encoder(tmp_path / "run"), "folder:other"
     assert white_of(*other) is None and white_of(other[0], recipe.data) == 1000
-    same = load_images(recipe.data, 16, tmp_path, white=1000.0)[1]
+    same = load_images(recipe.data, 16, tmp_path, white=1000.0, resized=20)[1]
     assert torch.equal(images.get(range(len(images))), same.get(range(len(same))))

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
-from .evaluate_source import Source, as_encoder, fingerprint, white_of
+from .evaluate_source import Source, as_encoder, fingerprint, resized_of, white_of
 from .launch import in_words, warnings_as_notes, with_threads
 from .report import described, write_report
 from ..errors import InputError, from_extra, suggest
@@ -116,7 +116,7 @@ class Work:
     def open(self) -> tuple[Callable[[Tensor], Tensor], list[tuple[str, ImageSet]], int, str]:
         "The encoder, the images of every split, their size, and the name of the source."
         encoder, size, channels, name = as_encoder(self.source, self.size)
-        named = zip(("train", "test"), load_images(self.data, size, self.root, 0, white_of(encoder, self.data)))
+        named = zip(("train", "test"), load_images(self.data, size, self.root, 0, white_of(encoder, self.data), resized_of(encoder, size)))
         takes = channels if callable(getattr(encoder, "features", None)) else None
         return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet
-from ..engine.evaluate_source import Source, as_encoder, slug, white_of
+from ..engine.evaluate_source import Source, as_encoder, resized_of, slug, white_of
 from ..engine.report import described, write_report
 from ..errors import InputError
 from ..evaluation import embed
@@ -27,7 +27,7 @@ from ..sources.door import load_shown
 def features_and_images(source: Source, data: str, size: int | None, limit: int, root: Path | str, device: str) -> tuple[str, Tensor, ImageSet]:
     "The name of a source, its features (N, F), and the images as it got them: held-out ones where there are any."
     encoder, size, channels, name = as_encoder(source, size)
-    images, _ = load_shown(data, size, limit, root, white=white_of(encoder, data))
+    images, _ = load_shown(data, size, limit, root, white=white_of(encoder, data), resized=resized_of(encoder, size))
     images = with_channels(images, channels) if isinstance(source, str | Path) else images
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 

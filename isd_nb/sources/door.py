@@ -177,9 +177,9 @@ def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memor
 
 
 def load_images(spec: str, size: int, root: Path | str = "data", memory: int = 4 << 30, white: float | None = None,
-                ) -> tuple[ImageSet, ImageSet | None]:
+                resized: int | None = None) -> tuple[ImageSet, ImageSet | None]:
     "Training and test images of `load_sets`, in one size."
-    sets = load_sets(spec, size, None, root, memory, white)
+    sets = load_sets(spec, size, None, root, memory, white, resized)
     return sets.bank, sets.test
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #sh2-le2811
