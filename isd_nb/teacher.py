@@ -8,6 +8,7 @@ __all__ = ['EMATeacher', 'cosine_momentum']
 # %% ../nbs/1_isd/5_teacher.ipynb #cb271e3e4
 import copy
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,8 +17,16 @@ from torch import Tensor, nn
 from .errors import InputError
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cf5b77825
+def check_network(student: nn.Module) -> nn.Module:
+    "Refuse what has no parameters to follow."
+    if not isinstance(student, nn.Module):
+        raise InputError(f"a teacher follows a network, an nn.Module, not {type(student).__name__}")
+    return student
+
+
 def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     "The parameters of both in the same order, the student's in the teacher's precision."
+    check_network(student)
     mine, theirs = dict(teacher.named_parameters()), dict(student.named_parameters())
     for name in [*mine, *theirs]:
         if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape:
@@ -29,7 +38,7 @@ def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor
 
 def check_momentum(momentum: float) -> float:
     "Refuse what is not a momentum."
-    if not 0 <= momentum <= 1:
+    if not isinstance(momentum, Real | Tensor) or not 0 <= momentum <= 1:
         raise InputError(f"the teacher's momentum must lie in [0, 1], not {momentum}")
     return momentum
 
@@ -40,7 +49,7 @@ class EMATeacher(nn.Module):
     def __init__(self, student: nn.Module,  # is copied, and not kept
                  momentum: float = 0.99) -> None:  # m, what the teacher keeps of itself at each update
         super().__init__()
-        self.module = copy.deepcopy(student).requires_grad_(False)
+        self.module = copy.deepcopy(check_network(student)).requires_grad_(False)
         self.momentum = check_momentum(momentum)  # in [0, 1]; a schedule may set it before each update
         self.train()
 

@@ -7,6 +7,7 @@ __all__ = ['at_least_float32', 'similarities', 'check_tensors', 'check_vectors',
 
 # %% ../../nbs/machine_room/06_streaming_attention.ipynb #c3e4e94cf
 import math
+from numbers import Integral, Real
 from typing import Any
 from importlib.util import find_spec
 
@@ -46,7 +47,7 @@ def check_vectors(vectors: Tensor, anchors: Tensor, temperature: float, name: st
     if vectors.ndim != 2 or anchors.ndim != 2 or vectors.shape[1] != anchors.shape[1] or not len(anchors):
         raise InputError(f"{name} must be (B, D) and anchors (K, D) with the same D and at least one anchor, "
                          f"not {tuple(vectors.shape)} and {tuple(anchors.shape)}")
-    if not isinstance(temperature, int | float | Tensor) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, Real | Tensor) or not 0 < temperature < math.inf:
         raise InputError(f"the temperature of the {name} must be positive and finite, not {temperature}")
 
 
@@ -66,6 +67,8 @@ def streaming_attention(scaled: Tensor,  # (B, D) queries or keys, each divided 
     "Read the queue once without holding a (B, K) matrix: by a kernel of PyTorch's or our own, else in blocks."
     if products not in (torch.float32, torch.bfloat16):
         raise InputError(f"products must be torch.float32 or torch.bfloat16, not {products}")
+    if block is not None and (not isinstance(block, Integral) or block < 1):
+        raise InputError(f"block is how many anchors are read at a time, an integer of at least 1 or None, not {block!r}")
     if products == torch.bfloat16 and scaled.dtype == torch.float32:
         return bfloat16_attention(scaled, anchors, block or 512)
     if block is None and scaled.device.type == "cuda" and scaled.dtype == torch.float32 and find_spec("triton"):
