@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ablations import Variant, final_settings, variant_recipe
-from experiment import RESULTS, about, chosen_encoder, describe, found, hold_out, keep, read_options, scores_of, trained
+from experiment import (
+    RESULTS, about, chosen_encoder, describe, evenly, found, hold_out, keep, read_options, scores_of, trained
+)
 from health import health
+from isd_nb.embedding import embed
 from isd_nb.engine.launch import one_sentence
+from isd_nb.evaluation import knn_accuracy
 from isd_nb.errors import InputError
 from isd_nb.sources.digits import digits
 
-POINTS = 10
+POINTS, IMAGES, BANK = 10, 520, 1000  # of every curve; images that it is scored on, and among
 CASES: dict[str, Variant] = {
     "recipe": ("isd", {}),
     "predictor": ("isd", {"predictor": [128]}),
@@ -60,10 +65,21 @@ def run(name: str, seed: int, images: int) -> dict[str, Any]:
     train_set, validation = hold_out(train_set, "digits")
     recipe = variant_recipe(in_numbers(CASES[name]), images, seed, POINTS)
     try:
-        method, curve, cost = trained(recipe, train_set, health(recipe, train_set, validation, images=520, bank=1000))
+        method, curve, cost = trained(recipe, train_set, health(recipe, train_set, validation, IMAGES, BANK))
     except InputError as error:
         return dict(diverged=str(error), recipe_json=describe(recipe))
     return dict(end=scores_of(method, train_set, test), curve=curve, recipe_json=describe(recipe), **cost)
+
+
+def keep_pixels(out: Path, seed: int) -> None:
+    "Write the 20-NN accuracy of raw pixels, of the images that the curves are made of."
+    path, asked = out / f"raw_pixels-{seed}.json", dict(case="raw_pixels", seed=seed, data=f"digits(seed={200 + seed})")
+    if found(path, asked) is not None:
+        return
+    train_set, validation = hold_out(digits(seed=200 + seed)[0], "digits")
+    bank_set, some = evenly(train_set, BANK), evenly(validation, IMAGES)
+    pixels = [(embed(nn.Flatten(), images), images.labels) for images in (bank_set, some)]
+    keep(path, asked | dict(knn20=round(knn_accuracy(*pixels[0], *pixels[1]), 5)) | about("collapse"))
 
 
 def summary(out: Path) -> str:
@@ -88,6 +104,7 @@ def main() -> None:
         print(summary(given.out))
         return
     for seed in given.seeds:
+        keep_pixels(given.out, seed)
         for name in given.cases:
             path, (method, changes) = given.out / f"{name}-{seed}.json", in_numbers(CASES[name])
             asked = dict(

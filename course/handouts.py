@@ -17,6 +17,7 @@ from quiz import QUIZ, quiz_page
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("1_isd", "2_relatives")  # their notebooks have different names, so that one folder holds all
 SOLUTION = re.compile(r"<details>\s*<summary>(?:A )?[Ss]olutions?</summary>.*?</details>\n*", re.S)
+EXPORTS = re.compile(r" \(Cells with `#\| export`[^)]*\)")  # handouts have no such lines
 
 
 def sources() -> dict[str, Path]:
@@ -41,7 +42,7 @@ def without_solutions(notebook: dict[str, Any], page: Path, handed_out: set[str]
         if "#| default_exp" in source:
             continue
         if cell["cell_type"] == "markdown":
-            source = redirected(SOLUTION.sub("", source), page, handed_out).strip()
+            source = redirected(EXPORTS.sub("", SOLUTION.sub("", source)), page, handed_out).strip()
         else:
             source = re.sub(r"^\s*#\|.*\n?", "", source, flags=re.M)
         tags = [tag for tag in cell["metadata"].get("tags", []) if not tag.startswith("slide-")]

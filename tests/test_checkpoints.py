@@ -140,6 +140,22 @@ def moco_v2() -> Any:
     return {"epoch": 3, "arch": "resnet18", "state_dict": state, "optimizer": {}}
 
 
+def moco_unwrapped() -> Any:
+    # the same of a trainer that saves the model itself, without DistributedDataParallel
+    state = {k.removeprefix("module."): v for k, v in moco_v2()["state_dict"].items()}
+    return {"epoch": 3, "model": state}
+
+
+def teacher_alone() -> Any:
+    # {name: model.state_dict()}, as many trainers of one's own save both networks
+    return {"student": headless(OTHER).state_dict(), "teacher": headless(RESNET).state_dict()}
+
+
+def tutorial() -> Any:
+    # pytorch.org, Saving and Loading Models: a general checkpoint
+    return {"epoch": 5, "model_state_dict": RESNET.state_dict(), "optimizer_state_dict": {}, "loss": 0.1}
+
+
 def simsiam() -> Any:
     # facebookresearch/simsiam, simsiam/builder.py: encoder with fc of eight layers, predictor
     net = headless(RESNET)
@@ -343,6 +359,9 @@ LAYOUTS: dict[Callable[[], Any], nn.Module] = dict.fromkeys(
         compress,
         moco_v1,
         moco_v2,
+        moco_unwrapped,
+        teacher_alone,
+        tutorial,
         simsiam,
         swav,
         swav_published,
@@ -376,7 +395,10 @@ def test_a_layout_gives_the_features_of_its_network(name: str, tmp_path: Path) -
         assert_close(encoder(images), whole((images - encoder.mean) / encoder.std).float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["isd", "mean_shift", "moco_v2", "dino", "lightly_example", "solo_learn"])
+TWO = ["isd", "mean_shift", "moco_v2", "moco_unwrapped", "teacher_alone", "dino", "lightly_example", "solo_learn"]
+
+
+@pytest.mark.parametrize("name", TWO)
 def test_the_student_is_another_one(name: str, tmp_path: Path) -> None:
     torch.save(FILES[name][0](), tmp_path / "weights.pth")
     both = [load_encoder(tmp_path / "weights.pth", which) for which in ("teacher", "student")]
@@ -743,8 +765,8 @@ def test_what_was_downloaded_instead_of_weights_is_shown(tmp_path: Path) -> None
 
 
 def test_a_place_that_is_not_known_is_named(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "model_state_dict": models.resnet18().state_dict()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="'model_state_dict' in it does: save that alone"):
+    torch.save({"epoch": 3, "network": models.resnet18().state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="'network' in it does: save that alone"):
         load_encoder(tmp_path / "weights.pth")
 
 

@@ -109,6 +109,7 @@ def test_a_handout_is_its_page_without_solutions(name: str, folder: Path) -> Non
     page, handout = handouts.sources()[name], folder / name
     text = prose_of(handout)
     assert "olution</summary>" not in text and prose_of(page).count("<summary>Hint") == text.count("<summary>Hint")
+    assert "#| export" not in text
     for exercise in read_page(page).exercises:
         assert exercise.solution not in text
     code = [[re.sub(r"^\s*#\|.*\n?", "", c, flags=re.M) for c in code_cells(p)] for p in (page, handout)]

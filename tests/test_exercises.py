@@ -15,6 +15,19 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [p for folder in ("1_isd", "2_relatives") for p in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
+WRONG = {  # by page and exercise: answers that a student may well give
+    ("1_views", 2): "def apart(a, b): return (a.top + a.height <= b.top) | (a.left + a.width <= b.left)",
+    ("2_encoders", 1): "def mirror_blind(encode, images): return encode((images + images.flip(3)) / 2)",
+    ("2_encoders", 2): "def weights_of_head(i, h, o): return i * h + 2 * h + h * o + i",
+    ("6_isd", 2): """def contrastive_loss(q, k, a, temperature):
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ a.T], 1)
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))""",
+    ("7_collapse", 1): """import math
+def rounds_until(a, b, s, t): return round(math.log(b / a) / math.log(s / t))""",
+    ("7_collapse", 2): "def flat_vectors(g): return 5 * torch.randn(200, 2, generator=g)",
+    ("8_evaluation", 1): """def best_k(features, labels, ks):
+    return max(ks, key=lambda k: knn_accuracy(features, labels, features, labels, k))""",
+}
 SLOW = "slow-for-exercise"  # the tag of cells that no exercise needs, though they bind names that one uses
 
 
@@ -109,6 +122,8 @@ def test_checks_know_right_from_unfilled(path: Path) -> None:
         assert before.strip() and "Right" not in before, f"exercise {number}, unfilled: {before!r}"
         after = run([exercise.cell, exercise.solution, *exercise.checks], namespace)
         assert "Right" in after, f"exercise {number}, with its solution: {after!r}"
+        if wrong := WRONG.get((path.stem, number)):
+            assert "Right" not in run([wrong, *exercise.checks], namespace), f"exercise {number}, wrong"
 
 
 def test_a_wrong_answer_is_not_right() -> None:

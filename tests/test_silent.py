@@ -26,6 +26,7 @@ from isd_nb.queue import AnchorQueue
 from isd_nb.recipe import recipes
 from isd_nb.sources.datasets import from_dataset
 from isd_nb.sources.door import Sets, load_sets
+from isd_nb.teacher import EMATeacher
 from isd_nb.views import Views
 
 
@@ -279,6 +280,13 @@ def test_vectors_are_tensors(given: object) -> None:
 def test_settings_are_numbers() -> None:
     assert "temperature" in refusal(soft_labels, torch.eye(3), torch.eye(3), "a")
     assert "a size and a dim" in refusal(AnchorQueue, 4.0, 3)
+    for block in (0, -3, 2.5, "x"):
+        assert "anchors are read at a time" in refusal(streaming_soft_label_loss, *[torch.eye(3)] * 3, block=block)
+    for momentum in ("0.9", None, float("nan")):
+        assert "must lie in [0, 1]" in refusal(EMATeacher, torch.nn.Linear(2, 2), momentum)
+    teacher = EMATeacher(torch.nn.Linear(2, 2), np.float32(0.9))
+    assert "a teacher follows a network" in refusal(EMATeacher, "net") and "not dict" in refusal(teacher.update, {})
+    assert soft_label_loss(*[torch.eye(3)] * 3, np.float32(0.1)).isfinite()
 
 
 def test_items_of_a_data_set_are_what_they_seem() -> None:

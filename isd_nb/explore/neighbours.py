@@ -179,10 +179,20 @@ def hubness(rows: Tensor) -> Tensor:  # (N, k) -> (N,)
     "How many images name each image as a neighbour; the mean is k, and those far above it are hubs."
     return torch.bincount(rows.flatten(), minlength=len(rows))
 
+# %% ../../nbs/machine_room/67_neighbours.ipynb #c43-shown
+def shown_neighbours(features: Tensor, bank: Tensor, rows: list[int], k: int, temperature: float, same: bool) -> tuple[Tensor, Tensor]:
+    "Rows of the bank (R, k), nearest first, and their shares (R, k) of the soft label; an image of the bank itself is compared to the others alone."
+    if same:
+        answers = [look_up(bank, row, k, temperature) for row in rows]
+        return torch.stack([answer.rows for answer in answers]), torch.stack([answer.shares for answer in answers])
+    vectors, anchors = (F.normalize(f.float(), dim=1) for f in (features, bank))  # (M, F), (N, F)
+    found = nearest(anchors, vectors[rows], min(k, len(bank)))[1]
+    return found, soft_labels(vectors[rows], anchors, temperature).gather(1, found)
+
 # %% ../../nbs/machine_room/67_neighbours.ipynb #c43-126da8
 def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor | ArrayLike,  # (M, F) of the queries
-                    bank: ImageSet,  # N images
+                    bank: ImageSet,  # N images; where these are the queries themselves, each is compared to the others alone
                     bank_features: Tensor | ArrayLike,  # (N, F) of the bank
                     rows: Sequence[int],  # which queries to show
                     k: int = 8,  # neighbours of each
@@ -193,14 +203,13 @@ def plot_neighbours(queries: ImageSet,  # M images
 
     if not rows or max(rows) >= len(queries):
         raise InputError(f"rows must name some of the {len(queries)} queries, not {list(rows)}")
-    k, rows = min(k, len(bank)), list(rows)
-    vectors, anchors = (F.normalize(as_features(f).float(), dim=1) for f in (query_features, bank_features))
-    _, found = nearest(anchors, vectors[rows], k)  # (R, k)
-    shares = soft_labels(vectors[rows], anchors, temperature)  # (R, N)
-    fig, axes = plt.subplots(len(rows), k + 1, figsize=(0.95 * (k + 1), 1.25 * len(rows)), squeeze=False)
-    for line, row, neighbours, share in zip(axes, rows, found, shares):
+    rows = list(rows)
+    vectors, others = as_features(query_features), as_features(bank_features)
+    found, shares = shown_neighbours(vectors, others, rows, k, temperature, bank is queries and torch.equal(vectors, others))
+    fig, axes = plt.subplots(len(rows), found.shape[1] + 1, figsize=(0.95 * (found.shape[1] + 1), 1.25 * len(rows)), squeeze=False)
+    for line, row, neighbours, share in zip(axes, rows, found.tolist(), shares.tolist()):
         show_image(line[0], queries[row], caption("query:", name_of(queries, row)), "black")
-        for ax, i in zip(line[1:], neighbours.tolist()):
-            show_image(ax, bank[i], caption(name_of(bank, i), f"{share[i]:.1%}"), frame_colour(queries, row, bank, i))
+        for ax, i, part in zip(line[1:], neighbours, share):
+            show_image(ax, bank[i], caption(name_of(bank, i), f"{part:.1%}"), frame_colour(queries, row, bank, i))
     fig.tight_layout(pad=0.4)
     return fig

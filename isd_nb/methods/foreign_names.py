@@ -35,6 +35,8 @@ layouts = tuple(Layout(*row) for row in (
     ("the authors of ISD", "state_dict", "encoder_q.module.", "student"),
     ("MoCo", "state_dict", "module.encoder_k.", "teacher"),  # facebookresearch/moco
     ("MoCo", "state_dict", "module.encoder_q.", "student"),
+    *(("MoCo, without its wrapper", place, prefix, role) for place in ("state_dict", "model", "")  # as other trainers of it save
+      for prefix, role in (("encoder_k.", "teacher"), ("encoder_q.", "student"))),
     ("MoCo v3", "state_dict", "module.momentum_encoder.", "teacher"),  # facebookresearch/moco-v3, moco/builder.py
     ("MoCo v3", "state_dict", "module.base_encoder.", "student"),
     ("SimSiam", "state_dict", "module.encoder.", "student"),  # facebookresearch/simsiam
@@ -54,7 +56,8 @@ layouts = tuple(Layout(*row) for row in (
     ("SwAV, or any DataParallel", "state_dict", "module.", "student"),  # facebookresearch/swav
     ("SwAV, or any DataParallel", "", "module.", "student"),
     *(("an average of a state_dict", place, "", "teacher") for place in ("state_dict_ema", "model_ema", "ema")),  # timm and DeiT
-    ("a state_dict", "state_dict", "", "student"), ("a state_dict", "model", "", "student"), ("a state_dict", "", "", "student")))
+    *(("a state_dict", place, "", "student") for place in ("state_dict", "model", "model_state_dict", "")),  # the third: PyTorch's tutorials
+    ("a state_dict", "teacher", "", "teacher"), ("a state_dict", "student", "", "student")))
 
 # %% ../../nbs/machine_room/38_foreign_names.ipynb #fn11
 # what compiling, sharding and checkpointing put into the names of tensors

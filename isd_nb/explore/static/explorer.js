@@ -696,7 +696,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       el("div", {}, el("b", {}, nameOf(state.query)), el("br"), mineIsOwn ? "your own image" : `image ${state.query}`,
         ...(!mineIsOwn && labels && header.names ? [el("br"), header.names[state.query]] : [])));
     const hard = el("div", { className: "isd-hard" }, ...(header.other_views && !mineIsOwn ? [otherView(state.query, 48)] : []),
-      el("div", {}, el("h4", {}, "what MoCo would say"), bars(line("own other view", 1, "isd-hot"),
+      el("div", {}, el("h4", {}, "MoCo's label"), bars(line("own other view", 1, "isd-hot"),
         line(`all ${others} others`, 0, "isd-hot")),
       el("p", {}, "one-hot, whatever the images show: entropy 0")));
     panel.replaceChildren(query, ...shown().map((encoder) => {
