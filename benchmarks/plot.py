@@ -106,8 +106,8 @@ def race(saved: dict[str, Any]) -> None:
             ax.axhline(found["mark"], lw=0.6, color="black")
         slower = found["slower_than_ours"] if found else {}
         ratios = [f"{titles[name]} {ratio:.1f}x" for name, ratio in slower.items() if name != "ours"]
-        more = f"seconds to {found['mark']:g} by those of this book:\n{', '.join(ratios)}" if ratios else "no mark that all reach"
-        ax.set_title(f"{names[method]}: {more}", fontsize=8)
+        more = f"seconds to {found['mark']:g} by those of this book:\n{', '.join(ratios)}"
+        ax.set_title(f"{names[method]}: {more if ratios else 'no mark that all reach'}", fontsize=8)
         ax.set(xlabel="seconds of training", ylabel="20-NN accuracy, teacher")
         ax.legend(fontsize=8)
 

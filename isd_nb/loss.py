@@ -40,21 +40,19 @@ def soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the student's: the 
 
 # %% ../nbs/1_isd/4_soft_labels.ipynb #ccf36f564
 class StreamingKL(torch.autograd.Function):
-    r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $(m_p - m_r)/\tau_s$, from one read."
+    r"Value $(k \cdot m_r - lse(t)) - (q \cdot m_r - lse(s))$ and gradient $m_p - m_r$, from one read; $q$ and $k$ are divided by temperatures."
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, anchors: Tensor, student_temperature: float, teacher_temperature: float,
-                block: int | None, products: torch.dtype) -> Tensor:
-        q, k = queries / student_temperature, keys / teacher_temperature  # (B, D) each
+    def forward(ctx: Any, q: Tensor, k: Tensor, anchors: Tensor, block: int | None, products: torch.dtype) -> Tensor:
         mean, logsumexp = streaming_attention(torch.cat([q, k]), anchors, block, products)  # (2B, D), (2B,)
         (m_p, m_r), (lse_s, lse_t) = mean.chunk(2), logsumexp.chunk(2)
-        ctx.save_for_backward((m_p - m_r) / (student_temperature * len(q)))  # (B, D)
+        ctx.save_for_backward((m_p - m_r) / len(q))  # (B, D)
         return (((k * m_r).sum(1) - lse_t) - ((q * m_r).sum(1) - lse_s)).mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad * ctx.saved_tensors[0], None, None, None, None, None, None
+        return grad * ctx.saved_tensors[0], None, None, None, None
 
 # %% ../nbs/1_isd/4_soft_labels.ipynb #c901f9d82
 def streaming_soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the student's: the gradient goes to them alone
@@ -71,5 +69,5 @@ def streaming_soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the stude
     check_vectors(keys, anchors, teacher_temperature, "keys")
     with torch.autocast(queries.device.type, enabled=False):
         queries = at_least_float32(queries)
-        return StreamingKL.apply(queries, keys.detach().to(queries.dtype), anchors.detach(),
-                                 student_temperature, teacher_temperature, block, products)
+        keys = keys.detach().to(queries.dtype)
+        return StreamingKL.apply(queries / student_temperature, keys / teacher_temperature, anchors.detach(), block, products)

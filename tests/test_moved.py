@@ -1,13 +1,14 @@
 """Old names still lead to what has moved, with a warning, and load nothing twice."""
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from isd_nb._moved import MOVED, NAMES
-from isd_nb.sources.datasets import typical_side
 
 
 @pytest.mark.filterwarnings("ignore:.*has moved")
@@ -29,4 +30,7 @@ def test_a_pipe_and_a_bomb_among_images_cost_no_time(tmp_path: Path) -> None:
     sides = (200_000).to_bytes(4, "big") * 2
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + sides + b"\x08\x02\0\0\0" + bytes(4))
     Image.new("RGB", (9, 7)).save(tmp_path / "c.png")
-    assert typical_side(f"folder:{tmp_path}") == 7
+    code = "import sys; from isd_nb.sources.datasets import typical_side; print(typical_side(sys.argv[1]))"
+    command = [sys.executable, "-c", code, f"folder:{tmp_path}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert said.stdout == "7\n", said.stderr

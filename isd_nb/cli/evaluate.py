@@ -21,7 +21,7 @@ from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError
-from ..kernels.devices import pick_devices
+from ..kernels.devices import given_rank, pick_devices
 from ..protocols.answers import protocols, table_of
 from ..protocols.fine_tuning import FINETUNE
 from ..sources.given import with_given
@@ -62,7 +62,7 @@ def in_processes(count: int, device: str, protocol: str, augment: bool) -> Itera
     if count > 1 and (protocol == "finetune" or augment):
         raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes")
     logs = Path(tempfile.gettempdir()) / f"isd_eval-{os.getpid()}"
-    with companions(1 if "RANK" in os.environ else count, logs=logs, program=evaluation), joined(device) as first:
+    with companions(1 if given_rank() is not None else count, logs=logs, program=evaluation), joined(device) as first:
         yield first
 
 
@@ -83,6 +83,8 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
             if encoder in ("teacher", "student", "both"):
                 raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
             result = evaluate_source(encoder, protocol, data, size, None, baselines, device, root, said, first, **settings)
+        elif size is not None:
+            raise InputError("--size goes with --encoder; a run is evaluated at its own size")
         else:
             result = evaluate_run(run, protocol, data, encoder, baselines, device, root, said, first, **settings)
         if first:

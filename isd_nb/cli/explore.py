@@ -107,6 +107,10 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = N
     "Open the explorer of a run in JupyterLab, or write it as one HTML file; or list what to look at first."
     with one_sentence("isd_explore"):
         data = with_given(data, labels, test, window)
+        if html and not html.parent.is_dir():
+            raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
+        if run is not None and size is not None:
+            raise InputError("--size goes with --encoder; a run is explored at its own size")
         if report_folder:
             print(report(run, encoder or [], data, size, limit, root, report_folder))
             if html is None:

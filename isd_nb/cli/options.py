@@ -18,7 +18,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from ..errors import InputError
-from ..kernels.devices import device_help
+from ..kernels.devices import device_help, given_rank
 from ..methods.building import methods
 from ..recipe import Recipe, recipes
 
@@ -39,7 +39,7 @@ def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = P
 def own_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Iterator[Path]:
     "Where the run lives; without `--out`, a directory that no other process takes."
     place = run_directory(out, recipe, resume, root)
-    if out is not None or resume or int(os.environ.get("RANK", 0)):
+    if out is not None or resume or given_rank():
         yield place
         return
     while True:

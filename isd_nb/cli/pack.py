@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..sources.datasets import typical_side
 from ..sources.door import load_sets
 from ..sources.given import parse_folder, with_given
-from ..sources.packed import write_packed
+from ..sources.packed import packed_about, write_packed
 
 # %% ../../nbs/machine_room/83_isd_pack.ipynb #ip05-m2
 def pack(spec: str,  # as `load_sets` reads it
@@ -52,7 +52,14 @@ def command(spec: SourceSpec, out: OutFolder, size: Size = None, stored_size: St
     "Decode a set of images once, into arrays that training reads at the speed of memory."
     with one_sentence("isd_pack", "nothing is kept of a part that is not whole"):
         done = pack(with_given(spec, labels, test) or spec, out, size, stored_size, root, show=True)
-        print(f"{', '.join(f'{name}: {count:,} images' for name, count in done.items())}\nNext: isd_train --data packed:{out}")
+        print(f"{', '.join(f'{name}: {count:,} images' for name, count in done.items())}\nNext: isd_train --data packed:{out} {sizes_of(out)}")
+
+
+def sizes_of(packed: Path) -> str:
+    "Options of `isd_train` for the sizes of a packed set."
+    sizes = {role: int(pixels) for role, _, pixels in (name.rpartition("_") for name in packed_about(packed)["parts"])}
+    stored = sizes.get("train", sizes["bank"])
+    return f"--set image_size={sizes['bank']}" + (f" --set stored_size={stored}" if stored != sizes["bank"] else "")
 
 # %% ../../nbs/machine_room/83_isd_pack.ipynb #ip07-m2
 def isd_pack() -> None:

@@ -24,7 +24,7 @@ from ..engine.state import save_encoders
 from ..engine.training import Trained, train
 from ..errors import InputError
 from ..explore.figures import draw_figures
-from ..kernels.devices import pick_device
+from ..kernels.devices import given_rank, pick_device
 from ..methods.building import find_method, read_sets
 from ..methods.checkpoints import fit_recipe
 from ..methods.choosing import change_setting, choose_recipe
@@ -88,7 +88,7 @@ def run(recipe: Recipe,
     "Load, train, evaluate, draw and report."
     check_settings(recipe)
     sets = read_sets(recipe, root)
-    main = int(os.environ.get("RANK", 0)) == 0
+    main = not given_rank()
     if main and show:
         print(sets.found, flush=True)
     with with_threads(threads):
@@ -122,13 +122,13 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
         chosen = chosen if begun else fit_recipe(chosen, backbone, init, side)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
-        if (backbone or init or chosen.data.startswith("folder:")) and int(os.environ.get("RANK", 0)) == 0:
+        if (backbone or init or chosen.data.startswith("folder:")) and not given_rank():
             print(network_line(chosen, side))
         check_settings(chosen)
         check_pixels(chosen.data, chosen.image_size, chosen.stored_size)
-        if dry:
-            return print(plan_in_words(chosen, root))
         count = process_count(processes, chosen, device)
+        if dry:
+            return print(plan_in_words(chosen, root, count))
         with own_directory(out, chosen, resume) as place, companions(count, [] if out else ["--out", str(place)], place / "logs"):
             run(chosen, place, resume, device, root, figures, supervised=supervised, threads=threads, workers=workers, tracker=tracker)
 
@@ -150,11 +150,11 @@ def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str
     return replace(begun, **{name: value for name, value in options.items() if value is not None})
 
 # %% ../../nbs/machine_room/77_isd_train.ipynb #c57-684ce0x
-def plan_in_words(recipe: Recipe, root: Path | str) -> str:
+def plan_in_words(recipe: Recipe, root: Path | str, count: int = 1) -> str:  # processes
     "A dry run: with the images of the recipe, or with the known size of a set that is not there."
     find_method(recipe.method)
     if absent := absent_images(recipe.data, root):
-        return f"{absent[1]}\n{dry_run(recipe, absent[0])}"
+        return f"{absent[1]}\n{dry_run(recipe, absent[0], count)}"
     sets = read_sets(recipe, root)
-    plan = dry_run(recipe, len(sets.train), channels=sets.train.shape[0])
+    plan = dry_run(recipe, len(sets.train), count, channels=sets.train.shape[0])
     return f"{sets.found}\n{plan}\n{bottleneck(part_rates(recipe, sets.train))}"

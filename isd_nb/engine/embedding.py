@@ -16,6 +16,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,7 +32,7 @@ from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint, resized_of, white_of
 from .launch import in_words, warnings_as_notes, with_threads
 from .report import described, write_report
-from ..errors import InputError, from_extra, suggest
+from ..errors import InputError, from_extra, locked, suggest
 from ..evaluation import embed
 from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
@@ -39,6 +40,7 @@ from ..methods.checkpoints import source_line
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
+from ..sources.given import parse_folder
 from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n05-cca880
@@ -67,19 +69,33 @@ def images_of(sets: Named, piece: Piece) -> ImageSet:
     return images.subset(range(piece[0] - start, piece[1] - start))
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-a3f346
+@contextmanager
+def alone_in(folder: Path, out: Path) -> Iterator[None]:
+    "Hold the folder of what is unfinished; a second command for the same file is refused."
+    with locked(folder, wait=False) as alone:
+        if not alone:
+            raise InputError(f"another process is writing {out}: wait for it, or choose another --out")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # what is unfinished stays
+                (folder / ".lock").unlink()
+                folder.rmdir()
+
+# %% ../../nbs/machine_room/57_embedding.ipynb #n08-begin
 def start_or_go_on(folder: Path, key: str, count: int, width: int) -> None:
     "The files of an earlier try that computed the same, or empty ones."
     about, expected = folder / "about.json", {"key": key, "rows": count, "width": width}
     if about.is_file() and json.loads(about.read_text()) == expected:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # it stays, for its lock is held
+    about.unlink(missing_ok=True)
     for name, size in (("features.raw", 4 * count * width), ("done", count)):
         with (folder / name).open("wb") as file:
             file.truncate(size)
     write_json(about, expected)
 
-
+# %% ../../nbs/machine_room/57_embedding.ipynb #n08-rows
 def rows_done(folder: Path) -> int:
     "How many rows are there."
     return int(np.fromfile(folder / "done", np.uint8).sum())
@@ -256,12 +272,24 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     shutil.rmtree(folder)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-5e1d07
-def check_ending(out: Path) -> None:
-    "Refuse a file that cannot be written, before anything is computed."
+def check_out(out: Path, data: str) -> None:
+    "Refuse a file that cannot be written, or whose table would take the place of another, before anything is computed."
     if out.suffix not in writers:
         raise InputError(f"features are written to a file that ends in .npy, .csv or .parquet, not {out.name}: {suggest(out.suffix, writers)}")
     if out.suffix == ".parquet":
         need_arrow()
+    labels = parse_folder(data.removeprefix("folder:")).labels if data.startswith("folder:") else None
+    written = [out, out.with_suffix(".csv")] if out.suffix == ".npy" else [out]
+    if labels and any(path.resolve() == Path(labels).expanduser().resolve() for path in written):
+        raise InputError(f"{labels} is the table of labels, and would be overwritten: choose another --out")
+    if len(written) > 1 and written[1].is_file() and not is_own_table(written[1]):
+        raise InputError(f"{written[1]} is there already, and is no table of isd_embed; it would be overwritten: choose another --out")
+
+# %% ../../nbs/machine_room/57_embedding.ipynb #n12-own
+def is_own_table(path: Path) -> bool:
+    "Whether a table was written beside features."
+    with path.open(errors="replace", newline="") as file:
+        return file.readline().strip() == ",".join(columns)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-all
 Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
@@ -309,9 +337,15 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out = Path(out)
-    check_ending(out)
+    check_out(out, data)
     place = check_processes(processes, source, device)
     work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
+    with alone_in(work.folder, out):
+        return embed_alone(work, out, place, show, report, processes, then)
+
+# %% ../../nbs/machine_room/57_embedding.ipynb #n12-alone
+def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: Path | str | None, processes: int, then: Then | None) -> tuple[int, int]:
+    "The same, while no other process writes this file."
     encoder, sets, size, name = work.open()
     if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
         print(source_line(encoder), flush=True)

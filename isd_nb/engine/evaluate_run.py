@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..errors import InputError, printable
 from ..kernels.devices import from_first, pick_device, processes
 from ..methods.building import build_method
 from ..protocols.answers import (
-    EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version, reading_of)
+    EvalConfig, EvalTarget, ResultCache, Together, answers, answers_file, as_saved, matching, protocol_version, reading_of)
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..sources.door import Sets, identities, load_sets, same_sets
@@ -56,10 +56,11 @@ def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c29-629e8a
 def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> Path:
-    "RUN/eval/<protocol>.json; for other images than the run's, their name is in it."
+    "RUN/eval/<protocol>.json; for other images than the run's, their name is in it; see `answers_file`."
     other = "" if question.data in (None, recipe.data) else str(question.data)
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", other).strip("_") if other else ""
-    return run / "eval" / f"{question.protocol}{place}.json"
+    settings = question.settings() if place else {name: value for name, value in question.settings().items() if name != "data"}
+    return answers_file(run / "eval" / f"{question.protocol}{place}.json", settings)
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c32-867ce9
 def to_ask(named: dict[str, nn.Module], sets: Sets, question: EvalConfig, recipe: Recipe, baselines: bool, device: str,
@@ -68,7 +69,7 @@ def to_ask(named: dict[str, nn.Module], sets: Sets, question: EvalConfig, recipe
     channels = next(iter(named.values())).config.channels
     train, test = (with_channels(images, channels) for images in sets.to_score())
     if baselines:
-        named["untrained net"] = build_method(recipe, train).student.eval()
+        named["untrained net"] = build_method(replace(recipe, init=""), train).student.eval()
         if question.protocol != "finetune" and not question.augment:  # pixels have no backbone to train or to keep fixed
             named["raw pixels"] = nn.Flatten()
     place = pick_device(device)
@@ -124,8 +125,7 @@ def rows_for(everyone: Mapping[str, EvalTarget], ledger: ResultCache, question: 
 def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
     weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
-    shared = {name: value for name, value in asdict(question).items() if name not in ("fractions", "seeds")}
-    about = dict(shared, data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version,
+    about = dict(question.settings(), data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version,
                  **reading_of(recipe, question))
     return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
                        images=len(sets.bank), test_images=len(sets.to_score()[1]))

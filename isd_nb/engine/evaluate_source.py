@@ -9,10 +9,10 @@ __all__ = ['Source', 'slug', 'as_encoder', 'recipe_of', 'white_of', 'resized_of'
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder
@@ -20,7 +20,7 @@ from .evaluate_run import images_for, rows_for
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder, source_line
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version, reading_of
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers_file, protocol_version, reading_of
 from ..recipe import Recipe, views_for
 from ..protocols.fine_tuning import imagenet_side, with_channels
 from ..sources.door import Sets, identities
@@ -68,7 +68,7 @@ def fingerprint(encoder: Callable) -> str:
     "Of the weights; a function without any is known by its name alone."
     found = hashlib.sha256()
     for value in encoder.state_dict().values() if isinstance(encoder, nn.Module) else ():
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return found.hexdigest()[:16]
 
 # %% ../../nbs/machine_room/61_evaluate_source.ipynb #n06-6adf94
@@ -109,9 +109,9 @@ def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, chan
     asked = {name: encoder.to(place) if isinstance(encoder, nn.Module) else encoder}
     if baselines and question.protocol != "finetune" and not question.augment:
         asked["raw pixels"] = nn.Flatten()
-    shared = {k: v for k, v in asdict(question).items() if k not in ("fractions", "seeds")}
-    ledger = ResultCache(out / "eval" / f"{question.protocol}-{slug(recipe.data)}.json",
-                         dict(shared, size=recipe.image_size, weights=fingerprint(encoder), images=identities(sets),
+    about = dict(question.settings(), size=recipe.image_size)
+    ledger = ResultCache(answers_file(out / "eval" / f"{question.protocol}-{slug(recipe.data)}.json", about),
+                         dict(about, weights=fingerprint(encoder), images=identities(sets),
                               protocol_version=protocol_version, **reading_of(recipe, question)), command=command, source=name,
                          images=len(train), test_images=len(test))
     everyone = {who: EvalTarget(module, train, test, recipe, place, show) for who, module in asked.items()}

@@ -77,10 +77,11 @@ class ResidualBlock(nn.Module):
         self.residual = nn.Sequential(*conv_bn(inputs, outputs, stride), nn.ReLU(inplace=True),
                                       *conv_bn(outputs, outputs))
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, stride, size=1)
+        self.skip = stride if inputs < 8 else 1  # PyTorch 2.15 overwrites foreign memory in the gradient of a strided 1 x 1 layer that narrow
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, stride // self.skip, size=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H', W')
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return F.relu(self.residual(x) + self.shortcut(x[..., ::self.skip, ::self.skip]))
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4aa4394d
 class SmallResNet(nn.Module):

@@ -310,6 +310,8 @@ def open_encoder(source: str) -> FrozenEncoder:
         raise
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:  # of a header that describes no net that is known here
+        raise InputError(f"{source} cannot be read: its header is damaged, or of a newer isd_nb ({error})") from error
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n29-572177
 def with_weights(recipe: Recipe,

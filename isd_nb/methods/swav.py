@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..encoders import Encoder
+from ..errors import InputError
 from ..kernels.devices import processes
 from ..method import Method, Output, similarities
 from ..loss import at_least_float32
@@ -52,6 +53,8 @@ class WithPrototypes(Method):
     "A student and prototypes (K, D), unit vectors that learn with it."
 
     def __init__(self, student: Encoder, prototypes: int) -> None:
+        if prototypes < 1:
+            raise InputError(f"prototypes must be 1 or more, not {prototypes}")
         super().__init__()
         self.student = student
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, student.out_dim), dim=1))  # (K, D)

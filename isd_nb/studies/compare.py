@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'Task', 'work', 'worker', 'run_tasks',
-           'plan', 'finished', 'gather', 'compare']
+           'plan', 'read_result', 'read_recipe_json', 'finished', 'gather', 'compare']
 
 # %% ../../nbs/machine_room/64_compare.ipynb #f00d142e
 import fcntl
@@ -36,7 +36,7 @@ from ..methods.building import build_method, check_method, find_method, methods,
 from ..methods.choosing import change_setting
 from ..protocols.answers import protocol_version
 from ..protocols.scorer import device_of, sample_evaluator, score_encoders
-from ..protocols.storage import Stopped, stop_signals, write_json
+from ..protocols.storage import Stopped, read_json, stop_signals, write_json
 from ..recipe import Recipe, check_recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.batches import seeded
 from ..sources.door import Sets, identities, same_sets
@@ -299,11 +299,24 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, Any]:  # by name, as 
     return {k: v for k, v in now.items() if v != before[k] and k not in shared}
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c40-564689
+def read_result(task: Task) -> dict[str, Any]:
+    "What a finished run reports."
+    return read_json(Path(task.out) / "result.json", "remove it, and the same command makes it again")
+
+
+def read_recipe_json(config: Path) -> dict[str, Any]:
+    "The recipe of a run, as it was written."
+    found = read_json(config, "remove its run")
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        raise InputError(f"{config} holds no recipe; remove its run")
+    return found["recipe"]
+
+# %% ../../nbs/machine_room/64_compare.ipynb #c40-fin
 def finished(task: Task) -> bool:
     "Whether the run is there; an `InputError` where another one is in its place."
     config, out = Path(task.out) / "config.json", Path(task.out)
     if config.is_file():
-        old, new = json.loads(config.read_text())["recipe"], recipe_to_json(task.recipe)
+        old, new = read_recipe_json(config), recipe_to_json(task.recipe)
         if changed := [k for k in new if old.get(k) != new[k]]:
             raise InputError(f"{out} was made with another {changed[0]} ({old.get(changed[0])!r}, now {new[changed[0]]!r}); "
                              "choose another --out, or remove it")
@@ -312,7 +325,7 @@ def finished(task: Task) -> bool:
 # %% ../../nbs/machine_room/64_compare.ipynb #c41-ef16e6
 def gather(tasks: Iterable[Task], **about: Any) -> dict[str, Any]:  # what `comparison.json` holds
     "The results that are there."
-    done = [(t, json.loads((Path(t.out) / "result.json").read_text())) for t in tasks if finished(t)]
+    done = [(t, read_result(t)) for t in tasks if finished(t)]
     return about | dict(baselines=[r for t, r in done if not t.trained], runs=[r for t, r in done if t.trained])
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c42-211432
@@ -350,7 +363,7 @@ def comparable_sets(base: Recipe, root: Path | str, out: Path) -> Sets:
     sets, file = read_sets(base, root), out / "comparison.json"
     if why := sets.unscorable():
         raise InputError(f"{base.data}: {why[0].lower()}{why[1:]}, and methods cannot be compared on it")
-    then = json.loads(file.read_text()).get("images") if file.is_file() else None
+    then = read_json(file, "remove it, and the same command writes it again").get("images") if file.is_file() else None
     if changed := same_sets(then, sets):
         raise InputError(f"{out} holds results of other images ({changed}); choose another --out, or remove it")
     return sets
@@ -364,7 +377,7 @@ def do_missing(tasks: Sequence[Task], out: Path, about: dict[str, Any], jobs: in
 
     def one_more(task: Task, error: str | None) -> None:
         write_json(out / "comparison.json", gather(tasks, **about))
-        best = "" if error else f"20-NN {best_of(json.loads((Path(task.out) / 'result.json').read_text())['scores'])['knn20']:.3f}"
+        best = "" if error else f"20-NN {best_of(read_result(task)['scores'])['knn20']:.3f}"
         tell(f"{task.name:<22}{'FAILED: ' + error if error else best}   ({time.monotonic() - started:,.0f} s)")
 
     about["failures"] = run_tasks(todo, jobs, one_more)
