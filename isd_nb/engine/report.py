@@ -63,7 +63,7 @@ def compared_shares(near: Tensor, mine: Tensor, classes: int) -> tuple[Tensor, T
     own = shares.gather(1, mine[:, None])[:, 0]
     return own, *shares.scatter(1, mine[:, None], -1.0).max(1)
 
-
+# %% ../../nbs/machine_room/59_report.ipynb #rp03-suspect
 def suspect_labels(rows: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int, float, float]]:  # (row, other class, its share, own share)
     "Images of which more neighbours have some other class than their own, the clearest first."
     parts = zip(labels[rows].split(4096), labels.split(4096))  # a table of all images and classes need not fit into memory
