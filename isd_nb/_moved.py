@@ -3,9 +3,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from importlib.util import find_spec
+from types import CodeType, ModuleType
 from typing import Any
 
 MOVED = {
@@ -76,6 +77,11 @@ class MovedModules(MetaPathFinder, Loader):
         "A module of this package that has moved, by its old name."
         package, _, module = name.partition(".")
         return ModuleSpec(name, self) if package == "isd_nb" and module in MOVED else None
+
+    def get_code(self, name: str) -> CodeType | None:  # for `python -m`
+        "The code of the module of today."
+        spec = find_spec(f"isd_nb.{MOVED[name.removeprefix('isd_nb.')]}")
+        return spec.loader.get_code(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         "A module to be replaced: the one of today keeps its own name and origin."

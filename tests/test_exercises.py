@@ -27,6 +27,17 @@ def rounds_until(a, b, s, t): return round(math.log(b / a) / math.log(s / t))"""
     ("7_collapse", 2): "def flat_vectors(g): return 5 * torch.randn(200, 2, generator=g)",
     ("8_evaluation", 1): """def best_k(features, labels, ks):
     return max(ks, key=lambda k: knn_accuracy(features, labels, features, labels, k))""",
+    ("00_family_tree", 1): "def a_tenth_of_moco(): return Knobs(one_hot=0.1, own_key=True)",
+    ("06_co2", 2): """def jensen_shannon(queries, keys, anchors, temperature):
+    p, r = ((x @ anchors.T / temperature).softmax(1) for x in (queries, keys))
+    mixed, *own = (torch.special.entr(x).sum(1) for x in ((p + r) / 2, p, r))
+    return (mixed - sum(own) / 2).sum()""",
+    ("08_compress", 2): """def distil_classes(student_logits, teacher_logits, temperature):
+    log_p = (student_logits / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(log_p, (teacher_logits / temperature).softmax(1), reduction="sum")""",
+    ("10_invp", 2): """def purity(found, indices, labels):
+    return ((found & (labels[None] == labels[indices][:, None])).sum(1) / found.sum(1)).mean()""",
+    ("11_ressl", 2): "def crops_alone(recipe): return replace(recipe, flip=0.0, rotation=0.0, jitter=0.0)",
 }
 SLOW = "slow-for-exercise"  # the tag of cells that no exercise needs, though they bind names that one uses
 

@@ -14,6 +14,7 @@ from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.sources.digits import digits
 from isd_nb.method import Method, Output
+from isd_nb.engine import state
 from isd_nb.engine.state import prepare_training, save_encoders, train_step
 from isd_nb.engine.training import train
 from isd_nb.methods.building import build_method, methods, with_method
@@ -116,17 +117,21 @@ import sys
 from pathlib import Path
 from typing import Any
 from isd_nb.sources.digits import digits
+from isd_nb.engine import state
 from isd_nb.engine.training import train
 from isd_nb.recipe import recipe_from_json
-images = digits()[0].subset(range(64))
+images, build = digits()[0].subset(range(64)), state.build_method
+state.build_method = lambda *given: build(*given).double()
 for path in sorted(Path(sys.argv[1]).glob("*.json")):
     train(recipe_from_json(json.loads(path.read_text())), images, path.with_suffix(""), device="cpu", show=False)
 '''
 
 
-def test_two_processes_do_what_one_does(start: Start, images: ImageSet, guide: Path, tmp_path: Path) -> None:
-    "SimCLR's negatives, SwAV's codes, the banks and the queues are those of the whole batch."
-    alone = {}
+def test_two_processes_do_what_one_does(start: Start, images: ImageSet, guide: Path, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    "SimCLR's negatives, SwAV's codes, the banks and the queues are those of the whole batch, in double precision."
+    build, alone = state.build_method, {}
+    monkeypatch.setattr(state, "build_method", lambda *given: build(*given).double())
     for name in ("moco_v2", "co2", "byol", "simclr", "swav", "compress", "pirl", "invp"):  # ISD: see test_processes
         options = {"guide": str(guide)} if name == "compress" else {}
         recipe = replace(TOY, method=name, options=options, steps=3, evaluations=1)
@@ -136,8 +141,8 @@ def test_two_processes_do_what_one_does(start: Start, images: ImageSet, guide: P
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     finish(start(script, str(tmp_path), processes=2))
-    for name, state in alone.items():
-        torch.testing.assert_close(newest(tmp_path / name)["method"], state, rtol=1e-3, atol=1e-4,
+    for name, found in alone.items():
+        torch.testing.assert_close(newest(tmp_path / name)["method"], found, rtol=1e-6, atol=1e-8,
                                    msg=lambda m, name=name: f"{name}: {m}")
 
 

@@ -34,3 +34,9 @@ def test_a_pipe_and_a_bomb_among_images_cost_no_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, f"folder:{tmp_path}"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert said.stdout == "7\n", said.stderr
+
+
+def test_an_old_module_still_runs_as_a_command() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "isd_nb.claims.few_labels", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0 and "--budgets" in said.stdout, said.stderr

@@ -20,9 +20,13 @@ SCRIPT = '''
 import sys
 from dataclasses import replace
 from isd_nb.sources.digits import digits
+from isd_nb.engine import state
 from isd_nb.engine.training import train
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import find_recipe
+build = state.build_method
+if {double}:
+    state.build_method = lambda *given: build(*given).double()
 recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4,
                  projector=(8,), predictor=(8,),
                  evaluations=1, precision="float32", learning_rate=0.03, batch_norm_splits={splits})
@@ -39,25 +43,25 @@ def newest(run: Path) -> dict:
     return torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)
 
 
-def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float = 60) -> Path:
-    path.write_text(SCRIPT.format(steps=steps, splits=splits, save_every=save_every))
+def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float = 60, double: bool = False) -> Path:
+    path.write_text(SCRIPT.format(steps=steps, splits=splits, save_every=save_every, double=double))
     return path
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_do_what_one_does(start: Start, tmp_path: Path, processes: int) -> None:
-    "Halves of a batch in two processes: the queue, the weights and the losses of one process, up to rounding."
-    one = write_script(tmp_path / "one.py", splits=processes)  # batch norm in as many parts as there are processes
-    many = write_script(tmp_path / "many.py")
+    "Halves of a batch in two processes: the queue, the weights and the losses of one process, in double precision."
+    one = write_script(tmp_path / "one.py", splits=processes, double=True)  # batch norm in as many parts as processes
+    many = write_script(tmp_path / "many.py", double=True)
     finish(start(one, str(tmp_path / "alone")))
     finish(start(many, str(tmp_path / "together"), processes=processes))
     alone, together = newest(tmp_path / "alone"), newest(tmp_path / "together")
     assert alone["step"] == together["step"] == 12
-    torch.testing.assert_close(together["method"], alone["method"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together["method"], alone["method"], rtol=1e-6, atol=1e-8)
     a, b = ((tmp_path / name / "metrics.csv").read_text().splitlines()[1:] for name in ("alone", "together"))
     losses = [[float(line.split(",")[2] or 0) for line in rows] for rows in (a, b)]
     assert len(losses[0]) == 13 and losses[0][1] > 0
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_resume_with_another_number_of_processes(start: Start, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a 
     return evaluation or passed(max(100, steps // 1000)), evaluation
 
 # %% ../../nbs/machine_room/51_training.ipynb #c38-3cc5e4
+# columns of a row in which nothing was evaluated
 without_evaluation = {"step", "images_seen", "seconds", "threads", "learning_rate", "momentum", "loss", "images_per_second", "gpu_memory_gb"}
 
 

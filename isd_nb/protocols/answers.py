@@ -124,7 +124,7 @@ def answers_file(plain: Path,  # the file of a protocol
 settings_used = {  # by the name of `--protocol`: what it depends on beside its images
     "knn": (), "linear": ("augment", "epochs", "min_steps"), "few-labels": ("epochs", "min_steps"),
     "finetune": ("epochs", "min_steps", "backbone_rate"), "transfer": ("augment", "epochs", "min_steps")}
-protocols = tuple(settings_used)
+protocols = tuple(settings_used)  # the names of `--protocol`
 
 
 def check_numbers(question: "EvalConfig") -> None:

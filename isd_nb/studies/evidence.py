@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Paired', 'paired', 'Study', 'ledger_of', 'train_one', 'study_command', 'result_name', 'read_result', 'read_saved',
-           'column', 'pair_up']
+           'changed_since', 'column', 'pair_up']
 
 # %% ../../nbs/machine_room/65_evidence.ipynb #c02-288a97
 import argparse
@@ -26,7 +26,7 @@ from ..sources.door import load_sets
 from ..evaluation import seed_interval
 from ..method import Method
 from ..engine.training import Trained, train
-from ..recipe import Recipe, find_recipe, recipe_to_json
+from ..recipe import Recipe, find_recipe, recipe_to_json, recipes
 
 # %% ../../nbs/machine_room/65_evidence.ipynb #c08-072298
 @dataclass(frozen=True)
@@ -155,9 +155,19 @@ def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` 
     saved = json.loads(path.read_text())
     rows = f"{len(saved['rows'])} rows " if "rows" in saved else ""
     images = saved.get("question", saved).get("budget_images", 0)
-    print(f"{rows}made by: {saved.get('command') or command}\n  isd_nb {saved.get('version')}, {saved.get('machine')}, "
-          f"{images:,} images seen by every training")
+    print(f"{rows}made by: {(saved.get('command') or command).replace('isd_nb.claims.', 'isd_nb.studies.')}\n  isd_nb {saved.get('version')}, "
+          f"{saved.get('machine')}, {images:,} images seen by every training")
+    if changed := changed_since(saved.get("question", {}).get("recipe", {})):
+        print(f"  by an earlier form of the recipe: {changed}")
     return saved
+
+
+def changed_since(then: Mapping[str, Any]) -> str:  # "" where nothing has
+    "The settings of a saved recipe that are others in the recipe of this name today."
+    if then.get("name") not in recipes:
+        return ""
+    now = recipe_to_json(find_recipe(then["name"]))
+    return ", ".join(f"{name} {value} (today {now[name]})" for name, value in then.items() if name in now and name not in ("data", "views") and value != now[name])
 
 # %% ../../nbs/machine_room/65_evidence.ipynb #c24-6b14b6
 def column(rows: Sequence[Mapping[str, Any]], name: str, **key: Any) -> list[float]:  # in the order of the seeds
