@@ -115,9 +115,10 @@ def from_first(value: Any) -> Any:
 
 
 def machine() -> str:
-    "The processor and, if there is one, the GPU: what a saved number is read with."
+    "The processor, in which numbers it multiplies, and the GPU, if there is one: what a saved number is read with."
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.processor() or platform.machine()}, {cores()} cores{gpu}, torch {torch.__version__}"
+    able = torch.backends.cpu.get_cpu_capability() + (" with bfloat16" if has_bfloat16("cpu") else "")
+    return f"{platform.processor() or platform.machine()} ({able}), {cores()} cores{gpu}, torch {torch.__version__}"
 
 # %% ../../nbs/machine_room/02_devices.ipynb #fm2-m2
 def limit_of_container() -> int:
