@@ -44,7 +44,7 @@ def run(path: Path, settings: str, at: Path) -> str:  # what it printed
     text = "\n".join(code).replace("../../results", str(ROOT / "results"))
     script.write_text('if __name__ == "__main__":\n' + textwrap.indent(text, "    "))
     result = subprocess.run([sys.executable, str(script)], cwd=at, env=ENVIRONMENT, capture_output=True, text=True,
-                            timeout=280)
+                            timeout=1200)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 

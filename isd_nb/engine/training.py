@@ -109,7 +109,7 @@ class RunLogger:
 
     def row(self, evaluated: bool, begun: Mapping[str, float] | None = None) -> None:  # columns that are there already
         "Log the losses since the last row; with `evaluated`, evaluate and keep the encoders."
-        s, row = self.session, {**(begun or {}), **measure(self.session)}
+        s, row = self.session, dict(begun) if begun else measure(self.session)
         try:
             with torch.compiler.set_stance("force_eager") if s.compiled else nullcontext():  # other batch sizes
                 row |= look(s, self.out, self.monitor, self.evaluate) if evaluated else {}
