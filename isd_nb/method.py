@@ -59,6 +59,7 @@ class FromRecipe:
     options: Mapping[str, Any] = {}  # what only this method knows, with defaults; a recipe's `options` change them
     recipe_changes: Mapping[str, Any] = {}  # settings of the recipe that this method cannot do without
     needs_predictor = False  # whether a recipe without a predictor gets one, as wide as its projector
+    has_queue = False  # whether a recipe's `queue_size` counts
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "Method":  # the images it will be trained on
@@ -84,7 +85,6 @@ class Method(FromRecipe, nn.Module):
     "A student, perhaps a teacher, and two verbs: `forward` compares and changes nothing, `update` moves."
     student: Encoder
     teacher: EMATeacher | None
-    has_queue = False  # whether a recipe's `queue_size` counts
     prefill = 0  # images whose keys enter the queue before the first step, see `WithQueue.fill`
 
     def __init__(self) -> None:
@@ -219,8 +219,7 @@ class WithQueue(WithShuffledKeys):
         pairs = [self.compare(view_q, view_k, buffers)]
         if self.symmetric:
             pairs.append(self.compare(view_k, view_q, buffers))
-        queries, keys = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
-        return queries, keys
+        return torch.cat([queries for queries, _ in pairs]), torch.cat([keys for _, keys in pairs])
 
     @torch.no_grad()
     def fill(self, view_k: Tensor) -> None:  # (B, C, H, W)

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint, resized_of, white_of
-from .launch import in_words, warnings_as_notes, with_threads
+from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import described, write_report
 from ..errors import InputError, from_extra, locked, suggest
 from ..evaluation import embed
@@ -340,7 +340,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
     check_out(out, data)
     place = check_processes(processes, source, device)
     work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
-    with alone_in(work.folder, out):
+    with ended_by_sigterm(), alone_in(work.folder, out):
         return embed_alone(work, out, place, show, report, processes, then)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-alone

@@ -51,6 +51,18 @@ def pack(arrays: Mapping[str, np.ndarray | bytes]) -> tuple[dict[str, dict], byt
         buffer.write(b"\0" * (-buffer.tell() % 8))
     return index, buffer.getvalue()
 
+# %% ../../nbs/machine_room/72_explorer.ipynb #c33-packed
+def packed(header: dict[str, Any], arrays: dict[str, np.ndarray | bytes]) -> tuple[dict[str, Any], bytes]:
+    "What a page is given: a header that states where each array lies, and all arrays as bytes."
+    index, data = pack(arrays)
+    return dict(header, arrays=index), data
+
+
+def own_picture(name: str, pixels: Tensor) -> dict[str, str]:  # uint8 (1, C, H, W)
+    "The reader's own image as the page shows it: its name, and its picture as a data: address."
+    shown = encode(tile(pixels, min(96, pixels.shape[-1]), 1), lossy=False)
+    return dict(name=name, picture="data:image/png;base64," + base64.b64encode(shown).decode())
+
 # %% ../../nbs/machine_room/72_explorer.ipynb #c12-05390c
 def to_square(places: np.ndarray) -> np.ndarray:  # float (N, 2) -> int16 (N, 2)
     "Places in a square, from -32767 to 32767, by one shift and one scale."
@@ -256,17 +268,14 @@ def widget_class() -> type["AnyWidget"]:
         selection = traitlets.List(traitlets.Int()).tag(sync=True)
 
         def __init__(self, gallery: Gallery) -> None:
-            header, arrays = describe(gallery)
-            index, buffer = pack(arrays)
-            super().__init__(header=dict(header, arrays=index), data=buffer)
+            header, data = packed(*describe(gallery))
+            super().__init__(header=header, data=data)
             self.gallery, self.own_image = gallery, None
             self.on_msg(reply)
 
         def adopt(self, name: str, pixels: Tensor) -> None:  # uint8 (1, C, H, W)
             "Make an image that is none of the set the query."
-            self.own_image = pixels
-            shown = encode(tile(pixels, min(96, pixels.shape[-1]), 1), lossy=False)
-            self.own = dict(name=name, picture="data:image/png;base64," + base64.b64encode(shown).decode())
+            self.own_image, self.own = pixels, own_picture(name, pixels)
             self.query = -1
 
     return Window
@@ -301,13 +310,12 @@ def script_json(value: Any) -> str:
 
 def to_html(gallery: Gallery) -> str:
     "The explorer as one HTML file that needs neither a kernel nor a network."
-    header, arrays = with_features(gallery)
-    index, buffer = pack(arrays)
+    header, data = packed(*with_features(gallery))
     module = (page("contours.js") + page("explorer.js")).replace("export default { render, mount };", "")
     return Template(page("explorer.html")).substitute(
         title=html.escape(gallery.title or "explorer"), policy=policy, css=page("explorer.css"), module=module,
-        picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(dict(header, arrays=index)),
-        data=base64.b64encode(buffer).decode())
+        picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(header),
+        data=base64.b64encode(data).decode())
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c41-382f22
 @dataclass(repr=False, eq=False)

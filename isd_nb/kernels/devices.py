@@ -94,7 +94,7 @@ def cores() -> int:
     allowed, period = quota.read_text().split() if quota.is_file() else ("max", "1")
     return count if allowed == "max" else max(1, min(count, int(allowed) // int(period)))
 
-
+# %% ../../nbs/machine_room/02_devices.ipynb #c26-rank
 def given_rank() -> int | None:  # None: it was started alone
     "The rank that torchrun, accelerate or a first process gave this one; a RANK without a WORLD_SIZE is of another program."
     return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
@@ -113,7 +113,7 @@ def from_first(value: Any) -> Any:
         torch.distributed.broadcast_object_list(held, 0)
     return held[0]
 
-
+# %% ../../nbs/machine_room/02_devices.ipynb #c26-machine
 def machine() -> str:
     "The processor, in which numbers it multiplies, and the GPU, if there is one: what a saved number is read with."
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -29,6 +29,8 @@ class Layout:
 
 # %% ../../nbs/machine_room/38_foreign_names.ipynb #n10-751557
 words = r"(text\w*|transformer|token_embedding|positional_embedding|ln_final|logit_\w+|attn_mask)(\.|$)"  # CLIP's other half
+
+# %% ../../nbs/machine_room/38_foreign_names.ipynb #n10-layouts
 layouts = tuple(Layout(*row) for row in (
     ("the authors of ISD", "state_dict", "encoder_k.module.", "teacher"),  # UMBCvision/ISD: ISD and BYOL, DataParallel inside
     ("the authors of mean-shift", "state_dict", "encoder_t.module.", "teacher"),  # UMBCvision/MSF

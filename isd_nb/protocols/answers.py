@@ -25,7 +25,7 @@ from ..evaluation import (
 from ..kernels.devices import machine
 from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetune, imagenet_side, probe_views
 from .scorer import feature_groups, neighbour_votes
-from .storage import write_json
+from .storage import read_json, write_json
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/45_answers.ipynb #c06-3a5958
@@ -36,10 +36,7 @@ def as_saved(value: Any) -> Any:
 
 def rows_file(path: Path) -> dict[str, Any]:
     "What a file of rows holds."
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); mend it, or delete it to compute its rows again") from error
+    values = read_json(path, "mend it, or delete it to compute its rows again")
     if not isinstance(values, dict) or not isinstance(rows := values.get("rows"), list) or not all(isinstance(r, dict) for r in rows):
         raise InputError(f"{path} holds no rows of results; mend it, or delete it to compute them again")
     if not isinstance(question := values.get("question"), dict) or not all_identities(question.get("images", [])):

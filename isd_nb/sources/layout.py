@@ -128,6 +128,11 @@ def pick_held_out(found: Mapping[Path, Sequence[str]],  # folders, and the class
     return min(rank, key=lambda folder: rank[folder], default=None)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly13-cl
+def levels_of(window: tuple[float, float] | None) -> Levels:
+    "What the user states."
+    return {"dicom": window} if window else {}
+
+
 def common_levels(surveys: Sequence[Survey], given: Levels, white: float | None) -> Levels | None:
     "One scale for all files: from the least to the most of what was seen of each kind, and what the user states."
     ranges = {k: [seen.values[k] for seen in surveys if k in seen.values] for seen in surveys for k in seen.values}
@@ -153,7 +158,7 @@ class FolderPlan:
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
         "What the headers state; where there are more than 8 bits, of all files up to `most`."
-        given, parts = self.given_levels(), [index.files for index in (self.train, self.test) if index is not None]
+        given, parts = levels_of(self.window), [index.files for index in (self.train, self.test) if index is not None]
         found = [survey(files, levels=given) for files in parts]
         if any(seen.values for seen in found):
             found = [survey(files, self.most, given) for files in parts]
@@ -161,11 +166,7 @@ class FolderPlan:
 
     def levels(self, white: float | None = None) -> Levels | None:
         "One scale for training and test images."
-        return common_levels([seen for seen in self.surveys if seen], self.given_levels(), white)
-
-    def given_levels(self) -> Levels:
-        "What the user says."
-        return {"dicom": self.window} if self.window else {}
+        return common_levels([seen for seen in self.surveys if seen], levels_of(self.window), white)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly15-le28
 def indexed(folder: Path, cache: Path | str | None, flat: bool = False, without: Path | None = None) -> FolderIndex:

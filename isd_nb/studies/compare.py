@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shared', 'recipe_for', 'read_settings', 'passes', 'step_cost', 'peak_memory', 'Task', 'work', 'worker', 'run_tasks',
-           'plan', 'read_result', 'read_recipe_json', 'finished', 'gather', 'compare']
+           'plan', 'read_result', 'finished', 'gather', 'compare']
 
 # %% ../../nbs/machine_room/64_compare.ipynb #f00d142e
 import fcntl
@@ -27,7 +27,7 @@ from torch import nn
 from ..data import ImageSet
 from ..encoders import Encoder
 from ..engine.launch import one_sentence
-from ..engine.runs import read_metrics
+from ..engine.runs import read_metrics, read_recipe
 from ..engine.state import prepare_training, save_encoders, train_step
 from ..engine.training import train
 from ..errors import InputError, suggest
@@ -304,19 +304,14 @@ def read_result(task: Task) -> dict[str, Any]:
     return read_json(Path(task.out) / "result.json", "remove it, and the same command makes it again")
 
 
-def read_recipe_json(config: Path) -> dict[str, Any]:
-    "The recipe of a run, as it was written."
-    found = read_json(config, "remove its run")
-    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
-        raise InputError(f"{config} holds no recipe; remove its run")
-    return found["recipe"]
+
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c40-fin
 def finished(task: Task) -> bool:
     "Whether the run is there; an `InputError` where another one is in its place."
     config, out = Path(task.out) / "config.json", Path(task.out)
     if config.is_file():
-        old, new = read_recipe_json(config), recipe_to_json(task.recipe)
+        old, new = recipe_to_json(read_recipe(out)), recipe_to_json(task.recipe)
         if changed := [k for k in new if old.get(k) != new[k]]:
             raise InputError(f"{out} was made with another {changed[0]} ({old.get(changed[0])!r}, now {new[changed[0]]!r}); "
                              "choose another --out, or remove it")
