@@ -26,6 +26,7 @@ from handouts import write_handouts  # noqa: E402
 from quiz import quiz_page  # noqa: E402
 from slides import build_page  # noqa: E402
 
+NO_USER = "isd-nb"  # stands in settings.ini until the repository has an address
 COURSE = ("README", "plans", "quiz", "project")  # pages of course/
 HERE = ('\n<p>On this site: <a href="lecture.html">the slides</a>, <a href="handouts.zip">notebooks without solutions'
         '</a>.</p>\n')
@@ -104,6 +105,28 @@ def has_picture(cell: dict[str, Any]) -> bool:
     return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 
 
+def settings() -> configparser.SectionProxy:
+    "What settings.ini states of the package."
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def repository() -> str:  # "" until it has a real one
+    "The repository's address on GitHub: `user/repo` of settings.ini."
+    own = settings()
+    return "" if own["user"] == NO_USER else f"{own['user']}/{own['repo']}"
+
+
+def badges(path: Path, address: str) -> str:
+    "Links of a page to its notebook: as a file, and where the repository has an address in Colab and for editing."
+    links = [f"{{download}}`Download this notebook </downloads/{path.as_posix()}>`"]
+    if address:
+        links += [f"[Open in Colab](https://colab.research.google.com/github/{address}/blob/main/{path.as_posix()})",
+                  f"[Edit on GitHub](https://github.com/{address}/edit/main/{path.as_posix()})"]
+    return " · ".join(links)
+
+
 def page_of(notebook: dict[str, Any], path: Path, names: dict[str, Name]) -> dict[str, Any]:
     "A notebook as a reader of the website wants it."
     cells = []
@@ -119,8 +142,7 @@ def page_of(notebook: dict[str, Any], path: Path, names: dict[str, Name]) -> dic
             if has_picture(cell):
                 metadata["mystnb"] = {"image": {"alt": alternative_text(notebook["cells"], number)}}
             cells.append(cell | {"source": source, "metadata": metadata})
-    badge = {"cell_type": "markdown", "id": "download", "metadata": {},
-             "source": f"{{download}}`Download this notebook </downloads/{path.as_posix()}>`"}
+    badge = {"cell_type": "markdown", "id": "download", "metadata": {}, "source": badges(path, repository())}
     return notebook | {"cells": [*cells[:1], badge, *cells[1:]]}
 
 
@@ -210,9 +232,7 @@ def copy_mathjax(out: Path) -> None:
 
 def write_llms(out: Path, notebooks: dict[Path, dict[str, Any]]) -> None:
     "`llms.txt`: what is where on the site, for readers that are programs."
-    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    lines = ["# isd_nb", "", f"> {settings['DEFAULT']['description']}", "", "## Pages", ""]
+    lines = ["# isd_nb", "", f"> {settings()['description']}", "", "## Pages", ""]
     for path in sorted((ROOT / "book" / "pages").glob("*.md")):
         title, _, text = path.read_text().removeprefix("# ").partition("\n")
         prose = re.sub(r"^ {4}.*$|^:::.*$", "", text, flags=re.M)  # without commands and cards

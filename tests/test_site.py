@@ -132,6 +132,14 @@ def test_figures_of_notebooks_get_alternative_texts(path: Path) -> None:
     assert not mute, "a figure needs a title, a sentence before or after it, or a line `#| fig-alt: ...` in its cell"
 
 
+def test_a_notebook_is_opened_elsewhere_once_the_repository_has_an_address() -> None:
+    page = Path("nbs/1_isd/6_isd.ipynb")
+    assert build.badges(page, "") == "{download}`Download this notebook </downloads/nbs/1_isd/6_isd.ipynb>`"
+    _, colab, edit = build.badges(page, "me/mine").split(" · ")
+    assert colab == "[Open in Colab](https://colab.research.google.com/github/me/mine/blob/main/nbs/1_isd/6_isd.ipynb)"
+    assert edit == "[Edit on GitHub](https://github.com/me/mine/edit/main/nbs/1_isd/6_isd.ipynb)"
+
+
 def test_a_cell_may_state_its_alternative_text() -> None:
     def cell(kind: str, text: str) -> dict:
         return dict(cell_type=kind, source=text)
