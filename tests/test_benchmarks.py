@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isd_nb.kernels.convolution import product_pays
+from isd_nb.kernels.convolution import dense_pays, product_pays
 from isd_nb.kernels.devices import has_bfloat16
 from isd_nb.recipe import find_recipe
 
@@ -95,6 +95,9 @@ def test_parts(tmp_path):
     layers = [(3, 16, 32), (16, 32, 16), (32, 64, 8), (64, 128, 4), (128, 128, 4)]
     forward = [2 * 9 * inputs * outputs * size**2 * 32 for inputs, outputs, size in layers]
     kind = torch.bfloat16 if has_bfloat16("cpu") else torch.float32
-    products = [f for f, (*pair, size) in zip(forward, layers, strict=True) if product_pays(size**2, pair, kind)]
-    expected = 4 * sum(forward) - forward[0] - sum(products)  # these gradients of weights are matrix products
+    before = [32, *(size for *_, size in layers)]  # the side of each layer's input
+    dense = [dense_pays(side**2, 9, pair, kind) for side, (*pair, _) in zip(before, layers)]
+    products = [not d and product_pays(size**2, pair, kind) for d, (*pair, size) in zip(dense, layers, strict=True)]
+    # matrix products: all of a layer that is dense, and these gradients of weights
+    expected = sum(f * (0 if d else 4 - p) for f, d, p in zip(forward, dense, products, strict=True)) - forward[0]
     assert rows["convolutions"]["gigaoperations"] == pytest.approx(expected / 1e9, abs=0.01)

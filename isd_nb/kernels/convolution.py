@@ -54,22 +54,62 @@ class ByProduct(torch.autograd.Function):
         own = weight_gradient(images, gradient, tuple(weight.shape[2:]), stride, padding) if to_weight else None
         return below, own, gradient.sum((0, 2, 3)) if to_bias else None, None, None
 
+# %% ../../nbs/machine_room/14_convolution.ipynb #cv31
+def output_size(images: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
+    "Rows and columns of the convolution's output."
+    rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(images.shape[2:], kernel, stride, padding, strict=True))
+    return rows, columns
+
+
+def seen_taps(size: tuple[int, int], out: tuple[int, int], kernel: tuple[int, int],
+              stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    "Which tap of the kernel lies between each position of the output and each of the input; the number of taps where none does."
+    row, column = (torch.arange(n)[None] - torch.arange(m)[:, None] * s + p for n, m, s, p in zip(size, out, stride, padding))
+    row, column = row[:, None, :, None], column[None, :, None, :]  # (rows out, columns out, rows in, columns in)
+    inside = (row >= 0) & (row < kernel[0]) & (column >= 0) & (column < kernel[1])
+    return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1]).flatten()
+
+
+def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    "What the convolution gives, (N, D, rows, columns), as one dense layer."
+    (d, c, *kernel), (high, wide) = weight.shape, images.shape[2:]
+    out = output_size(images, (kernel[0], kernel[1]), stride, padding)
+    taps = torch.cat([weight.permute(2, 3, 0, 1).reshape(-1, d * c), weight.new_zeros(1, d * c)])
+    seen = taps.index_select(0, seen_taps((high, wide), out, (kernel[0], kernel[1]), stride, padding))
+    matrix = seen.view(out[0] * out[1], high * wide, d, c).transpose(1, 2).reshape(-1, high * wide * c)
+    found = F.linear(images.permute(0, 2, 3, 1).reshape(len(images), -1), matrix).view(len(images), *out, d)
+    return (found if bias is None else found + bias).permute(0, 3, 1, 2)
+
 # %% ../../nbs/machine_room/14_convolution.ipynb #cv11
 def product_pays(positions: int,  # of the output of one image
                  channels: tuple[int, int],  # in, out
                  kind: torch.dtype) -> bool:
-    "Whether the matrix product is the faster way on a CPU."
-    return kind == torch.bfloat16 and (positions <= 16 or (positions <= 64 and channels[0] * channels[1] >= 128 * 128))
+    "Whether the matrix product is the faster way to the weights' gradient on a CPU."
+    pairs = channels[0] * channels[1]
+    if kind == torch.bfloat16:
+        return positions <= 16 or (positions <= 64 and pairs >= 128 * 128)
+    return kind == torch.float32 and positions <= 16 and pairs >= 64 * 64
+
+
+def dense_pays(positions: int,  # of the input of one image
+               taps: int,  # of the kernel: height * width
+               channels: tuple[int, int], kind: torch.dtype) -> bool:
+    "Whether the whole layer is faster as a dense layer on a CPU: it multiplies less, and is one product."
+    return kind == torch.float32 and positions < taps and channels[0] * channels[1] >= 64 * 64
 
 # %% ../../nbs/machine_room/14_convolution.ipynb #cv12
 class ProductConv2d(nn.Conv2d):
-    "A convolution that learns by `ByProduct` where that pays; else, and without gradients, PyTorch's."
+    "A convolution that trains as a dense layer or learns by `ByProduct` where that pays; else, and in evaluation, PyTorch's."
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(input.shape[-2:], self.padding, self.kernel_size, self.stride)]
-        learns = input.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad and input.ndim == 4
-        if not learns or not product_pays(size[0] * size[1], (self.in_channels, self.out_channels), kind):
+        if not self.training or input.device.type != "cpu" or input.ndim != 4:
+            return super()._conv_forward(input, weight, bias)
+        channels = self.in_channels, self.out_channels
+        rows, columns = output_size(input, self.kernel_size, self.stride, self.padding)
+        if min(rows, columns) > 0 and dense_pays(input.shape[2] * input.shape[3], self.kernel_size[0] * self.kernel_size[1], channels, kind):
+            return dense_convolution(input, weight, bias, self.stride, self.padding)
+        if not torch.is_grad_enabled() or not weight.requires_grad or not product_pays(rows * columns, channels, kind):
             return super()._conv_forward(input, weight, bias)
         inputs = [None if t is None else t.to(kind) for t in (input, weight, bias)]
         return ByProduct.apply(*inputs, self.stride, self.padding)
