@@ -178,7 +178,7 @@ def learning_curves(results: Path) -> Curves:
     "From the runs of the recipe."
     saved = [read(p) for p in sorted(results.glob("digits-[0-9]*.json"))]
     points = [[(r["images_seen"], r["knn20_teacher"]) for r in run["curve"]] for run in saved]
-    return Curves(points, *(mean(run[f"knn20_{name}"] for run in saved) for name in ("pixels", "untrained")))
+    return Curves(points, *(median(run[f"knn20_{name}"] for run in saved) for name in ("pixels", "untrained")))
 
 
 def draw(results: Path, path: Path) -> None:

@@ -165,6 +165,8 @@ def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[s
     "Write everything that Sphinx reads; `modules` are those of the reference."
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book" / "pages", source)
+    for page in source.glob("*.md"):  # their links lead to the notebooks in a clone; on the site pages lie beside `nbs`
+        page.write_text(page.read_text().replace("](../../nbs/", "](nbs/"))
     for name in ("conf.py", "_static"):
         origin = ROOT / "book" / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, source / name)

@@ -161,11 +161,14 @@ def as_labels(values: Any) -> Tensor:  # int64 (N,)
 
 
 def as_tensors(images: ImageSet) -> dict[str, Any]:  # by the name of the field
-    "What a set is given, as tensors, and the shape and the names of classes that follow from them."
+    "What a set is given, as tensors and paths, and the shape and the names of classes that follow from them."
+    if isinstance(images.classes, str):
+        raise InputError(f"classes are the names of all classes, such as ('cat', 'dog'), not the text {images.classes!r}")
+    paths = images.paths if isinstance(images.paths, FileList) else tuple(Path(p) if isinstance(p, str) else p for p in images.paths)
     pixels, labels = None if images.images is None else as_pixels(images.images), None if images.labels is None else as_labels(images.labels)
     counted = range(check_highest(labels) + 1) if labels is not None and len(labels) and not len(images.classes) else ()
     names = tuple(images.classes) or tuple(map(str, counted))
-    return dict(images=pixels, labels=labels, shape=images.shape if pixels is None else tuple(pixels.shape[1:]), classes=names)
+    return dict(images=pixels, labels=labels, paths=paths, shape=images.shape if pixels is None else tuple(pixels.shape[1:]), classes=names)
 
 
 def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
@@ -177,7 +180,11 @@ def take_paths(paths: Sequence[Path], rows: Tensor) -> Sequence[Path]:
 # %% ../nbs/machine_room/16_images.ipynb #la1-le2812
 def check_set(images: ImageSet) -> None:
     "Raise unless there are as many labels as images, none is negative, and each has a name."
-    labels, names = images.labels, images.classes
+    labels, names, files = images.labels, images.classes, len(images.paths)
+    if images.images is not None and files not in (0, len(images)):
+        raise InputError(f"{len(images)} images but {files} paths")
+    if images.images is None and files and min(images.shape) < 1:
+        raise InputError(f"a set of files needs the shape in which they are read, such as shape=(3, 224, 224), not {tuple(images.shape)}")
     if labels is not None and len(labels) != len(images):
         raise InputError(f"{len(images)} images but {len(labels)} labels")
     if labels is not None and len(labels) and int(labels.min()) < 0:
@@ -335,7 +342,7 @@ def held_out_rows(labels: Tensor | np.ndarray,  # (N,)
 
 def held_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
     "Split a labelled set at random, the same share of every class in both parts; no test set if no class has two images."
-    train, test = held_out_rows(images.labels, share, seed)
+    train, test = held_out_rows(images.known_labels(), share, seed)
     return images.subset(train), images.subset(test) if len(test) else None
 
 # %% ../nbs/machine_room/16_images.ipynb #c37-1a3d72p1

@@ -17,17 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import ImageSet
+from .data import ImageSet, as_pixels
 from .encoders import Encoder
 from .errors import InputError
 
 # %% ../nbs/machine_room/19_embedding.ipynb #c06-833e47
 def check_images(images: ImageSet | Tensor, precision: str) -> None:
-    "Raise unless these are bytes in a batch, and the precision is one of two."
+    "Raise unless there are images, and the precision is one of two."
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"unknown precision {precision!r}: known: bfloat16, float32")
-    if not isinstance(images, ImageSet) and (images.dtype != torch.uint8 or images.ndim != 4):
-        raise InputError(f"images must be uint8 (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}")
     if not len(images):
         raise InputError("there are no images to embed")
 
@@ -80,6 +78,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
               ) -> dict[str, Tensor]:  # by name, float32 (N, F)
     "Features of all images by several encoders, from one pass: no image is read twice, and no feature copied."
     kinds = {name: precision if isinstance(precision, str) else precision[name] for name in encoders}
+    images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
         check_images(images, kind)
     found, done = dict[str, Tensor](), 0

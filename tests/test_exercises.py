@@ -16,9 +16,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 PAGES = [p for folder in ("1_isd", "2_relatives") for p in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
 WRONG = {  # by page and exercise: answers that a student may well give
-    ("1_views", 2): "def apart(a, b): return (a.top + a.height <= b.top) | (a.left + a.width <= b.left)",
+    ("1_views", 2): """def apart(a, b):
+    return ((a.top - b.top).abs() >= a.height) | ((a.left - b.left).abs() >= a.width)""",
     ("2_encoders", 1): "def mirror_blind(encode, images): return encode((images + images.flip(3)) / 2)",
     ("2_encoders", 2): "def weights_of_head(i, h, o): return i * h + 2 * h + h * o + i",
+    ("4_soft_labels", 1): "def temperature_for(gap, ratio): return gap / 5",
+    ("5_teacher", 1): """def updated(teacher, student, momentum):
+    return [momentum * s + (1 - momentum) * t for t, s in zip(teacher, student)]""",
     ("6_isd", 2): """def contrastive_loss(q, k, a, temperature):
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ a.T], 1)
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))""",

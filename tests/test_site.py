@@ -176,6 +176,13 @@ def source_links(path: Path) -> set[Path]:
     return {p.resolve() for p in found if p.exists()}
 
 
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "book/pages").glob("*.md") if p.name != "index.md"))
+def test_links_of_a_hand_written_page_lead_somewhere_in_a_clone(page: str) -> None:
+    path = ROOT / "book/pages" / page
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()) if "://" not in link]
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
 @pytest.mark.parametrize("start", [ROOT / "README.md", ROOT / "book/pages/index.md"], ids=lambda p: p.name)
 def test_three_clicks_lead_to_ones_own_images_and_code(start: Path) -> None:
     sources = [ROOT / "README.md", *(ROOT / "book/pages").glob("*.md"), *(ROOT / "nbs").rglob("*.ipynb")]

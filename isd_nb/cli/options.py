@@ -86,7 +86,7 @@ Resume = Annotated[bool, Option("--resume", help="go on with a run that was stop
 Device = Annotated[str, Option(help=device_help)]  # read by `pick_device`
 Threads = Annotated[int | None, Option(min=1, help="of each process; by default chosen while training. The same numbers need the same threads")]
 Processes = Annotated[int, Option(help="that share every batch; 0: what suits the machine")]
-Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one a core, up to 16")]
+Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one per core, up to 16")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
 Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
 DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]

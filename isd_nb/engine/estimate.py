@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..methods.building import build_method, pick_precision
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.devices import has_bfloat16
 from ..method import Method
 from ..recipe import Recipe, check_recipe, total_steps
 from ..sources.torchvision_sets import is_there
@@ -51,13 +52,13 @@ def keep(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: 
 # %% ../../nbs/machine_room/55_estimate.ipynb #c10-8c828e
 def saved_bytes(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype) -> tuple[int, int]:
     "Bytes kept for one backward pass; floating-point operations of forward and backward."
-    own = {t.untyped_storage().data_ptr() for t in [*method.parameters(), *method.buffers()]}
+    own = {t.untyped_storage()._cdata for t in [*method.parameters(), *method.buffers()]}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage.nbytes()
         return tensor
 
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
@@ -78,6 +79,19 @@ def planned_precision(recipe: Recipe) -> torch.dtype:
     "What a GPU would use."
     return torch.float32 if recipe.precision == "float32" else torch.bfloat16
 
+# %% ../../nbs/machine_room/55_estimate.ipynb #fk2-m1
+def saved_shapes(method: Method,  # loses its numbers
+                 views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype) -> tuple[int, int]:
+    "`saved_bytes` from shapes alone, without computing anything."
+    from torch._subclasses.fake_tensor import FakeTensorMode  # a second of import
+
+    mode = FakeTensorMode()
+    for module in method.modules():
+        for kept in (module._parameters, module._buffers):
+            kept.update({name: mode.from_tensor(t) for name, t in kept.items() if t is not None})
+    with mode:
+        return saved_bytes(method, [mode.from_tensor(v) for v in views], {k: mode.from_tensor(v) for k, v in extras.items()}, dtype)
+
 # %% ../../nbs/machine_room/55_estimate.ipynb #c16-4d7a94
 def measure_activations(recipe: Recipe,
                         channels: int = 3,
@@ -85,8 +99,14 @@ def measure_activations(recipe: Recipe,
                         count: int = 1000,  # images of the set, for methods that remember each of them
                         ) -> tuple[int, int]:  # bytes kept for the backward pass; operations of forward and backward
     "Measured on the CPU, in the precision that a GPU would use."
-    method = pretend_method(recipe, count, channels)
-    return saved_bytes(method, *sample_inputs(recipe, method, channels, batch), planned_precision(recipe))
+    method, kind = pretend_method(recipe, count, channels), planned_precision(recipe)
+    views, extras = sample_inputs(recipe, method, channels, batch)
+    if kind == torch.float32 or has_bfloat16(torch.device("cpu")):
+        return saved_bytes(method, views, extras, kind)
+    try:
+        return saved_shapes(method, views, extras, kind)
+    except Exception:  # whatever a network raises that needs its numbers; if it fails with them, too, that is raised below
+        return saved_bytes(pretend_method(recipe, count, channels), views, extras, kind)
 
 # %% ../../nbs/machine_room/55_estimate.ipynb #c18-f18aa2
 def activation_line(recipe: Recipe, channels: int = 3, count: int = 1000) -> tuple[float, float, float]:

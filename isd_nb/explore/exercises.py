@@ -33,12 +33,16 @@ def _verdict(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str
     "One sentence on two tensors."
     if got.shape != expected.shape:
         return f"Not yet: the shape is {tuple(got.shape)}, it should be {tuple(expected.shape)}"
-    if torch.allclose(got, expected, rtol=0, atol=tolerance, equal_nan=True):
+    wrong = (~torch.isclose(got, expected, rtol=0, atol=tolerance, equal_nan=True)).nonzero().tolist()
+    if not wrong:
         return "Right"
-    return f"Not yet: the result is {_short(got)}, it should be {_short(expected)}"
+    if got.numel() <= 6:
+        return f"Not yet: the result is {_short(got)}, it should be {_short(expected)}"
+    place = ", ".join(map(str, wrong[0]))
+    return (f"Not yet: {len(wrong)} of {got.numel()} numbers differ; the one at [{place}] is "
+            f"{got[tuple(wrong[0])]:.6g}, it should be {expected[tuple(wrong[0])]:.6g}")
 
 
 def _short(values: torch.Tensor) -> str:
-    "At most six numbers, rounded."
-    numbers = [f"{v:.4g}" for v in values.flatten()[:6].tolist()]
-    return ", ".join(numbers) + (", ..." if values.numel() > 6 else "")
+    "All numbers, rounded."
+    return ", ".join(f"{v:.6g}" for v in values.flatten().tolist())

@@ -119,7 +119,7 @@ def draw_saved_curve(ax: "Axes", summary: Mapping[str, Any]) -> None:
     for which, (_, colour, _) in BASELINES.items():
         if f"knn20_{which}" in summary:
             ax.axhline(summary[f"knn20_{which}"], color=colour, ls="--")
-    ax.set(xlabel="thousands of images seen", ylabel="20-NN accuracy", title="While it learned")
+    ax.set(xlabel="thousands of images seen", ylabel="20-NN accuracy", title="While it learned (a sample; lines: all images)")
 
 # %% ../../nbs/machine_room/73_gpu_notebooks.ipynb #c41-saved2
 def draw_saved_scores(ax: "Axes", summary: Mapping[str, Any]) -> None:

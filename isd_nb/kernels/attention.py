@@ -69,6 +69,7 @@ def streaming_attention(scaled: Tensor,  # (B, D) queries or keys, each divided 
         raise InputError(f"products must be torch.float32 or torch.bfloat16, not {products}")
     if block is not None and (not isinstance(block, Integral) or block < 1):
         raise InputError(f"block is how many anchors are read at a time, an integer of at least 1 or None, not {block!r}")
+    block = None if block is None else int(block)
     if products == torch.bfloat16 and scaled.dtype == torch.float32:
         return bfloat16_attention(scaled, anchors, block or 512)
     if block is None and scaled.device.type == "cuda" and scaled.dtype == torch.float32 and find_spec("triton"):

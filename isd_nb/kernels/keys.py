@@ -6,6 +6,8 @@
 __all__ = ['l2_normalize', 'check_size', 'check_keys', 'gather_keys']
 
 # %% ../../nbs/machine_room/15_keys.ipynb #c0c3ef9a2
+from numbers import Integral
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,7 +25,7 @@ def l2_normalize(rows: Tensor) -> Tensor:  # (N, D) of norm 1; a row without a d
 # %% ../../nbs/machine_room/15_keys.ipynb #cb2f1fc41
 def check_size(size: int, dim: int) -> None:
     "Refuse a queue that could hold nothing."
-    if not all(isinstance(number, int) and number > 0 for number in (size, dim)):
+    if not all(isinstance(number, Integral) and number > 0 for number in (size, dim)):
         raise InputError(f"a queue needs a size and a dim of at least 1, not size {size!r} and dim {dim!r}")
 
 

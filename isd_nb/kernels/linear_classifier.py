@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from .scores import as_features, check_labels
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #st1-m2
@@ -101,7 +102,13 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     "Train one linear layer on fixed features by the poster's schedule, for `epochs` epochs or `min_steps` steps."
     features = as_features(features, "training")
     labels = check_labels(features, labels, "training")
+    if not len(labels):
+        raise InputError("a linear layer needs at least one training image, there is none")
+    if classes is not None and classes <= int(labels.max()):
+        raise InputError(f"training labels go up to {int(labels.max())}, so there are more than the {classes} classes given")
     classifier = LinearClassifier(features, classes or int(labels.max()) + 1)
+    if not classifier.mean.isfinite().all():
+        raise InputError("training features hold NaN or infinite values: the encoder has diverged")
     layer, inputs, generator = classifier.linear, standardised(classifier, features), torch.Generator().manual_seed(seed)
     velocity = torch.zeros_like(layer.weight), torch.zeros_like(layer.bias)
     epochs = max(epochs, math.ceil(min_steps / math.ceil(len(features) / batch_size)))

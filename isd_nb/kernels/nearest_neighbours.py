@@ -191,7 +191,7 @@ def check_features(train: Tensor, test: Tensor) -> None:
         if x.ndim != 2 or not len(x) or not x.is_floating_point():
             raise InputError(f"{name} features must be float of shape (images, F), "
                              f"not {x.dtype} of shape {tuple(x.shape)}")
-        if not all(torch.isfinite(part.sum(dtype=torch.float64)) for part in x.split(65_536)):  # the sum makes a copy in float64
+        if not all(torch.isfinite(part.float().sum(dtype=torch.float64)) for part in x.split(65_536)):  # in float32, as they are compared
             raise InputError(f"{name} features hold NaN or infinite values: the encoder has diverged")
     if train.shape[1] != test.shape[1]:
         raise InputError(f"train features are {train.shape[1]} wide, but test features {test.shape[1]}: use one encoder")

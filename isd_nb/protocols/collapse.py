@@ -48,7 +48,7 @@ def effective_rank(features: Tensor | np.ndarray,  # (N, D)
 
 # %% ../../nbs/machine_room/46_collapse_measures.ipynb #c12-f2691a
 def feature_spread(features: Tensor | np.ndarray,  # (N, D)
-                   ) -> float:  # 0: all images have the same direction; at most 1: all directions are used alike
+                   ) -> float:  # 0: all images have the same direction; at most 1: all coordinates vary alike, however many directions that are: see `effective_rank`
     "Mean standard deviation of unit features, times the square root of D (SimSiam, Chen and He 2021, section 4)."
     unit = unit_rows(features, "features")
     return float(unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5)

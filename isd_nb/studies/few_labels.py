@@ -70,7 +70,7 @@ def quick(recipe: Recipe, seed: int, min_steps: int = 1000) -> Tuning:
     return replace(FINETUNE, epochs=1, min_steps=min_steps, batch_size=128, views=crops_only(recipe.views), seed=seed)
 
 # %% ../../nbs/3_claims/03_few_labels.ipynb #c13-f964fe
-budgets = (1, 2, 5, 10, 25, 100, None)  # labels a class
+budgets = (1, 2, 5, 10, 25, 100, None)  # labels per class
 
 
 def labels_a_class(word: str) -> int | None:
