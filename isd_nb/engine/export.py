@@ -7,9 +7,11 @@ __all__ = ['export_encoder', 'to_share', 'holds_encoders', 'push_to_hub']
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex02-ld28
 import json
+import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder, load_encoder, save_encoder
+from .launch import ended_by_sigterm
 from .model_card import read_summary, write_model_card
 from ..errors import InputError, from_extra, suggest
 from ..methods.checkpoints import open_encoder
@@ -78,10 +81,29 @@ def written(encoder: FrozenEncoder, module: nn.Module, some: Tensor, others: Ten
     except (InputError, OSError):
         raise
     except Exception as error:  # whatever the three exporters raise for a network that they cannot follow
-        out.unlink(missing_ok=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         rest = " or ".join(sorted(set(formats) - {out.suffix}))
         raise InputError(f"{encoder.config.name} cannot be written as {out.suffix} ({reason}): try {rest}") from error
+
+# %% ../../nbs/machine_room/58_export.ipynb #ex05-chk
+def check_place(source: str | FrozenEncoder, out: Path) -> None:
+    "Raise where an export cannot be written, or would take the place of its source."
+    if out.suffix not in formats:
+        raise InputError(f"an encoder is exported to a file that ends in .onnx, .pt2 or .pt, not {out.name}: {suggest(out.suffix, formats)}")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: choose another --out, the name of a file")
+    read = (source, source.rpartition("@")[2]) if isinstance(source, str) else ()  # NETWORK@FILE names a file, too
+    if any(out.exists() and os.path.exists(file) and os.path.samefile(file, out) for file in read):
+        raise InputError(f"{out} is the file that the encoder is read from, and would be overwritten: choose another --out")
+
+# %% ../../nbs/machine_room/58_export.ipynb #ex05-new
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    "The name of a file that comes to its place when the body has ended well; what was there stays where it has not."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        yield Path(folder) / out.name
+        os.replace(Path(folder) / out.name, out)
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex05-ld28
 def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
@@ -90,23 +112,20 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
                    ) -> float:  # the largest difference of a feature, relative to the largest feature
     "Write an encoder for other programs, and check that its features are the same."
     out = Path(out)
-    if out.suffix not in formats:
-        raise InputError(f"an encoder is exported to a file that ends in .onnx, .pt2 or .pt, not {out.name}: {suggest(out.suffix, formats)}")
+    check_place(source, out)
     encoder = open_encoder(source) if isinstance(source, str) else source
     size, channels = size or encoder.image_size, encoder.config.channels
     generator = torch.Generator().manual_seed(0)
     some, others = (torch.rand(count, channels, size, size, generator=generator) for count in (2, 3))
     about = json.dumps(dict(network=encoder.config.name, images=["B", channels, size, size], range=[0, 1], features=int(encoder(some).shape[1])))
     module = Exported(encoder if encoder.mean.dtype == torch.float32 else encoder.float()).eval()  # a network may compute with doubles inside
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), torch.no_grad():
+    with new_file(out) as made, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # both tracing exporters are announced to end
         want = encoder(others)
-        found = written(encoder, module, some, others, out, about)
-    difference = float((found - want).abs().max() / want.abs().max().clamp_min(1e-12))
-    if not difference < 1e-3:
-        out.unlink(missing_ok=True)
-        raise InputError(f"{encoder.config.name} cannot be written as {out.suffix}: loaded again, its features differ by {difference:.1e} of the largest")
+        found = written(encoder, module, some, others, made, about)
+        difference = float((found - want).abs().max() / want.abs().max().clamp_min(1e-12))
+        if not difference < 1e-3:
+            raise InputError(f"{encoder.config.name} cannot be written as {out.suffix}: loaded again, its features differ by {difference:.1e} of the largest")
     return difference
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex07-ld28
