@@ -17,6 +17,7 @@ from .options import Device, Labels, TestFolder, Window
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
+from ..engine.report import report_files
 from ..errors import InputError
 from ..explore.atlas import check_atlas, write_atlas
 from ..sources.given import with_given
@@ -25,7 +26,7 @@ from ..sources.given import with_given
 SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
 DataSpec = Annotated[str, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH")]
 OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
-Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and suspect labels")]
+Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and, of labelled images, suspect labels")]
 Atlas = Annotated[Path | None, Option(help="a .parquet file with map and neighbours of all images, for Apple's Embedding Atlas")]
 Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file of --atlas, too")]
 Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
@@ -47,13 +48,14 @@ def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = N
         def also(features: Tensor, rows: Sequence[tuple[str, str, str]], sets: Sequence[tuple[str, ImageSet]]) -> None:
             write_atlas(atlas or "", features, rows, sets if thumbnails else ())
         count, width = embed_to_file(source, with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report,
-                                     processes, also if atlas else None)
+                                     processes, also if atlas else None, [atlas] if atlas else [])
         print(closing(count, width, out, report, atlas, thumbnails))
 
 
 def closing(count: int, width: int, out: Path, report: Path | None, atlas: Path | None, thumbnails: bool) -> str:
     "What was written, and how it is opened."
-    lines = [f"{count:,} images, {width} features each, in {out}" + (f"; near-duplicates, outliers and suspect labels in {report}" if report else "")]
+    tables = [path.name for path in report_files(report) if path.is_file()] if report else []
+    lines = [f"{count:,} images, {width} features each, in {out}" + (f"; {', '.join(tables)} in {report}" if report else "")]
     if atlas:
         lines.append(f"embedding-atlas {atlas} --x x --y y --neighbors neighbors{' --image image' if thumbnails else ''}  opens the map")
     return "\n".join(lines)

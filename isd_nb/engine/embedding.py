@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from ..data import ImageSet
 from .evaluate_source import Source, as_encoder, fingerprint, resized_of, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
-from .report import described, write_report
+from .report import check_report, check_written, described, has_columns, report_files, write_report
 from ..errors import InputError, from_extra, locked, suggest
 from ..evaluation import embed
 from ..encoders import FrozenEncoder
@@ -40,7 +40,6 @@ from ..methods.checkpoints import source_line
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
-from ..sources.given import parse_folder
 from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n05-cca880
@@ -272,24 +271,19 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     shutil.rmtree(folder)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-5e1d07
-def check_out(out: Path, data: str) -> None:
-    "Refuse a file that cannot be written, or whose table would take the place of another, before anything is computed."
+def check_out(out: Path, data: str, report: Path | str | None = None, beside: Sequence[Path | str] = ()) -> None:
+    "Refuse files that cannot be written, or that would take the place of others, before anything is computed."
     if out.suffix not in writers:
         raise InputError(f"features are written to a file that ends in .npy, .csv or .parquet, not {out.name}: {suggest(out.suffix, writers)}")
     if out.suffix == ".parquet":
         need_arrow()
-    labels = parse_folder(data.removeprefix("folder:")).labels if data.startswith("folder:") else None
-    written = [out, out.with_suffix(".csv")] if out.suffix == ".npy" else [out]
-    if labels and any(path.resolve() == Path(labels).expanduser().resolve() for path in written):
-        raise InputError(f"{labels} is the table of labels, and would be overwritten: choose another --out")
-    if len(written) > 1 and written[1].is_file() and not is_own_table(written[1]):
-        raise InputError(f"{written[1]} is there already, and is no table of isd_embed; it would be overwritten: choose another --out")
-
-# %% ../../nbs/machine_room/57_embedding.ipynb #n12-own
-def is_own_table(path: Path) -> bool:
-    "Whether a table was written beside features."
-    with path.open(errors="replace", newline="") as file:
-        return file.readline().strip() == ",".join(columns)
+    table = out.with_suffix(".csv")
+    written = [out, table] if out.suffix == ".npy" else [out]
+    check_written([*written, *map(Path, beside), *(report_files(report) if report else ())], data)
+    if len(written) > 1 and table.is_file() and not has_columns(table, columns):
+        raise InputError(f"{table} is there already, and is no table of isd_embed; it would be overwritten: choose another --out")
+    if report:
+        check_report(report)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-all
 Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
@@ -334,10 +328,11 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
                   report: Path | str | None = None,  # a folder for the tables of `isd_nb.engine.report`; holds all features in memory
                   processes: int = 1,  # that share the images
                   then: Then | None = None,  # what else is made of features (N, F), rows and images
+                  beside: Sequence[Path | str] = (),  # the files that `then` writes
                   ) -> tuple[int, int]:  # images, and how wide the features are
     "Write the features of all images of a set; bounded memory, and a second try goes on where the first was stopped."
     out = Path(out)
-    check_out(out, data)
+    check_out(out, data, report, beside)
     place = check_processes(processes, source, device)
     work = Work(source, data, size, root, out.with_name(f".{out.name}.unfinished"), batch_size)
     with ended_by_sigterm(), alone_in(work.folder, out):

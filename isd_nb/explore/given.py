@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet
-from ..engine.evaluate_source import Source, as_encoder, resized_of, slug, white_of
-from ..engine.report import described, write_report
+from ..engine.evaluate_source import Source, as_encoder, name_of, resized_of, slug, white_of
+from ..engine.report import check_report, check_written, described, report_files, write_report
 from ..errors import InputError
 from ..evaluation import embed
 from .gallery import Gallery, gallery_of
@@ -59,9 +59,14 @@ def report_of_sources(sources: Sequence[Source],  # one or several: what `load_e
                       device: str = "auto",
                       ) -> list[Path]:  # the files
     "Near-duplicates, outliers and suspect labels of the images that an explorer shows."
+    places = [Path(folder) / slug(name_of(source)) if len(sources) > 1 else Path(folder) for source in sources]
+    if len({*places}) < len(places):
+        raise InputError("tables of several sources need sources that differ")
+    check_written([file for place in places for file in report_files(place)], data)
+    for place in places:
+        check_report(place)
     files = []
-    for source in sources:
-        name, features, images = features_and_images(source, data, size, limit, root, device)
-        place = Path(folder) / slug(name) if len(sources) > 1 else Path(folder)
+    for source, place in zip(sources, places):
+        _, features, images = features_and_images(source, data, size, limit, root, device)
         files += write_report(place, features, [*described([("shown", images)])])
     return files
