@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from .options import Labels, Root, TestFolder, console
 from ..data import ImageSet
-from ..engine.launch import one_sentence
+from ..engine.launch import ended_by_sigterm, one_sentence
 from ..errors import InputError
 from ..sources.datasets import typical_side
 from ..sources.door import load_sets
@@ -37,7 +37,8 @@ def pack(spec: str,  # as `load_sets` reads it
     parts |= {("bank", size): sets.bank} | ({("test", size): sets.test} if sets.test else {})
     kind, _, place = spec.partition(":")
     source = Path(parse_folder(place).path).expanduser() if kind == "folder" else None
-    write_packed(out, parts, spec, source, show)
+    with ended_by_sigterm():
+        write_packed(out, parts, spec, source, show)
     return {f"{role} ({pixels} pixels)": len(images) for (role, pixels), images in parts.items()}
 
 # %% ../../nbs/machine_room/83_isd_pack.ipynb #ip06-m2

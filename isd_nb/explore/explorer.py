@@ -223,7 +223,7 @@ def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:  # rows (M,) -> a
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #n33-ecaa7f
 def read_own(gallery: Gallery, name: str, data: bytes) -> tuple[str, Tensor]:  # its name, uint8 (1, C, H, W)
-    "An image file of the reader's own, in the size and the colours of the gallery's images."
+    "An image file of the reader's own, read as the gallery's images are: their size, cut, colours, black and white."
     if gallery.encode is None:
         raise InputError("this gallery holds features only, so an image of your own cannot be embedded: use Explorer.from_run, "
                          "or gallery_of(..., encode=...)")
@@ -232,7 +232,7 @@ def read_own(gallery: Gallery, name: str, data: bytes) -> tuple[str, Tensor]:  #
         path = Path(folder) / f"image{Path(name).suffix}"
         path.write_bytes(data)
         try:
-            return name, decode_image(path, size, channels)[None]
+            return name, decode_image(path, size, channels, gallery.images.levels, gallery.images.resized)[None]
         except OSError as error:
             raise InputError(f"{name} cannot be read as an image") from error
 

@@ -71,13 +71,15 @@ def read_settings(path: Path | None) -> dict[str, tuple[dict[str, Any], int | No
         return {}
     try:
         found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # also of bytes that are no text
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
         raise InputError(f'{path} must hold {{"method": {{"setting": value}}}}')
     for name in found:
         if name not in methods and ":" not in name:
             raise InputError(f"{path} names a method {name!r}: {suggest(name, methods)}")
+        if not isinstance(given := found[name].get("settings", {}), dict):
+            raise InputError(f'{path} holds {given!r} as the settings of {name}, where {{"setting": value}} is needed')
     return {name: parted(entry) for name, entry in found.items()}
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c12-30bc92
