@@ -1,6 +1,8 @@
 """What a command writes takes the place of nothing that it was not asked to replace, and what it reports is true."""
 
+import json
 import os
+import signal
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -12,11 +14,19 @@ from PIL import Image
 
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.explore import isd_explore
+from isd_nb.cli.compare import isd_compare
 from isd_nb.cli.export import isd_export
+from isd_nb.cli.pack import pack
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.engine import export
 from isd_nb.engine.export import export_encoder
+from isd_nb.engine.report import near_duplicates, neighbours_of
 from isd_nb.errors import refusal
+from isd_nb.explore.explorer import read_own
+from isd_nb.explore.gallery import Gallery, run_images
+from isd_nb.recipe import Recipe
+from isd_nb.sources import packed
+from isd_nb.studies.compare import read_settings
 
 
 @pytest.fixture
@@ -61,7 +71,8 @@ def test_an_export_does_not_overwrite_its_source(tmp_path: Path) -> None:
     before = (tmp_path / "mine.pt").read_bytes()
     (tmp_path / "link.pt").symlink_to("mine.pt")
     for source, out in (("mine.pt", "mine.pt"), ("resnet18@mine.pt", tmp_path / "mine.pt"), ("mine.pt", "link.pt")):
-        refused(call(isd_export, tmp_path, source, "--size", "32", "--out", out), "is the file that the encoder is read")
+        done = call(isd_export, tmp_path, source, "--size", "32", "--out", out)
+        refused(done, "is the file that the encoder is read from")
     assert (tmp_path / "mine.pt").read_bytes() == before
 
 
@@ -134,3 +145,57 @@ def test_only_tables_that_were_written_are_announced(encoder: Path, images: str,
     second = call(isd_embed, tmp_path, encoder, "--data", flat(tmp_path, images), *wanted)
     assert second.returncode == 0 and "near_duplicates.csv, outliers.csv in tables" in second.stdout, second.stderr
     assert sorted(os.listdir(tmp_path / "tables")) == ["near_duplicates.csv", "outliers.csv"]
+
+
+def test_packing_that_is_ended_by_sigterm_leaves_nothing(images: str, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(folder: Path, *rest: object) -> None:
+        (folder / "bank_8.npy").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    monkeypatch.setattr(packed, "write_part", half)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nothing was cleared away"))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            pack(images, tmp_path / "packed", 8, root=tmp_path / "root")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143 and not [path for path in tmp_path.iterdir() if "packed" in path.name]
+
+
+@pytest.mark.parametrize("kind", ["deep", "colour"])
+def test_a_readers_own_image_is_read_as_those_of_the_gallery(kind: str, tmp_path: Path) -> None:
+    deep, generator = kind == "deep", np.random.default_rng(0)
+    for i in range(10):
+        shape = (24, 30) if deep else (24, 30, 3)
+        pixels = generator.integers(0, 3000 if deep else 256, shape).astype(np.uint16 if deep else np.uint8)
+        (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "set" / "ab"[i % 2] / f"{i}.png")
+    recipe = Recipe("tiny", data=f"folder:{tmp_path / 'set'}", image_size=12, stored_size=20)
+    shown = run_images(recipe, None, tmp_path, 100, 1 if deep else 3)
+    gallery = Gallery(shown, {}, {}, {}, encode=lambda moment, pixels: pixels)
+    for i in range(len(shown)):
+        assert torch.equal(read_own(gallery, shown.paths[i].name, shown.paths[i].read_bytes())[1], shown.get([i]))
+
+
+def test_every_copy_of_an_image_is_a_near_duplicate() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(40, 8)
+    features[[9, 20, 31]] = features[3].clone()
+    features[5] = features[17] + 0.01  # a pair that is close, but no copy
+    pairs = near_duplicates(*neighbours_of(features))
+    copies = [pair for pair in pairs if pair[2] >= 0.9999 and {*pair[:2]} <= {3, 9, 20, 31}]
+    assert {row for pair in copies for row in pair[:2]} == {3, 9, 20, 31}
+    assert len({first for first, _, _ in pairs}) == len(pairs) == len({frozenset(pair[:2]) for pair in pairs})
+    assert pairs == sorted(pairs, key=lambda pair: -pair[2]) and {(5, 17)} <= {pair[:2] for pair in pairs}
+    assert near_duplicates(*neighbours_of(features), 2) == pairs[:2]
+    few = near_duplicates(*neighbours_of(features[:3].repeat(4, 1)))  # three images, four times each
+    assert {row for pair in few for row in pair[:2]} == {*range(12)}
+
+
+@pytest.mark.parametrize("content", [b'{"isd": {"settings": [1]}}', b'{"isd": {"settings": null}}', b"\xff\xfe{"])
+def test_settings_that_are_none_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tuned.json").write_bytes(content)
+    refused(call(isd_compare, tmp_path, "--data", "digits", "--settings", "tuned.json", "--out", "o"), "tuned.json")
+    (tmp_path / "tuned.json").write_text(json.dumps({"isd": {"settings": {"momentum": 0.9}, "trials": [1, 2]}}))
+    assert read_settings(tmp_path / "tuned.json") == {"isd": ({"momentum": 0.9}, 2)}
