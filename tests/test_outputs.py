@@ -13,12 +13,14 @@ from conftest import call
 from PIL import Image
 
 from isd_nb.cli.embed import isd_embed
+from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.explore import isd_explore
-from isd_nb.cli.compare import isd_compare
 from isd_nb.cli.export import isd_export
 from isd_nb.cli.pack import pack
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
 from isd_nb.engine import export
+from isd_nb.engine.embedding import embed_to_file
+from isd_nb.engine.evaluate_source import evaluate_source
 from isd_nb.engine.export import export_encoder
 from isd_nb.engine.report import near_duplicates, neighbours_of
 from isd_nb.errors import refusal
@@ -35,10 +37,14 @@ def encoder(tmp_path: Path) -> Path:
     return random_encoder(tmp_path / "tiny.safetensors")
 
 
-def random_encoder(place: Path, seed: int = 0) -> Path:
+def random_encoder(place: Path, seed: int = 0, scale: float = 1) -> Path:
     torch.manual_seed(seed)
     config = BackboneConfig("tiny", channels=3, width=2)
-    save_encoder(place, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.2] * 3)}, config, 8)
+    teacher = Encoder(build_backbone(config), [0.5] * 3, [0.2] * 3)
+    with torch.no_grad():
+        for weights in teacher.parameters():
+            weights *= scale
+    save_encoder(place, {"teacher": teacher}, config, 8)
     return place
 
 
@@ -196,6 +202,49 @@ def test_every_copy_of_an_image_is_a_near_duplicate() -> None:
 @pytest.mark.parametrize("content", [b'{"isd": {"settings": [1]}}', b'{"isd": {"settings": null}}', b"\xff\xfe{"])
 def test_settings_that_are_none_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tuned.json").write_bytes(content)
-    refused(call(isd_compare, tmp_path, "--data", "digits", "--settings", "tuned.json", "--out", "o"), "tuned.json")
+    assert "tuned.json" in refusal(read_settings, tmp_path / "tuned.json")
     (tmp_path / "tuned.json").write_text(json.dumps({"isd": {"settings": {"momentum": 0.9}, "trials": [1, 2]}}))
     assert read_settings(tmp_path / "tuned.json") == {"isd": ({"momentum": 0.9}, 2)}
+
+
+def test_two_sources_whose_names_differ_in_a_character_share_no_place(images: str, tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["e-1.safetensors", "e_1.safetensors", "模.safetensors", "型.safetensors"]
+    for i, name in enumerate(names):
+        random_encoder(tmp_path / name, i)
+        assert call(isd_eval, tmp_path, "--encoder", name, "--data", images).returncode == 0
+    answers = [json.loads(path.read_text()) for path in (tmp_path / "runs/sources").glob("*/eval/*.json")]
+    assert sorted(values["source"] for values in answers) == sorted(names)
+    both = ["--encoder", names[0], "--encoder", names[1]]
+    done = call(isd_explore, tmp_path, *both, "--data", images, "--report", "rep")
+    assert done.returncode == 0 and len(os.listdir(tmp_path / "rep")) == 2, done.stderr
+    refused(call(isd_explore, tmp_path, *both[:2], *both[:2], "--data", images, "--report", "rep"), "that differ")
+
+
+def test_answers_of_earlier_versions_are_found(encoder: Path, images: str, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = Path("runs/sources/tiny_safetensors")
+    first = evaluate_source("tiny.safetensors", data=images, out=before, device="cpu")
+    stamp = Path(first["file"]).stat().st_mtime_ns
+    again = evaluate_source("tiny.safetensors", data=images, device="cpu")
+    assert again["file"] == first["file"] and Path(first["file"]).stat().st_mtime_ns == stamp
+    random_encoder(tmp_path / "tiny-safetensors", 1).rename("tiny_.safetensors")
+    other = evaluate_source("tiny_.safetensors", data=images, device="cpu")
+    assert other["file"] != first["file"] and Path(first["file"]).stat().st_mtime_ns == stamp
+
+
+def test_features_that_are_no_numbers_are_refused(images: str, tmp_path: Path) -> None:
+    random_encoder(tmp_path / "bad.safetensors", scale=1e30)
+
+    def some(batch: torch.Tensor) -> torch.Tensor:  # only of dark images
+        return batch.flatten(2).mean(2) / (batch.flatten(1).mean(1, keepdim=True) > 0.05)
+    dark = Path(images.removeprefix("folder:")) / "b/dark.png"
+    for wanted in (["--out", "f.npy"], ["--out", "f.npy", "--report", "tables"]):
+        done = call(isd_embed, tmp_path, "bad.safetensors", "--data", images, *wanted)
+        refused(done, "bad.safetensors makes NaN or infinite features, first of")
+        assert sorted(os.listdir(tmp_path)) == ["bad.safetensors", "data", "set"]
+    Image.new("RGB", (8, 8)).save(dark)
+    assert f"some makes NaN or infinite features, first of {dark}" in refusal(
+        embed_to_file, some, images, tmp_path / "f.npy", size=8, device="cpu", root=tmp_path / "data")
+    assert not (tmp_path / "f.npy").exists()

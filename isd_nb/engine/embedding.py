@@ -29,10 +29,10 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
-from .evaluate_source import Source, as_encoder, fingerprint, resized_of, white_of
+from .evaluate_source import Source, as_encoder, fingerprint, name_of, resized_of, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, report_files, write_report
-from ..errors import InputError, from_extra, locked, suggest
+from ..errors import InputError, from_extra, locked, printable, suggest
 from ..evaluation import embed
 from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
@@ -142,13 +142,21 @@ def no_stand_ins(features: Tensor, images: ImageSet) -> Tensor:  # (B, F)
     return features.index_fill(0, torch.tensor(lost, dtype=torch.long, device=features.device), torch.nan)
 
 
+def finite(features: Tensor, images: ImageSet, source: Source) -> Tensor:  # (B, F), as they came
+    "Features; an `InputError` where an encoder makes NaN or infinity of an image."
+    for i in (~features.isfinite().all(1)).nonzero()[:1, 0].tolist():
+        what = printable(images.paths[i]) if images.paths else f"image {i} of {len(images)}"
+        raise InputError(f"{name_of(source)} makes NaN or infinite features, first of {what}: its weights are damaged, or not those of this network")
+    return features
+
+
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:
     "Embed these pieces, and write each where it belongs."
     with (work.folder / "features.raw").open("r+b") as raw, (work.folder / "done").open("r+b") as done:
         for first, last in share:
             images = images_of(sets, (first, last))
-            features = no_stand_ins(embed(encoder, images, work.batch_size, place), images)
+            features = no_stand_ins(finite(embed(encoder, images, work.batch_size, place), images, work.source), images)
             raw.seek(4 * first * features.shape[1])
             raw.write(features.cpu().numpy().astype("<f4").data)
             raw.flush()
@@ -344,7 +352,8 @@ def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: 
     encoder, sets, size, name = work.open()
     if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
         print(source_line(encoder), flush=True)
-    width = embed(encoder, sets[0][1].subset([0]), device=place).shape[1]
+    one = sets[0][1].subset([0])
+    width = finite(embed(encoder, one, device=place), one, work.source).shape[1]
     count = sum(len(images) for _, images in sets)
     start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)
     compute_rest(work, encoder, sets, place, processes, show)
