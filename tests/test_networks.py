@@ -468,4 +468,4 @@ def test_a_network_with_doubles_inside_is_exported(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "doubling", module)
     file = tmp_path / "encoder.safetensors"
     save_encoder(file, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
-    assert export_encoder(str(file), tmp_path / "out.pt2") < 1e-5
+    assert export_encoder(f"doubling:doubles@{file}", tmp_path / "out.pt2") < 1e-5

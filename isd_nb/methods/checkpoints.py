@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_file', 'usual_statistics', 'read_checkpoint', 'source_line', 'shipped_names', 'shipped_file', 'open_source',
-           'given_weights', 'start_from', 'open_encoder', 'with_weights', 'fit_recipe']
+           'named_before', 'given_weights', 'start_from', 'open_encoder', 'with_weights', 'fit_recipe']
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n02-57f683
 import pickle
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder
+from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
 from .foreign_names import Layout, guess_network, heads, holds, is_moco_v3, layouts, own_names, strays, unwrappings
 from .hub import hub_file
@@ -260,26 +260,37 @@ def download(prefix: str, place: str, net: nn.Module) -> dict[str, Tensor]:
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n25-c375b4
 def open_source(source: Path | str,  # see the table above
                 which: str = "teacher",  # of a run, or of a file that has several
+                named: str | None = None,  # see `load_encoder`
                 ) -> FrozenEncoder:
     "The encoder that a text names."
     text = str(source)
     if text.startswith("hub:"):
-        return load_encoder(hub_file(text.removeprefix("hub:")), which)
-    network, at, file = text.rpartition("@")
+        return load_encoder(hub_file(text.removeprefix("hub:")), which, named="")
+    network, at, file = text.partition("@")
     if at and (":" in network or network in backbones) and not Path(text).exists():
-        return read_checkpoint(file, which, network)
+        return named_before(network, file, which)
     prefix, _, name = text.partition(":")
     if prefix == "shipped":
         return load_encoder(shipped_file(name), which).float()  # some are kept in half precision
     if prefix in ("timm", "torchvision"):
         return published(text)
-    return load_encoder(Path(text), which)
+    return load_encoder(Path(text), which, named)
+
+# %% ../../nbs/machine_room/39_checkpoints.ipynb #ckpt-named-c1
+def named_before(network: str, file: str, which: str) -> FrozenEncoder:
+    "NETWORK@FILE: tensors of others read as this network, or what isd_nb wrote of it."
+    if not file.endswith(".safetensors") or not Path(file).is_file() or read_safetensors(Path(file), which)[0] is None:
+        return read_checkpoint(file, which, network)
+    encoder = load_encoder(Path(file), which, named=network)
+    if encoder.config.name != network:
+        raise InputError(f"{file} holds {encoder.config.name}, not {network}: leave out what is before the @")
+    return encoder
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n28-979bbe
 def given_weights(init: str, backbone: str) -> FrozenEncoder:
     "The encoder that a source holds; a file of tensors alone is read as this network, with the stem that it has in such files."
     bare = Path(init).is_file() and Path(init).suffix != ".safetensors"
-    return read_checkpoint(init, "teacher", backbone) if bare and ":" in backbone else open_encoder(init)
+    return read_checkpoint(init, "teacher", backbone) if bare and ":" in backbone else open_encoder(init, backbone)
 
 
 def start_from(student: Encoder, recipe: Recipe) -> None:
@@ -297,15 +308,17 @@ def start_from(student: Encoder, recipe: Recipe) -> None:
     student.std.copy_(given.std)
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n28-979bbep1
-def open_encoder(source: str) -> FrozenEncoder:
+def open_encoder(source: str,
+                 named: str | None = None,  # see `load_encoder`
+                 ) -> FrozenEncoder:
     "The teacher of a source, or its student where it has no teacher."
     try:
         try:
-            return open_source(source)
+            return open_source(source, named=named)
         except ValueError as error:
             if "no encoder 'teacher'" not in str(error):
                 raise
-            return open_source(source, "student")
+            return open_source(source, "student", named)
     except InputError:
         raise
     except (OSError, ValueError) as error:

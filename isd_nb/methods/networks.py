@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders import BackboneConfig, FrozenEncoder, build_backbone
+from ..encoders import BackboneConfig, FrozenEncoder, build_backbone, is_standard
 from ..errors import InputError, from_extra
 from ..kernels.backbones import num_features_of
 from ..recipe import Recipe
@@ -115,6 +115,8 @@ def from_function(module: str, function: str, options: Mapping[str, Any], channe
     "What a function of the user's makes of the number of channels; its width is measured, or is what it states."
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         raise InputError(f"a network of your own is package.module:function, not {module}:{function}")
+    if is_standard(module.partition(".")[0]):
+        raise InputError(f"{module}:{function} is a part of Python or PyTorch, not a function of yours that makes a network of a number of channels")
     try:
         build = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -1,0 +1,131 @@
+"""Encoder files, checkpoints and networks that are not what they should be: one sentence, no code of a file is run."""
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+import isd_nb
+import isd_nb.methods.checkpoints as checkpoints
+from isd_nb.data import ImageSet
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
+from isd_nb.errors import refusal
+from isd_nb.methods.building import build_method
+from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
+from isd_nb.recipe import Recipe
+
+SHORT = Recipe("short", steps=4, batch_size=8, queue_size=16, evaluations=1, projector=(8, 4), predictor=(),
+               image_size=32, width=4, precision="float32")
+IMAGES = ImageSet(torch.randint(256, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8),
+                  torch.arange(16) % 2, classes=("a", "b"))
+
+
+class Plain(nn.Module):
+    "Convolution, batch norm and mean."
+
+    def __init__(self, channels: int, width: int = 6) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(channels, width, 3, 2), nn.BatchNorm2d(width)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(images)).mean((2, 3))
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    "A module of the user's, to which tests add networks."
+    module = ModuleType("own_networks")
+    module.net = Plain  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_networks", module)
+    return module  # type: ignore[return-value]
+
+
+def own_file(path: Path, name: str = "own_networks:net", built: str = "own_networks:net") -> Path:
+    "An encoder file of the network `built`, whose header names another one."
+    config = BackboneConfig(built, stem="large")
+    save_encoder(path, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
+    if name != built:
+        with_header(path, lambda header: header["config"].update(name=name))
+    return path
+
+
+def with_header(path: Path, change: Callable[[dict], object] | str) -> Path:
+    "The file with another header: a text, or what a function makes of it."
+    header, _, state = sys.modules["isd_nb.encoders"].read_safetensors(path, "")
+    if not isinstance(change, str):
+        change(header)
+    save_file(state, path, metadata={"isd_nb": change if isinstance(change, str) else json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize("name", ["os:_exit", "sys:exit", "evilmod:go", "torch.hub:load", "posix:_exit",
+                                  "timm:resnet18,checkpoint_path=evil.pth"])
+def test_a_header_runs_no_code(name: str, own: SimpleNamespace, tmp_path: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evilmod.py").write_text("open('owned', 'w').close()\ndef go(channels): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = own_file(tmp_path / "strange.safetensors", name)
+    monkeypatch.setattr(checkpoints, "hub_file", lambda text: file)
+    for source in (str(file), "hub:some/one"):
+        said = refusal(open_encoder, source)
+        assert f"names code as its network, {name}, " in said and f"give the file as {name}@{file}" in said, said
+    (tmp_path / "config.json").write_text(json.dumps(dict(recipe=dict(name="short", backbone="own_networks:net"))))
+    assert "names code as its network" in refusal(load_encoder, file)
+    assert "names code as its network" in refusal(load_encoder, f"own_networks:net@{file}")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["os:_exit", "sys:exit", "torch.hub:load", "posix:_exit", "test.support:requires"])
+def test_functions_of_python_and_pytorch_are_no_networks(name: str, own: SimpleNamespace, tmp_path: Path) -> None:
+    file = own_file(tmp_path / "encoder.safetensors", name)
+    (tmp_path / "config.json").write_text(json.dumps(dict(recipe=dict(name="short", backbone=name))))
+    for source in (str(file), f"{name}@{file}"):
+        assert f"{name} is a part of Python or PyTorch" in refusal(open_encoder, source)
+
+
+def test_a_network_that_the_user_names_is_built(own: SimpleNamespace, tmp_path: Path) -> None:
+    file, images = own_file(tmp_path / "encoder.safetensors"), torch.rand(2, 3, 16, 16)
+    features = open_encoder(f"own_networks:net@{file}")(images)
+    assert_close(open_encoder(str(file), "own_networks:net")(images), features)
+    config = BackboneConfig("tiny", width=4)
+    save_encoder(file, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
+    assert "holds tiny, not resnet18: leave out what is before the @" in refusal(load_encoder, f"resnet18@{file}")
+    assert load_encoder(f"tiny@{file}").config == config
+
+
+def test_a_run_of_ones_own_network_needs_no_name(own: SimpleNamespace, tmp_path: Path) -> None:
+    recipe, run = replace(SHORT, backbone="own_networks:net", stem="large"), tmp_path / "run"
+    encoders = isd_nb.train(recipe, IMAGES, run, IMAGES, device="cpu", threads=1).encoders
+    isd_nb.train(recipe, IMAGES, run, IMAGES, resume=True, device="cpu", threads=1)
+    files = [run, run / "encoder.safetensors", *sorted((run / "checkpoints").glob("encoder_*.safetensors"))]
+    pixels = IMAGES.get(torch.arange(4)) / 255
+    assert len(files) > 2
+    assert_close(load_encoder(files[-1])(pixels), encoders["teacher"](pixels))
+    assert all(open_encoder(str(file)).config.name == recipe.backbone for file in files)
+    other = replace(with_weights(SHORT, str(run), None, 32), init=str(run / "encoder.safetensors"))
+    assert build_method(other, IMAGES).student.backbone.num_features == 6
+    (tmp_path / "loose.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
+    build_method(fit_recipe(SHORT, recipe.backbone, str(tmp_path / "loose.safetensors"), 32), IMAGES)
+
+
+def test_a_run_from_the_hub_is_not_a_run_of_ones_own(own: SimpleNamespace, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = json.dumps(dict(recipe=dict(name="short", backbone="own_networks:net")))
+    for place in ("hub/models--some--one/snapshots/1", "downloaded"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text(recipe)
+    (tmp_path / "downloaded" / ".cache" / "huggingface").mkdir(parents=True)
+    for place in ("hub/models--some--one/snapshots/1", "downloaded"):
+        assert "names code" in refusal(load_encoder, own_file(tmp_path / place / "encoder.safetensors"))
+    (tmp_path / "config.json").write_text(recipe)
+    file = own_file(tmp_path / "encoder.safetensors")
+    monkeypatch.setattr(checkpoints, "hub_file", lambda text: file)
+    assert "names code" in refusal(load_encoder, "hub:some/one")
