@@ -136,8 +136,7 @@ def bare_encoder(config: BackboneConfig) -> FrozenEncoder:
 
 def check_partners(state: Mapping[str, Tensor], other: Mapping[str, Tensor], where: str) -> None:
     "Raise unless names and shapes are the same on both sides."
-    want = {k: tuple(v.shape) for k, v in other.items()}
-    have = {k: tuple(v.shape) for k, v in state.items()}
+    want, have = ({k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in side.items()} for side in (other, state))
     wrong = [f"{k} is missing" for k in want if k not in have]
     wrong += [f"{k} has no place in the net" for k in have if k not in want]
     wrong += [f"{k} has the shape {have[k]}, not {want[k]}" for k in want if have.get(k, want[k]) != want[k]]

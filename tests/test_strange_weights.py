@@ -19,6 +19,7 @@ from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encode
 from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
+from isd_nb.methods.networks import check_network
 from isd_nb.recipe import Recipe
 
 SHORT = Recipe("short", steps=4, batch_size=8, queue_size=16, evaluations=1, projector=(8, 4), predictor=(),
@@ -129,3 +130,57 @@ def test_a_run_from_the_hub_is_not_a_run_of_ones_own(own: SimpleNamespace, tmp_p
     file = own_file(tmp_path / "encoder.safetensors")
     monkeypatch.setattr(checkpoints, "hub_file", lambda text: file)
     assert "names code" in refusal(load_encoder, "hub:some/one")
+
+
+class Counts(nn.BatchNorm1d):
+    "Keeps a dictionary in its state."
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+
+class Odd(Plain):
+    "Batch norm without running statistics, another width or shape while it trains, or a state that is no tensor."
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__(channels)
+        self.kind, self.last = kind, nn.BatchNorm1d(6, affine=False, track_running_stats=kind != "alone")
+        if kind == "batch":
+            self.norm = nn.BatchNorm2d(6, track_running_stats=False)
+        if kind == "state":
+            self.last = Counts(6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.layer(images))
+        if self.training and self.kind == "places":
+            return found
+        found = self.last(found.mean((2, 3)))
+        found = found.repeat(1, 2) if self.training and self.kind == "wide" else found
+        return nn.functional.dropout(found, 0.5, self.training)
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("batch", "computes other features of an image alone, not those that it has in a batch"),
+    ("alone", "computes no features (own_networks:odd,kind=alone cannot take images of 32 x 32 pixels"),
+    ("wide", "makes 12 features of an image while it trains, and 6 in evaluation mode"),
+    ("places", "while it trains, must make one vector of each image, (B, F), not a tensor of shape (2, 6, 15, 15)"),
+    ("state", "keeps more than tensors in its state_dict, net.last._extra_state (dict)"),
+])
+def test_a_network_that_differs_alone_or_while_it_trains_is_refused_before_training(
+        kind: str, words: str, own: SimpleNamespace, tmp_path: Path) -> None:
+    own.odd = Odd
+    recipe = replace(SHORT, backbone=f"own_networks:odd,kind={kind}", stem="large")
+    assert words in refusal(build_method, recipe, IMAGES)
+
+
+def test_the_look_at_a_network_that_trains_changes_nothing(own: SimpleNamespace) -> None:
+    own.odd = Odd
+    recipe = replace(SHORT, backbone="own_networks:odd,kind=usual", stem="large")
+    torch.manual_seed(3)
+    net = build_backbone(BackboneConfig(recipe.backbone, stem="large")).train()
+    before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    check_network(net, recipe, 3)
+    assert torch.equal(state, torch.get_rng_state()) and net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

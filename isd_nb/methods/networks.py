@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['imagenet', 'parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'normalisation',
            'torchvision_statistics', 'crop_size', 'view_size', 'has_batch_norm', 'with_network', 'takes_small_stem',
-           'network_line', 'check_network', 'size_hint', 'check_twin', 'same_features', 'check_given']
+           'network_line', 'check_network', 'check_own', 'size_hint', 'check_twin', 'same_features', 'check_given']
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n02-5b9f43
+import copy
 import difflib
 import inspect
 import json
@@ -140,12 +141,12 @@ def width_of(net: nn.Module, channels: int, name: str, size: int = 64) -> int:
         raise InputError(f"{error}{hint}") from error
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n12-db25e8
-def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor | None = None) -> Tensor:  # (B, F)
-    "The features of these images, or of grey ones, in evaluation mode; an `InputError` where a network does not make vectors of them."
+def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor | None = None, learning: bool = False) -> Tensor:  # (B, F)
+    "The features of these images, or of grey ones, in evaluation mode or while it learns; an `InputError` where a network does not make vectors of them."
     training, device = net.training, next((p.device for p in net.parameters()), "cpu")
     try:
         with torch.no_grad():
-            found = net.eval()(torch.full(shape, 0.5, device=device) if images is None else images.to(device, copy=True))  # it may write into them
+            found = net.train(learning)(torch.full(shape, 0.5, device=device) if images is None else images.to(device, copy=True))  # it may write into them
     except InputError:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
@@ -323,7 +324,32 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     if not found.is_meta and not found.isfinite().all():
         raise InputError(f"{recipe.backbone} computes features that are not finite of images that are grey all over")
     if not recipe.backbone.startswith(("timm:", "torchvision:")):
+        check_own(net, recipe, channels)
         check_twin(net, recipe, channels)
+
+# %% ../../nbs/machine_room/36_networks.ipynb #netw-own-c1
+def check_own(net: nn.Module, recipe: Recipe, channels: int) -> None:
+    "Raise an `InputError` where a network of the user's keeps more than tensors, mixes the images of a batch, or returns something else while it trains."
+    name, images = recipe.backbone, torch.rand((2, channels, recipe.image_size, recipe.image_size), generator=torch.Generator().manual_seed(0))
+    if other := [f"{k} ({type(v).__name__})" for k, v in net.state_dict().items() if not isinstance(v, Tensor)]:
+        raise InputError(f"{name} keeps more than tensors in its state_dict, {', '.join(other)}, and no file of weights holds that: leave out get_extra_state")
+    try:
+        both, alone = (look_once(net, (count, *images.shape[1:]), name, images[:count]) for count in (2, 1))
+        what = "other features" if (both[:1] - alone).norm() > 1e-2 * both[:1].norm() else ""
+    except InputError as error:
+        what = f"no features ({error})"
+    if what:
+        raise InputError(f"{name} computes {what} of an image alone, not those that it has in a batch: in evaluation mode the rest of a batch must not "
+                         "matter, so leave track_running_stats of every batch norm as it is, True")
+    with torch.random.fork_rng(devices=[]):
+        try:
+            found = look_once(copy.deepcopy(net), tuple(images.shape), f"{name}, while it trains,", images, learning=True)
+        except (InputError, RuntimeError) as error:  # what cannot be copied, or needs more than two images, is not known to be wrong
+            if not isinstance(error, InputError) or "cannot take" in str(error):
+                return
+            raise
+    if found.shape[1] != both.shape[1]:
+        raise InputError(f"{name} makes {found.shape[1]} features of an image while it trains, and {both.shape[1]} in evaluation mode: return the same")
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n31-145032p1
 def size_hint(recipe: Recipe, channels: int) -> str:
