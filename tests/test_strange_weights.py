@@ -16,9 +16,11 @@ import isd_nb
 import isd_nb.methods.checkpoints as checkpoints
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
+from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
 from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
+from isd_nb.methods.choosing import change_setting, choose_recipe
 from isd_nb.methods.networks import check_network
 from isd_nb.recipe import Recipe
 
@@ -184,3 +186,47 @@ def test_the_look_at_a_network_that_trains_changes_nothing(own: SimpleNamespace)
     check_network(net, recipe, 3)
     assert torch.equal(state, torch.get_rng_state()) and net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_set_takes_no_method_or_network_that_needs_more_than_its_name() -> None:
+    recipe = choose_recipe("digits", None)
+    bare = replace(recipe, predictor=())
+    assert "--set method=byol leaves out what goes with it" in refusal(change_setting, bare, "method=byol")
+    assert "use --method byol" in refusal(change_setting, bare, "method=byol")
+    chosen = choose_recipe("digits", None, method="byol")
+    assert change_setting(chosen, "method=byol") == chosen
+    vit = "timm:vit_tiny_patch16_224,depth=1"
+    said = refusal(change_setting, recipe, f"backbone={vit}")
+    assert "optimizer=adamw" in said and f"use --backbone {vit}" in said
+    for name in ("tiny", "resnet18", "torchvision:shufflenet_v2_x0_5"):
+        assert change_setting(recipe, f"backbone={name}") == replace(recipe, backbone=name)
+
+
+class Half(Plain):
+    "One of two equal halves learns, or both."
+
+    learns = 0, 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.halves = nn.ModuleList([nn.Linear(6, 6, bias=False), nn.Linear(6, 4, bias=False)])
+        for number, half in enumerate(self.halves):
+            half.requires_grad_(number in self.learns)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.halves[1](self.halves[0](super().forward(images)))
+
+
+@pytest.mark.parametrize("learned", [(0,), (1,)])  # of another number, and of as many of another shape
+def test_a_run_whose_frozen_parameters_changed_is_not_resumed(
+        learned: tuple[int, ...], own: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.half = Half
+    recipe = replace(SHORT, backbone="own_networks:half", stem="large")
+    monkeypatch.setattr(Half, "learns", learned)
+    session = prepare_training(recipe, IMAGES, "cpu")
+    train_step(session, torch.arange(8), IMAGES.get(torch.arange(8)))
+    save_session(session, tmp_path)
+    assert restore_session(prepare_training(recipe, IMAGES, "cpu"), tmp_path)
+    monkeypatch.setattr(Half, "learns", (0, 1) if learned == (0,) else (0,))
+    said = refusal(restore_session, prepare_training(recipe, IMAGES, "cpu"), tmp_path)
+    assert "was written while other parameters learned" in said and "change it back, or begin again" in said

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'in_channels_last', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses',
-           'check_weights', 'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
+           'check_weights', 'check_encoders', 'train_step', 'save_session', 'restore_session', 'belongs',
+           'save_encoders']
 
 # %% ../../nbs/machine_room/48_train_step.ipynb #7001423c
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -272,21 +273,31 @@ def restore_session(session: TrainState, out: Path) -> bool:  # whether there wa
     state = load_checkpoint(out / "checkpoints")
     if state is None:
         return False
+    other = f"{session.recipe.backbone} or {session.recipe.method} is not what it was when the run was begun; change it back, or begin again with another --out"
     try:
         check_partners(state["method"], session.method.state_dict(), f"the checkpoint in {out}")
     except ValueError as error:
-        raise InputError(f"{error}: {session.recipe.backbone} or {session.recipe.method} is not what it was when the run was begun; "
-                         "change it back, or begin again with another --out") from error
+        raise InputError(f"{error}: {other}") from error
     session.method.load_state_dict(state["method"], strict=True)
-    sizes = [[len(group["params"]) for group in groups] for groups in (state["optimizer"]["param_groups"], session.optimizer.param_groups)]
-    if sizes[0] != sizes[1]:  # a run from before `decays`: it goes on as it was begun
+    if not belongs(state["optimizer"], session.optimizer):  # a run from before `decays`: it goes on as it was begun
         session.optimizer = make_optimizer(session.recipe, session.method, tables=True)
+        if not belongs(state["optimizer"], session.optimizer):
+            raise InputError(f"the checkpoint in {out} was written while other parameters learned: {other}")
     session.optimizer.load_state_dict(state["optimizer"])
     session.step, session.seconds = state["step"], state["seconds"]
     session.losses = [loss.to(session.accelerator.device) for loss in state.get("losses", ())]  # not in older ones
     if session.threads.fixed is None and state.get("threads"):
         session.threads = ThreadChoice(fixed=state["threads"])
     return True
+
+# %% ../../nbs/machine_room/48_train_step.ipynb #train-belong-c1
+def belongs(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    "Whether the state of an optimiser was kept for as many parameters in each group, of these shapes."
+    saved, groups = state["param_groups"], optimizer.param_groups
+    if [len(group["params"]) for group in saved] != [len(group["params"]) for group in groups]:
+        return False
+    pairs = zip([i for group in saved for i in group["params"]], [p for group in groups for p in group["params"]], strict=True)
+    return all(value.shape == p.shape for i, p in pairs for value in state["state"].get(i, {}).values() if isinstance(value, Tensor) and value.ndim)
 
 # %% ../../nbs/machine_room/48_train_step.ipynb #c35-7c48f6
 def save_encoders(path: Path, method: Method, recipe: Recipe, images: ImageSet, **extra: Any) -> None:
