@@ -11,17 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
+from torchvision import models
 
 import isd_nb
 import isd_nb.methods.checkpoints as checkpoints
 from isd_nb.data import ImageSet
-from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, save_encoder
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, read_safetensors, save_encoder
 from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
 from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
 from isd_nb.methods.choosing import change_setting, choose_recipe
 from isd_nb.methods.networks import check_network
+from isd_nb.protocols.fine_tuning import with_channels
 from isd_nb.recipe import Recipe
 
 SHORT = Recipe("short", steps=4, batch_size=8, queue_size=16, evaluations=1, projector=(8, 4), predictor=(),
@@ -61,7 +63,7 @@ def own_file(path: Path, name: str = "own_networks:net", built: str = "own_netwo
 
 def with_header(path: Path, change: Callable[[dict], object] | str) -> Path:
     "The file with another header: a text, or what a function makes of it."
-    header, _, state = sys.modules["isd_nb.encoders"].read_safetensors(path, "")
+    header, _, state = read_safetensors(path, "")
     if not isinstance(change, str):
         change(header)
     save_file(state, path, metadata={"isd_nb": change if isinstance(change, str) else json.dumps(header)})
@@ -230,3 +232,90 @@ def test_a_run_whose_frozen_parameters_changed_is_not_resumed(
     monkeypatch.setattr(Half, "learns", (0, 1) if learned == (0,) else (0,))
     said = refusal(restore_session, prepare_training(recipe, IMAGES, "cpu"), tmp_path)
     assert "was written while other parameters learned" in said and "change it back, or begin again" in said
+
+
+@pytest.fixture(scope="module")
+def resnet() -> dict[str, torch.Tensor]:
+    return models.resnet18().state_dict()
+
+
+@pytest.mark.parametrize(("name", "change", "words"), [
+    ("conv1.weight", lambda v: v.to("meta"), "without their numbers (meta tensors: conv1.weight)"),
+    ("conv1.weight", lambda v: v.sum(), "tensors of shapes that no known network has: conv1.weight ()"),
+    ("bn1.running_var", lambda v: -v, "holds variances below 0 in bn1.running_var"),
+    ("conv1.weight", lambda v: v.double() * 1e300, "values in conv1.weight that are too large for torch.float32"),
+])
+def test_numbers_that_cannot_be_weights_are_named(
+        name: str, change: Callable, words: str, resnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(resnet | {name: change(resnet[name])}, tmp_path / "weights.pth")
+    assert words in refusal(open_encoder, str(tmp_path / "weights.pth"))
+
+
+def test_tensors_of_a_transformer_with_other_axes_are_named(tmp_path: Path) -> None:
+    state = {"pos_embed": torch.rand(1, 197, 192), "cls_token": torch.rand(1, 1, 192)}
+    torch.save(state | {"patch_embed.proj.weight": torch.rand(192)}, tmp_path / "weights.pth")
+    assert "no known network has: patch_embed.proj.weight (192,)" in refusal(load_encoder, tmp_path / "weights.pth")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    config, file = BackboneConfig("tiny", width=4), tmp_path / "tiny.safetensors"
+    save_encoder(file, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
+    return file
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("no JSON", "is damaged, or of a newer isd_nb: it is not JSON (Expecting value"),
+    ("[]", "is damaged, or of a newer isd_nb: it must be names and values, not list"),
+    (lambda header: header.update(extra="a text"), "its extra must be of the kind dict, not str"),
+    (lambda header: header["config"].update(width=10 ** 9), "is of a larger network than the file holds"),
+    (lambda header: header["config"].update(name="small_resnet", blocks=10 ** 6), "is of a larger network"),
+    (lambda header: header["config"].update(width=1.5), "must be whole numbers, not 1.5"),
+    (lambda header: header["config"].update(stem="middle"), "unknown stem 'middle'"),
+])
+def test_what_is_wrong_in_a_header_is_named(change: Callable[[dict], object] | str, words: str, tiny: Path) -> None:
+    said = refusal(open_encoder, str(with_header(tiny, change)))
+    assert words in said and str(tiny) in said
+
+
+def test_whole_numbers_are_no_weights_of_an_encoder_file(tiny: Path) -> None:
+    header, _, state = read_safetensors(tiny, "")
+    save_file({k: v.to(torch.int8) for k, v in state.items()}, tiny, metadata={"isd_nb": json.dumps(header)})
+    assert "numbers of another kind than the network computes with: " in refusal(open_encoder, str(tiny))
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ([1, 2], "holds a list, and weights are tensors by their names"),
+    (torch.ones(2), "holds a Tensor, and weights are tensors by their names"),
+    ({"model": nn.Linear(2, 3), "epoch": 3}, "holds a whole network under 'model', whose code is not run"),
+])
+def test_what_lies_in_place_of_weights_is_named(content: object, words: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    assert words in refusal(open_encoder, str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_file_of_torchscript_is_not_run(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 3), torch.rand(1, 2)).save(str(tmp_path / "weights.pt"))
+    said = refusal(open_encoder, str(tmp_path / "weights.pt"))
+    assert "is a network of TorchScript, whose code is not run: save its weights" in said and "weights_only" not in said
+
+
+def test_weights_for_rgb_are_no_start_for_grey_images(resnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(resnet, tmp_path / "weights.pth")
+    recipe = replace(with_weights(SHORT, str(tmp_path / "weights.pth"), None, 32), init=str(tmp_path / "weights.pth"))
+    said = refusal(build_method, recipe, ImageSet(IMAGES.images[:, :1]))
+    assert "take RGB (3 channels), and the images to train on are grey (1 channel): store these as RGB" in said
+
+
+@pytest.mark.parametrize(("images", "takes"), [(3, 13), (1, 13), (13, 3), (2, 1)])
+def test_only_grey_and_rgb_are_made_into_each_other(images: int, takes: int) -> None:
+    given = ImageSet(torch.zeros(2, images, 8, 8, dtype=torch.uint8))
+    assert f"takes images of {takes} channels, and these have {images}" in refusal(with_channels, given, takes)
+    assert with_channels(given, images) is given
+
+
+def test_the_first_at_ends_the_name_of_a_network(resnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    (tmp_path / "me@work").mkdir()
+    torch.save(resnet, tmp_path / "me@work" / "x.pt")
+    assert load_encoder(f"torchvision:resnet18@{tmp_path / 'me@work' / 'x.pt'}").config.name == "torchvision:resnet18"

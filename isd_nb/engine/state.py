@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'in_channels_last', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses',
-           'check_weights', 'check_encoders', 'train_step', 'save_session', 'restore_session', 'belongs',
-           'save_encoders']
+           'check_weights', 'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
 
 # %% ../../nbs/machine_room/48_train_step.ipynb #7001423c
 import inspect

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['read_file', 'usual_statistics', 'read_checkpoint', 'source_line', 'shipped_names', 'shipped_file', 'open_source',
-           'named_before', 'given_weights', 'start_from', 'open_encoder', 'with_weights', 'fit_recipe']
+           'given_weights', 'channels_in_words', 'start_from', 'open_encoder', 'with_weights', 'fit_recipe']
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n02-57f683
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
-from .foreign_names import Layout, guess_network, heads, holds, is_moco_v3, layouts, own_names, strays, unwrappings
+from .foreign_names import Layout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, strays, unwrappings
 from .hub import hub_file
 from .networks import check_given, imagenet, need_timm, network_size, normalisation, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
@@ -47,6 +48,13 @@ def stand_in(error: pickle.UnpicklingError, known: Mapping[str, type]) -> tuple[
     filled = re.search(r"SETITEMS? for .* but got <class '([\w.]+)\.Ignored'>", str(error))  # a kind of dictionary
     return (filled[1], dict) if filled else None
 
+# %% ../../nbs/machine_room/39_checkpoints.ipynb #ckpt-unread-c1
+def unreadable(path: Path, error: Exception) -> InputError:
+    "The refusal of a file that PyTorch does not read."
+    if "TorchScript" in str(error):
+        return InputError(f"{path} is a network of TorchScript, whose code is not run: save its weights, torch.save(torch.jit.load(FILE).state_dict(), OTHER)")
+    return InputError(f"{path} is no checkpoint of PyTorch ({(str(error).splitlines() or [type(error).__name__])[0]})")
+
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n06-653250
 def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of classes that were not loaded
     "The contents of a checkpoint: tensors and plain values, nothing else, and no code of the file is run."
@@ -58,7 +66,8 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
     known: dict[str, type] = {}
     for _ in range(50):
         try:
-            with torch.serialization.safe_globals([(kind, name) for name, kind in known.items()]):
+            with warnings.catch_warnings(), torch.serialization.safe_globals([(kind, name) for name, kind in known.items()]):
+                warnings.simplefilter("ignore", UserWarning)  # on a file of TorchScript
                 return torch.load(path, map_location="cpu", weights_only=True), sorted(known)
         except pickle.UnpicklingError as error:
             if (found := stand_in(error, known)) is None:
@@ -69,18 +78,25 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
         except MemoryError:
             raise
         except Exception as error:  # of a damaged file: PyTorch raises whatever its bytes lead to
-            raise InputError(f"{path} is no checkpoint of PyTorch ({(str(error).splitlines() or [type(error).__name__])[0]})") from error
+            raise unreadable(path, error) from error
     raise InputError(f"{path} holds objects of more than 50 classes: save its state_dict alone")
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n11-9ab201
+network_places = {layout.place for layout in layouts} | {"net", "network", "encoder", "backbone"}  # where a file may hold a network
+
+
 def find_layout(values: Any, which: str, path: Path) -> Layout:
     "The layout of a file, and in it the encoder of this name, or the only one."
+    if isinstance(values, Ignored):
+        raise InputError(f"{path} holds a whole network, whose code is not run: save its state_dict")
     if not isinstance(values, Mapping):
-        raise InputError(f"{path} holds {'a whole network' if isinstance(values, Ignored) else type(values).__name__}, "
-                         "whose code is not run: save its state_dict")
+        raise InputError(f"{path} holds a {type(values).__name__}, and weights are tensors by their names: save the state_dict of a network")
     found = [layout for layout in layouts if any(k.startswith(layout.prefix) for k in holds(values, layout))]
     if not found:
         named = [k for k, v in values.items() if isinstance(k, str) and isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
+        whole = [k for k, v in values.items() if isinstance(v, Ignored) and k in network_places]
+        if whole and not named:
+            raise InputError(f"{path} holds a whole network under {whole[0]!r}, whose code is not run: save its state_dict there instead")
         hint = f"; {named[0]!r} in it does: save that alone, torch.save(torch.load(FILE)[{named[0]!r}], OTHER)" if named else ""
         raise InputError(f"{path} holds no tensors by name in a place that is known, neither itself nor under state_dict or model{hint}")
     marks = ("encoder", "backbone")  # a prefix with one of these is more than a wrapper
@@ -143,9 +159,15 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     layout = find_layout(values, which, path)
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
-    state = own_names(values, layout)
-    tensorflow = any(name.endswith("_conv_stem.weight") for name in holds(values, layout))
-    config = config_of(path, values, state, network, stem, tensorflow, layout.written_by == "MoCo v3")
+    tensors = holds(values, layout)
+    if absent := [name for name, value in tensors.items() if value.is_meta]:
+        raise InputError(f"{path} holds names and shapes without their numbers (meta tensors: {', '.join(absent[:3])}): save it again with the weights loaded")
+    try:
+        state = own_names(values, layout)
+        tensorflow = any(name.endswith("_conv_stem.weight") for name in tensors)
+        config = config_of(path, values, state, network, stem, tensorflow, layout.written_by == "MoCo v3")
+    except (IndexError, TypeError, RuntimeError) as error:  # of names that are known, and shapes that are not
+        raise InputError(f"{path} holds tensors of shapes that no known network has: {odd_shapes(tensors) or error}") from error
     usual, whose = usual_statistics(config, layout, network is not None or ("head.weight" in state and not layout.place))
     encoder = fill(config, state, mean or usual[0], std or usual[1], str(path))
     check_heads(encoder, layout.written_by == "MoCo v3" or is_moco_v3(state), str(path))
@@ -175,8 +197,13 @@ def check_values(given: Mapping[str, Tensor], backbone: nn.Module, where: str) -
     for name, value in given.items():
         if value.layout != torch.strided or value.is_floating_point() != want[name].is_floating_point():
             raise InputError(f"{where}: {name} is {value.dtype} ({value.layout}), and the network computes with {want[name].dtype}: save plain floats")
-    if lost := [k for k, v in given.items() if (k in learned or "running_" in k) and not v.isfinite().all()]:
+    matter = {k: v for k, v in given.items() if k in learned or "running_" in k}
+    if lost := [k for k, v in matter.items() if not v.isfinite().all()]:
         raise InputError(f"{where} holds NaN or infinite values in {', '.join(lost[:3])}: the training that wrote it has diverged")
+    if large := [k for k, v in matter.items() if not v.to(want[k].dtype).isfinite().all()]:
+        raise InputError(f"{where} holds values in {', '.join(large[:3])} that are too large for {want[large[0]].dtype}, which the network computes with")
+    if negative := [k for k, v in matter.items() if k.endswith("running_var") and (v < 0).any()]:
+        raise InputError(f"{where} holds variances below 0 in {', '.join(negative[:3])}: the file is damaged")
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n19-fill
 def fill(config: BackboneConfig, state: Mapping[str, Tensor], mean: list[float], std: list[float], where: str) -> FrozenEncoder:
@@ -293,10 +320,18 @@ def given_weights(init: str, backbone: str) -> FrozenEncoder:
     return read_checkpoint(init, "teacher", backbone) if bare and ":" in backbone else open_encoder(init, backbone)
 
 
+def channels_in_words(count: int) -> str:
+    "Of images."
+    return {1: "grey (1 channel)", 3: "RGB (3 channels)"}.get(count, f"of {count} channels")
+
+
 def start_from(student: Encoder, recipe: Recipe) -> None:
     "Put the weights that `recipe.init` names into a student, with the normalisation that they expect."
     text, front = recipe.init, "net." if ":" in recipe.backbone else ""
     given = given_weights(text, recipe.backbone)
+    if (takes := len(given.mean)) != (found := len(student.mean)):
+        cure = "store these as RGB to start from it" if (takes, found) == (3, 1) else "choose weights for such images, or train without init"
+        raise InputError(f"init {text}: these weights take {channels_in_words(takes)}, and the images to train on are {channels_in_words(found)}: {cure}")
     state = {k.removeprefix("net."): v for k, v in given.backbone.state_dict().items()}
     try:
         check_partners({front + k: v for k, v in state.items()}, student.backbone.state_dict(), f"init {text}")

@@ -196,7 +196,8 @@ def is_moco_v3(state: Mapping[str, Tensor]) -> bool:
 # %% ../../nbs/machine_room/38_foreign_names.ipynb #fn21
 def guess_transformer(state: Mapping[str, Tensor], moco_v3: bool) -> str | None:
     "The name of a vision transformer with a class token, as timm builds it."
-    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    shape = state["patch_embed.proj.weight"].shape
+    width, patch = shape[0], shape[2]
     if width not in transformers or "norm_pre.weight" in state:  # CLIP's: see `config_of`
         return None
     place, depth, attention_heads = transformers[width]
@@ -232,3 +233,14 @@ def guess_network(state: Mapping[str, Tensor],
         name = guess_transformer(state, moco_v3 or is_moco_v3(state))
         return None if name is None else (name, "large")
     return None
+
+# %% ../../nbs/machine_room/38_foreign_names.ipynb #names-odd-c1
+axes = {"conv1.weight": 4, "patch_embed.proj.weight": 4, "_conv_stem.weight": 4, "conv_stem.weight": 4, "_project_conv.weight": 4, "cls_token": 3,
+        "pos_embed": 3, "reg_token": 3, "register_tokens": 3, "class_embedding": 1, "positional_embedding": 2}  # that tensors of known names have
+
+
+def odd_shapes(tensors: Mapping[str, Tensor]) -> str:
+    "Tensors whose number of axes is not that which their names promise, or which are empty."
+    usual = {k: n for k in tensors for name, n in axes.items() if f".{k}".endswith(f".{name}")}
+    odd = [f"{k} {tuple(tensors[k].shape)}" for k, n in usual.items() if tensors[k].ndim != n or not tensors[k].numel()]
+    return ", ".join(odd[:3])

@@ -244,6 +244,9 @@ def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB
     "The same images for a backbone with this many channels."
     if images.shape[0] == channels:
         return images
+    if channels not in (1, 3) or images.shape[0] not in (1, 3):
+        raise InputError(f"the encoder takes images of {channels} channels, and these have {images.shape[0]}: only grey images (1) and RGB images (3) "
+                         f"are made into each other, so give images of {channels} channels")
     if images.images is None:  # files are decoded into what `shape` states
         return replace(images, shape=(channels, *images.shape[1:]))
     if channels == 3:
