@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..data import (
     ImageSet, Levels, deep_kind, exif_transpose, levels_between, open_image, open_stored, resize_center_crop)
 from ..errors import InputError, printable
-from ..kernels.archives import entries_in, left_out_of, modified, split_archive
+from ..kernels.archives import entries_in, is_file, is_folder, left_out_of, modified, read_bytes, split_archive
 from ..kernels.dicom import dicom_endings, is_dicom
 
 # %% ../../nbs/machine_room/20_folders.ipynb #c26-5b16d1
@@ -84,6 +84,24 @@ class Listing:
     images: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images, by ending
     service: Counter[str] = field(default_factory=Counter)  # entries of service folders, by the folder's name
+    runs: list[str] = field(default_factory=list)  # folders that are runs of isd_train
+
+# %% ../../nbs/machine_room/20_folders.ipynb #ru1-runs
+def is_run(folder: Path) -> bool:
+    "Whether a folder is a run of isd_train: its figures are no images to learn from. A recipe is in it, beside what a training leaves."
+    config, left = folder / "config.json", ("metrics.csv", "encoder.safetensors")
+    try:
+        begun = is_file(config) and (is_folder(folder / "checkpoints") or any(is_file(folder / name) for name in left))
+        return begun and b'"recipe"' in read_bytes(config)
+    except OSError:
+        return False
+
+
+def runs_beside(folder: Path, read: Sequence[Path]) -> Counter[str]:  # by folder
+    "How many runs lie in a folder, and in those of its folders that nothing is read of."
+    here = look_into(folder)
+    unread = [name for name in here.folders if not any(path.is_relative_to(folder / name) for path in read)]
+    return +Counter({**dict.fromkeys(here.runs, 1), **{name: len(look_into(folder / name).runs) for name in unread}})
 
 # %% ../../nbs/machine_room/20_folders.ipynb #c28-d685cbp1
 def look_into(folder: Path) -> Listing:
@@ -95,7 +113,7 @@ def look_into(folder: Path) -> Listing:
             whole &= inside is not None
             found.service[name] += len(inside or ())
         elif kind == "folder":
-            found.folders.append(name)
+            (found.runs if is_run(folder / name) else found.folders).append(name)
         elif kind == "file" and ending_of(name) in suffixes:
             found.images.append(name)
         elif kind == "file" and name.lower() not in service_files:
@@ -111,11 +129,13 @@ def iter_image_folders(folder: Path,
                        below: tuple[str, ...] = (),  # the parts of the path that led here
                        above: frozenset[tuple[int, int, str]] = frozenset(),  # the folders on it, which are not entered again
                        ) -> Iterator[tuple[tuple[str, ...], Listing]]:
-    "Every folder below, by its path's parts, and what is in it."
+    "Every folder below, by its path's parts, and what is in it; of a run no more than its time."
     if (here := identity(folder)) in above:
         return
     listing = look_into(folder)
     yield below, listing
+    for name in listing.runs:
+        yield (*below, name), Listing(modified(folder / name))
     for name in listing.folders:
         yield from iter_image_folders(folder / name, (*below, name), above | {here})
 

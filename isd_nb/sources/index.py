@@ -62,16 +62,16 @@ def scan(folder: Path,
 
 # %% ../../nbs/machine_room/23_index.ipynb #co1-le2811
 def count_left_out(found: Sequence[tuple[tuple[str, ...], Any]]) -> dict[str, dict[str, int]]:
-    "Files that are no images by ending and first folder, and service folders by name."
+    "Files that are no images by ending and first folder, service folders by name, and runs."
     counts: dict[str, dict[str, int]] = {}
     for parts, inside in found:
         top = parts[0] if parts else ""
-        for ending, count in inside.left_out.items():
-            here = counts.setdefault(ending or "without an ending", {})
-            here[top] = here.get(top, 0) + count
-        for name, count in inside.service.items():
-            here = counts.setdefault(f"{name}/", {})
-            here[top] = here.get(top, 0) + count
+        found_here = [*((ending or "without an ending", top, count) for ending, count in inside.left_out.items()),
+                      *((f"{name}/", top, count) for name, count in inside.service.items()),
+                      *(("runs of isd_train", top or name, 1) for name in inside.runs)]
+        for what, place, count in found_here:
+            here = counts.setdefault(what, {})
+            here[place] = here.get(place, 0) + count
     return counts
 
 # %% ../../nbs/machine_room/23_index.ipynb #c12-bf9a67
@@ -83,7 +83,7 @@ def unchanged(folder: Path, names: Sequence[str], times: np.ndarray) -> bool:
         return False
 
 # %% ../../nbs/machine_room/23_index.ipynb #c13-e6ce96
-form = sha256(json.dumps(["2", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
+form = sha256(json.dumps(["3", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
 
 
 def write_index(place: Path, index: FolderIndex, times: dict[str, int]) -> None:

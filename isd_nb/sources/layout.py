@@ -22,7 +22,7 @@ import torch
 from ..data import FileList, ImageSet, Levels, held_out_rows, take_paths
 from ..errors import InputError, printable
 from .folders import (
-    Survey, class_folders, level_notes, look_into, read_files, same_channels, suffixes, survey, survey_notes, take_rows_)
+    Survey, class_folders, level_notes, look_into, read_files, runs_beside, same_channels, suffixes, survey, survey_notes, take_rows_)
 from ..kernels.archives import is_file, is_folder, left_out_of
 from .given import class_notes, label_lists, part_by_table, readable_folder, table_notes
 from .index import FolderIndex, annotated_folder, index_folder, table_name
@@ -391,6 +391,8 @@ def all_left_out(plan: FolderPlan) -> dict[str, dict[str, int]]:
     above = look_into(plan.layout.folder) if plan.layout.train != plan.layout.folder else None
     for what, number in [*above.left_out.items(), *((f"{n}/", c) for n, c in above.service.items())] if above else ():
         counts.setdefault(what or "without an ending", Counter())[""] += number
+    for place in {plan.given, plan.layout.folder} - {plan.layout.train}:
+        counts.setdefault("runs of isd_train", Counter()).update(runs_beside(place, [plan.layout.train, *plan.layout.tests]))
     if above and above.images:
         counts.setdefault("images beside the folders", Counter())[""] += len(above.images)
-    return {printable(what): {printable(f): n for f, n in inside.items()} for what, inside in counts.items()}
+    return {printable(what): {printable(f): n for f, n in inside.items()} for what, inside in counts.items() if inside}
