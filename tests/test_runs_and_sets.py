@@ -1,14 +1,22 @@
 """A run and its images: which images are a run's, which are not, and what states so."""
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from conftest import call
 from isd_nb.cli.train import isd_train
+from isd_nb.data import ImageSet
 from isd_nb.engine.training import train
+from isd_nb.engine.whole import train as train_whole
+from isd_nb.errors import refusal
 from isd_nb.methods.building import read_sets
+from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import Sets, load_sets
 
@@ -47,7 +55,7 @@ def go(place: str, out: Path, resume: bool = False) -> Sets:
     "Train on what a folder holds, and measure nothing."
     recipe = replace(QUICK, data=f"folder:{place}")
     sets = read_sets(recipe, out.parent / "cache")
-    train(recipe, sets.train, out, resume=resume, device="cpu", show=False, found=sets.found.to_json())
+    train(recipe, sets.train, out, resume=resume, device="cpu", show=False, found=sets.found.to_json(), test=sets.test)
     return sets
 
 
@@ -77,3 +85,49 @@ def test_a_folder_with_a_configuration_of_another_program_is_a_class(make_folder
         (place / "b/moved").write_text(text)
         (place / "b/moved").rename(place / "b/config.json")  # the folder's time changes, as when a file comes
         assert "".join(load_sets(f"folder:{place}", 8, root=place.parent).train.classes) == classes
+
+
+def pictures(count: int = 24, seed: int = 0, classes: tuple[str, ...] = ("a", "b"), channels: int = 1) -> ImageSet:
+    "Images that are given in Python, of each class as many."
+    pixels = torch.randint(256, (count, channels, 16, 16), generator=torch.Generator().manual_seed(seed))
+    return ImageSet(pixels.to(torch.uint8), torch.arange(count) % len(classes), classes)
+
+
+def overwrite(folder: Path) -> None:
+    "Other images under the same names."
+    for i, path in enumerate(sorted(folder.rglob("*.png"))):
+        Image.fromarray(np.full((20, 20, 3), 5 + i, np.uint8)).save(path)
+
+
+def test_a_run_goes_on_with_its_own_test_images_only(small: Path, tmp_path: Path) -> None:
+    go(str(small), tmp_path / "run")
+    go(str(small), tmp_path / "run", resume=True)
+    train(replace(QUICK, data=f"folder:{small}"), read_sets(replace(QUICK, data=f"folder:{small}"), tmp_path).train,
+          tmp_path / "run", resume=True, device="cpu", show=False)  # what is tested on is not stated
+    overwrite(small / "test")
+    assert "other images to test on: 20 images of 2 classes then, as many but others now" in refusal(
+        go, str(small), tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def given_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A run on images that are given in Python."
+    out = tmp_path_factory.mktemp("given") / "run"
+    train_whole(QUICK, pictures(), out, pictures(8, 1), device="cpu")
+    return out
+
+
+def test_test_images_given_in_python_are_those_of_the_run(given_run: Path) -> None:
+    kept = (given_run / "summary.json").read_bytes()
+    said = refusal(train_whole, QUICK, pictures(), given_run, pictures(8, 2), True, "cpu")
+    assert "other images to test on: 8 images of 2 classes then, as many but others now" in said
+    assert (given_run / "summary.json").read_bytes() == kept
+
+
+def test_a_run_without_a_note_of_its_test_images_goes_on_and_states_it(small: Path, tmp_path: Path) -> None:
+    go(str(small), tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["tested"]
+    write_json(tmp_path / "run/config.json", config)
+    with pytest.warns(UserWarning, match="without a note of its images to test on"):
+        go(str(small), tmp_path / "run", resume=True)

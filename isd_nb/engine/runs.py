@@ -76,6 +76,7 @@ def read_recipe(run: Path) -> Recipe:
 def open_run(out: Path, recipe: Recipe, resume: bool,
              images: Mapping[str, Any] | None = None,  # their `identity`
              found: Mapping[str, Any] | None = None,  # what was read, for the record
+             tested: Mapping[str, Any] | None = None,  # the `identity` of the images to test on, where they are known
              ) -> None:
     "Make a run directory, or check that an existing one belongs to this recipe and these images."
     from isd_nb import __version__
@@ -84,9 +85,9 @@ def open_run(out: Path, recipe: Recipe, resume: bool,
         if out.exists() and (not out.is_dir() or written_in(out)):
             if not resume:
                 raise InputError(f"{out} exists already; add --resume to go on with it, or choose another --out")
-            return go_on(out, recipe, images)
+            return go_on(out, recipe, images, tested)
         out.mkdir(parents=True, exist_ok=True)
-        about = {name: value for name, value in (("images", images), ("found", found)) if value is not None}
+        about = {name: value for name, value in (("images", images), ("tested", tested), ("found", found)) if value is not None}
         versions = dict(isd_nb=__version__, torch=torch.__version__)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions, **about))
     except OSError as error:
@@ -111,8 +112,17 @@ def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
         was = ", ".join(f"{k} {old[k]!r} to {new[k]!r}" for k in changed[:3])
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options")
 
+# %% ../../nbs/machine_room/52_runs.ipynb #c23-tested
+def check_tested(out: Path, config: Mapping[str, Any], tested: Mapping[str, Any] | None) -> None:
+    "Raise where a run was begun with other images to test on: its rows and its summary would be of two test sets."
+    then = config.get("tested")
+    if tested and then and (changed := other_images(then, tested)):
+        raise InputError(f"{out} was begun with other images to test on: {changed}; resume it with those of then, or begin again with another --out")
+    if tested and then is None and "images" in config:
+        warnings.warn(f"{out} was begun without a note of its images to test on: whether they are the same is not known", stacklevel=2)
+
 # %% ../../nbs/machine_room/52_runs.ipynb #c23-1b4fe8
-def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
+def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: Mapping[str, Any] | None) -> None:
     "Raise unless the run was begun with this recipe and these images; images that lie elsewhere now are noted."
     begun = read_recipe(out)
     config = json.loads((out / "config.json").read_text())
@@ -127,6 +137,7 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None) -> None:
     if moved and (before := tested_on(begun.data)) != (now := tested_on(recipe.data)):
         raise InputError(f"{out} was begun with {f'--test {printable(before)}' if before else 'no --test'}, and now it is {printable(now) or 'left out'}: its rows "
                          "would be of two test sets; resume it as it was begun, or begin again with another --out")
+    check_tested(out, config, tested)
     if moved:
         write_json(out / "config.json", config | dict(recipe=recipe_to_json(recipe)))
 

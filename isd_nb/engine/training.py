@@ -173,12 +173,13 @@ def train(recipe: Recipe, images: ImageSet,
           tracker: str | None = None,  # "tensorboard" or "wandb", beside metrics.csv
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
           found: Mapping[str, Any] | None = None,  # what was read, for the run's config.json
+          test: ImageSet | None = None,  # what `evaluate` tests on, if a run is to go on with the same images only
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
     if first := session.accelerator.is_main_process:
-        open_run(out, recipe, resume, identity(images), found)
+        open_run(out, recipe, resume, identity(images), found, identity(test))
     with only_one(out) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)

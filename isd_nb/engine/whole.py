@@ -65,5 +65,5 @@ def train(recipe: Recipe | str,  # or a recipe's name
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe, sets = sets_of(images, test, recipe, root)
     check_own_size(recipe, sets.bank)
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, **how)
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, **how)
     return finish(recipe, sets, trained, out)
