@@ -21,12 +21,13 @@ from ..encoders import load_encoder
 from .runs import read_recipe
 from ..errors import InputError, printable
 from ..kernels.devices import from_first, pick_device, processes
-from ..methods.building import build_method
+from ..methods.building import build_method, read_sets
 from ..protocols.answers import (
     EvalConfig, EvalTarget, ResultCache, Together, answers, answers_file, as_saved, matching, protocol_version, reading_of)
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..sources.door import Sets, identities, load_sets, same_sets
+from ..sources.identity import identity, other_images
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c16-3de7ac
 def encoders_of(run: Path,
@@ -44,6 +45,16 @@ def encoders_of(run: Path,
         raise InputError(str(error)) from error
     except (KeyError, TypeError, AttributeError) as error:  # of a header that describes no net
         raise InputError(f"{run / 'encoder.safetensors'} is no encoder file of isd_nb: its header is damaged ({error})") from error
+
+# %% ../../nbs/machine_room/60_evaluate_run.ipynb #c17-own
+def check_own(run: Path, recipe: Recipe, sets: Sets, root: Path | str) -> None:
+    "Raise where a run's path leads to other files than those that it was trained on."
+    then = json.loads((run / "config.json").read_text()).get("images")
+    if not then or not recipe.data.startswith(("folder:", "packed:")) or not other_images(then, identity(sets.bank)):
+        return
+    if changed := other_images(then, identity(read_sets(recipe, root).train)):  # in the size that was trained on, files are left out as then
+        raise InputError(f"{printable(recipe.data)} holds other images than {run} was trained on: {changed}; "
+                         "name those of then by their place, or others to evaluate on, with --data")
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c17-87a633
 def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:
@@ -154,6 +165,8 @@ def evaluate_run(run: Path | str,  # made by isd_train
     run, question = Path(run), EvalConfig(protocol, data, **settings)
     recipe, named = read_recipe(run), encoders_of(run, encoder)
     sets = images_for(question, recipe, root)
+    if data is None:
+        check_own(run, recipe, sets, root)
     everyone = to_ask(named, sets, question, recipe, baselines, device, show)
     ledger = ledger_of(run, question, recipe, sets, command)
     if show:
