@@ -16,19 +16,20 @@ from ..data import ImageSet, held_out
 from .finish import Finished, finish
 from .training import train as train_method
 from ..encoders import build_backbone
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..methods.building import backbone_config, find_method, read_sets
 from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
-from ..sources.door import Sets
+from ..sources.door import Sets, in_python
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-a2a6b6
 def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe, root: Path | str) -> tuple[Recipe, Sets]:
     "What is trained on, looked up and tested."
     if images is None or isinstance(images, str):
         recipe = recipe if images is None else replace(recipe, data=images)
-        return recipe, read_sets(recipe, root)
+        sets = read_sets(recipe, root)
+        return recipe, sets if test is None else replace(sets, test=test)
     if not isinstance(images, ImageSet):
         raise InputError(f"images must be an ImageSet or a text such as folder:PATH, not {type(images).__name__}; "
                          "isd_nb.sources.datasets.from_dataset makes one of a PyTorch data set")
@@ -37,7 +38,25 @@ def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe
         train, test = held_out(images)
     if "labels" in find_method(recipe.method).needs and images.labels is None:
         raise InputError(f"the method {recipe.method} learns from labels, and these images have none")
-    return replace(recipe, data="images given in Python"), Sets(train, train, test)
+    return replace(recipe, data=in_python), Sets(train, train, test)
+
+# %% ../../nbs/machine_room/62_in_python.ipynb #n05-test
+def check_test(bank: ImageSet, test: Any) -> None:
+    "Raise where images to test on do not fit the training images: their channels, or what their labels stand for."
+    if not isinstance(test, ImageSet):
+        raise InputError(f"test must be an ImageSet, not {type(test).__name__}; a folder to test on is named in a text for images, as folder:PATH?test=PATH")
+    if test.shape[0] != bank.shape[0]:
+        raise InputError(f"the images to test on have {test.shape[0]} channels, and the training images {bank.shape[0]}: give both in grey, or both in RGB")
+    if bank.labels is None or test.labels is None:
+        return
+    numbers = test.labels.unique().tolist()
+    named = not any(tuple(names) == tuple(map(str, range(len(names)))) for names in (bank.classes, test.classes))
+    lacking = [str(test.classes[n]) for n in numbers if n >= len(bank.classes) or (named and test.classes[n] not in bank.classes)]
+    if lacking:
+        raise InputError(f"the images to test on have classes that the training images lack: {', '.join(map(printable, lacking[:5]))}")
+    if other := [n for n in numbers if named and test.classes[n] != bank.classes[n]]:
+        raise InputError(f"the label {other[0]} is {bank.classes[other[0]]!r} among the training images and {test.classes[other[0]]!r} among those to test "
+                         "on: number the classes alike")
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #ip-sz2
 def check_own_size(recipe: Recipe, images: ImageSet) -> None:
@@ -54,16 +73,19 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
 def train(recipe: Recipe | str,  # or a recipe's name
           images: ImageSet | str | None,  # or what `--data` takes; None: the recipe's own
           out: Path | str,  # the run's directory
-          test: ImageSet | None = None,  # labelled; None: a fifth of every class is held out
+          test: ImageSet | None = None,  # labelled, instead of what a text names; None: that, or a fifth of every class, which is held out
           resume: bool = False,  # go on with `out`
           device: str = "auto",
           root: Path | str = "data",  # where torchvision's sets and the index of folders lie
           show: bool = False,  # a progress bar and lines
           **how: Any,  # of `isd_nb.engine.training.train`: workers, tracker, save_every, watch
           ) -> Finished:  # encoders, features, and what summary.json holds
-    "Train by a recipe, save, evaluate; what `out` holds afterwards loads, evaluates and explores like any run."
+    "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe, sets = sets_of(images, test, recipe, root)
-    check_own_size(recipe, sets.bank)
+    if test is not None:
+        check_test(sets.bank, test)
+    for part in (sets.bank, sets.test or sets.bank):
+        check_own_size(recipe, part)
     trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, **how)
     return finish(recipe, sets, trained, out)

@@ -142,9 +142,14 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
     return Sets(train, train, test, words(spec, train, test, "of its own test split, or held out where it has none"))
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #c15-1d2872
+in_python = "images given in Python"  # what a run has for `data` that `isd_nb.train` was given images for
+
+
 def kind_of(spec: str) -> tuple[str, str]:  # "digits", "folder", "torchvision" or "packed", and its path or name
     "The parts of a `--data` argument."
     kind, _, place = spec.partition(":")
+    if spec == in_python:
+        raise InputError("the run was trained on images given in Python, which have no place to be read from: name images with --data, as folder:PATH")
     if spec == "digits" or (kind in ("folder", "torchvision", "packed") and place):
         return kind, place
     raise InputError(f"unknown image set {spec!r}: {suggest(spec, ['digits', 'folder:PATH', 'packed:PATH', 'torchvision:NAME'])}")
