@@ -28,7 +28,7 @@ from ..sources.given import absolute, with_given
 def from_anywhere(run: Path, data: str | None, root: Path) -> dict[str, str]:
     "The arguments that name places, as a kernel can use them that starts in another folder."
     text = data or read_recipe(run).data
-    found = {"data": absolute(text)} if data or text.startswith("folder:") else {}
+    found = {"data": absolute(text)} if data or text.startswith(("folder:", "packed:")) else {}
     return found | {"root": str(root.expanduser().resolve())}
 
 

@@ -38,15 +38,21 @@ class FolderSpec:
         said = [f"{name}={value}" for name, value in (("labels", self.labels), ("test", self.test), ("window", self.window)) if value]
         return f"folder:{self.path}" + (f"?{'&'.join(said)}" if said else "")
 
-
-def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
-    "The parts of a text; a folder whose own name has a question mark in it is a folder."
-    path, found, options = place.partition("?")
-    if not found or Path(place).expanduser().exists():
-        return FolderSpec(place)
-    pairs = [part.partition("=") for part in re.split(r"&(?=\w+=)", options)]
+# %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-oi
+def options_in(text: str) -> dict[str, str]:  # nothing where anything else is in it
+    "What follows a folder's question mark."
+    pairs = [part.partition("=") for part in re.split(r"&(?=\w+=)", text)]
     known = {name: value for name, _, value in pairs if name in ("labels", "test", "window") and value}
-    if len(known) != len(pairs):
+    return known if len(known) == len(pairs) else {}
+
+# %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-pf
+def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
+    "The parts of a text; a folder whose own name has a question mark in it is a folder, with options behind it or without."
+    if "=" not in place.partition("?")[2] or Path(place).expanduser().exists():
+        return FolderSpec(place)
+    ways = [(place[:i], place[i + 1:]) for i, letter in enumerate(place) if letter == "?"]
+    path, options = min(ways, key=lambda way: (not options_in(way[1]), not Path(way[0]).expanduser().exists()))
+    if not (known := options_in(options)):
         raise InputError(f"after a folder's ? come labels=FILE, test=PATH and window=CENTER,WIDTH with & between them, not {options!r}")
     if "window" in known:
         parse_window(known["window"])
@@ -69,6 +75,8 @@ def with_given(data: str | None, labels: Path | str | None = None, test: Path | 
 def absolute(data: str) -> str:
     "The same set for a process that starts in another folder."
     kind, _, place = data.partition(":")
+    if kind == "packed":
+        return f"packed:{Path(place).expanduser().resolve()}"
     if kind != "folder":
         return data
     spec = parse_folder(place)
