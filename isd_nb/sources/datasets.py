@@ -33,7 +33,10 @@ def to_pixels(item: Any, size: int | None, where: str) -> Tensor:  # uint8 (C, H
         item = torch.from_numpy(np.array(item if item.ndim == 3 else item[:, :, None])).permute(2, 0, 1)
     if isinstance(item, Image.Image):
         image = to_eight_bits(item)
-        return resize_center_crop(image, size or min(image.size))
+        if size:
+            return resize_center_crop(image, size)
+        item = torch.from_numpy(np.array(image))
+        item = item[None] if item.ndim == 2 else item.permute(2, 0, 1).contiguous()
     if not isinstance(item, Tensor) or item.ndim != 3 or not (item.dtype == torch.uint8 or item.is_floating_point()):
         what = f"{item.dtype} of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else type(item).__name__
         raise InputError(f"{where} must be a Pillow image, an array of bytes (H, W, C), or a tensor (C, H, W), not {what}")
@@ -54,6 +57,14 @@ def label_of(value: Any, i: int) -> int:
         return int(value)
     raise InputError(f"the label of image {i} of the data set must be a whole number, not {value!r:.60}: number the classes, or return images alone")
 
+# %% ../../nbs/machine_room/29_datasets.ipynb #lo2-alike
+def check_alike(first: Tensor, image: Tensor, i: int) -> None:  # (C, H, W) each
+    "Raise where an image has other channels or another size than the first."
+    if len(image) != len(first):
+        raise InputError(f"image {i} of the data set has {len(image)} channels, but the first has {len(first)}: convert all of them to RGB, or all to grey")
+    if image.shape != first.shape:
+        raise InputError(f"image {i} of the data set is {tuple(image.shape)}, but the first is {tuple(first.shape)}: give a size")
+
 # %% ../../nbs/machine_room/29_datasets.ipynb #n06-32fb72
 def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, label) pairs; e.g. a torch.utils.data.Dataset
                  size: int | None = None,  # height and width; None: as they are, all the same
@@ -68,8 +79,7 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
         image, *rest = item if isinstance(item, tuple | list) else (item,)
         pixels.append(to_pixels(image, size, f"image {i} of the data set"))
         labels += [label_of(rest[0], i)] if rest and rest[0] is not None else []
-        if pixels[-1].shape != pixels[0].shape:
-            raise InputError(f"image {i} of the data set is {tuple(pixels[-1].shape)}, but the first is {tuple(pixels[0].shape)}: give a size")
+        check_alike(pixels[0], pixels[-1], i)
     if labels and len(labels) != len(pixels):
         raise InputError(f"{len(labels)} of {len(pixels)} images of the data set have a label: all must, or none")
     names = tuple(map(str, classes or getattr(dataset, "classes", ())))

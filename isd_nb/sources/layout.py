@@ -95,10 +95,11 @@ def find_layout(path: Path) -> Layout:
     return Layout(place, train, tuple(found), (*others, *(place / n for n in trains[1:])))
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly09-le28-s
-def layout_with(path: Path, test: str) -> Layout:
+def layout_with(path: Path, test: str, table: bool = False) -> Layout:  # table: it names files from the path on
     "The same with a test folder that is named: inside the path, or anywhere else."
-    path = path if is_folder(path / test) else enter(path)
-    place = path / test if is_folder(path / test) else Path(test).expanduser()
+    outer, inner = path / test, enter(path)
+    path = path if is_folder(outer) and (table or inner.resolve() not in outer.resolve().parents) else inner
+    place = next((folder for folder in (outer, inner / test) if is_folder(folder)), Path(test).expanduser())
     if not is_folder(place) or not holds_images(place):
         raise InputError(f"--test {printable(test)} is no folder with images, neither in {printable(path)} nor in the current folder")
     if place.resolve().is_relative_to(path.resolve()):
@@ -198,7 +199,7 @@ def plan_folder(path: Path | str,
                 ) -> FolderPlan:
     "Detect what is in a folder or an archive."
     path = readable_folder(Path(path).expanduser())
-    layout = layout_with(path, test) if test else find_layout(path)
+    layout = layout_with(path, test, bool(labels)) if test else find_layout(path)
     without = layout.tests[0].resolve() if test else None
     train = indexed(layout.train, cache, bool(labels), without)
     if len(train.files) < 2:
