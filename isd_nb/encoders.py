@@ -152,9 +152,11 @@ def read_header(path: Path, text: str) -> dict[str, Any] | None:
         header = json.loads(text)
     except ValueError as error:
         raise InputError(f"{damaged}: it is not JSON ({error})") from error
-    if header is not None and not isinstance(header, dict):
+    if header is None:
+        return None
+    if not isinstance(header, dict):
         raise InputError(f"{damaged}: it must be names and values, not {type(header).__name__}")
-    for name, kind in dict(config=dict, encoders=list, extra=dict, image_size=int).items() if header else ():
+    for name, kind in dict(config=dict, encoders=list, extra=dict, image_size=int).items():
         if not isinstance(header.get(name), kind):
             raise InputError(f"{damaged}: its {name} must be of the kind {kind.__name__}, not {type(header.get(name)).__name__}")
     return header

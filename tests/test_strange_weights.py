@@ -267,6 +267,7 @@ def tiny(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("change", "words"), [
     ("no JSON", "is damaged, or of a newer isd_nb: it is not JSON (Expecting value"),
     ("[]", "is damaged, or of a newer isd_nb: it must be names and values, not list"),
+    ("{}", "its config must be of the kind dict, not NoneType"),
     (lambda header: header.update(extra="a text"), "its extra must be of the kind dict, not str"),
     (lambda header: header["config"].update(width=10 ** 9), "is of a larger network than the file holds"),
     (lambda header: header["config"].update(name="small_resnet", blocks=10 ** 6), "is of a larger network"),
