@@ -200,13 +200,17 @@ def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, li
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 # %% ../nbs/machine_room/40_encoder_files.ipynb #encfile-code-c1
+def names_code(network: str) -> bool:
+    "Whether a network is a function of the user's, package.module:function, rather than one of ours or of a library."
+    return ":" in network and not (network.startswith(("timm:", "torchvision:")) and "checkpoint_path=" not in network)  # timm would run what that file holds
+
+
 def check_code(name: str,  # of the network, in the header of a file
                path: Path,
                named: str | None,  # see `load_encoder`
                ) -> None:
     "Raise an `InputError` unless a network is one of the known places, or one that the user named, too."
-    known = ":" not in name or (name.startswith(("timm:", "torchvision:")) and "checkpoint_path=" not in name)  # timm would run what that file holds
-    if not known and name not in ((named,) if named == "" else (named, run_backbone(path))):
+    if names_code(name) and name not in ((named,) if named == "" else (named, run_backbone(path))):
         raise InputError(f"{path} names code as its network, {name}, and what a file names is not run unless you name it, too: if you trust it, "
                          f"give the file as {name}@{path}")
 

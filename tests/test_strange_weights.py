@@ -1,5 +1,6 @@
 """Encoder files, checkpoints and networks that are not what they should be: one sentence, no code of a file is run."""
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ import isd_nb.methods.checkpoints as checkpoints
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, read_safetensors, save_encoder
 from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
+from isd_nb.engine.export import to_share
 from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
@@ -119,6 +121,16 @@ def test_a_run_of_ones_own_network_needs_no_name(own: SimpleNamespace, tmp_path:
     assert build_method(other, IMAGES).student.backbone.num_features == 6
     (tmp_path / "loose.safetensors").write_bytes((run / "encoder.safetensors").read_bytes())
     build_method(fit_recipe(SHORT, recipe.backbone, str(tmp_path / "loose.safetensors"), 32), IMAGES)
+
+
+def test_a_run_of_ones_own_network_is_shared_with_its_name(own: SimpleNamespace, tmp_path: Path) -> None:
+    recipe, run = replace(SHORT, backbone="own_networks:net", stem="large"), tmp_path / "run"
+    isd_nb.train(recipe, IMAGES, run, IMAGES, device="cpu", threads=1)
+    file, card = to_share(run, tmp_path / "shared", "some/one")
+    line = re.search(r'load_encoder\("(.+)", which="(\w+)"\)  # needs the module own_networks', card.read_text())
+    assert line and line[1] == f"own_networks:net@{file.name}"
+    assert load_encoder(f"own_networks:net@{file}", line[2]).config.name == recipe.backbone
+    assert "names code" in refusal(load_encoder, file)
 
 
 def test_a_run_from_the_hub_is_not_a_run_of_ones_own(own: SimpleNamespace, tmp_path: Path,

@@ -168,7 +168,7 @@ def to_share(run: Path | str,  # a directory that isd_train wrote
     folder.mkdir(parents=True, exist_ok=True)
     save_encoder(folder / file_name, encoders, first.config, first.image_size, extra)
     (folder / "summary.json").write_text(json.dumps(summary))
-    card = write_model_card(folder, licence)
+    card = write_model_card(folder, licence, first.config.name)
     (folder / "summary.json").unlink()
     hub, data = need_hub(), extra["recipe"]["data"]
     results = model_index(name, data, summary)

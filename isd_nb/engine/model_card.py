@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from ..encoders import FrozenEncoder, load_encoder
+from ..encoders import FrozenEncoder, load_encoder, names_code
 from ..methods.building import find_method
 from ..protocols.storage import read_json
 
@@ -48,10 +48,12 @@ def score_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(["| encoder | 1-NN | 20-NN | linear |", "|---|---|---|---|", *rows])
 
 
-def usage(which: str) -> str:
+def usage(which: str, network: str) -> str:
     "How to load an encoder, in three lines of Python."
+    module, own = network.partition(":")[0], names_code(network)  # a file alone runs no code, so a network of one's own is named
+    source = f"{network}@encoder.safetensors" if own else "encoder.safetensors"
     return ("```python\nfrom isd_nb.encoders import load_encoder\n\n"
-            f'encoder = load_encoder("encoder.safetensors", which="{which}")\n'
+            f'encoder = load_encoder("{source}", which="{which}")' + (f"  # needs the module {module}\n" if own else "\n") +
             "features = encoder(images)  # (B, C, H, W) float in [0, 1] -> (B, F); normalisation is inside\n```")
 
 # %% ../../nbs/machine_room/56_model_card.ipynb #c17-6f2464
@@ -88,16 +90,17 @@ def about(encoder: FrozenEncoder, summary: Mapping[str, Any]) -> str:
 # %% ../../nbs/machine_room/56_model_card.ipynb #c19-b739f3
 def model_card(run: Path | str,  # a run's directory, with encoder.safetensors and perhaps summary.json
                licence: str = "apache-2.0",  # of the weights
+               named: str | None = None,  # see `load_encoder`
                ) -> str:  # Markdown
     "What others should know about a run's encoders: data, recipe, numbers, licence."
     run = Path(run)
-    which = json_names(run)[-1]  # the teacher where there is one
-    encoder, summary = load_encoder(run, which), read_summary(run)
+    which = json_names(run, named)[-1]  # the teacher where there is one
+    encoder, summary = load_encoder(run, which, named), read_summary(run)
     recipe, classes = encoder.metadata["recipe"], encoder.metadata.get("classes", [])
     use = "learned from" if learns_from_labels(recipe) else "used for evaluation only"
     labels = f"{len(classes)} classes, {use}." if classes else "No labels."
     parts = [front_matter(licence, recipe["data"]), f"# {recipe['name']}: {recipe['method']}", about(encoder, summary),
-             f"The file holds: {', '.join(encoder.metadata['encoders'])}.", "## Use", usage(which),
+             f"The file holds: {', '.join(encoder.metadata['encoders'])}.", "## Use", usage(which, encoder.config.name),
              "## Data", f"`{recipe['data']}`. {labels} The images have a licence of their own, which may limit the use of weights "
              "learned from them (ImageNet's is for non-commercial research).",
              "## Numbers", score_table(summary), "Share of correct test images; k-NN by cosine similarity on backbone features, "
@@ -107,18 +110,18 @@ def model_card(run: Path | str,  # a run's directory, with encoder.safetensors a
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/machine_room/56_model_card.ipynb #c20-a11dd1
-def json_names(run: Path) -> list[str]:
+def json_names(run: Path, named: str | None = None) -> list[str]:
     "The names of the encoders in a run's file, the student first."
     for which in ("student", "teacher"):
         try:
-            return sorted(load_encoder(run, which).metadata["encoders"])
+            return sorted(load_encoder(run, which, named).metadata["encoders"])
         except ValueError:
             continue
     raise InputError(f"{run / 'encoder.safetensors'} holds neither a student nor a teacher")
 
 # %% ../../nbs/machine_room/56_model_card.ipynb #c21-ab29e6
-def write_model_card(run: Path | str, licence: str = "apache-2.0") -> Path:  # README.md beside encoder.safetensors
+def write_model_card(run: Path | str, licence: str = "apache-2.0", named: str | None = None) -> Path:  # README.md beside encoder.safetensors
     "Write a run's model card where model hubs expect it."
     path = Path(run) / "README.md"
-    path.write_text(model_card(run, licence))
+    path.write_text(model_card(run, licence, named))
     return path
