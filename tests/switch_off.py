@@ -69,9 +69,9 @@ FEATURES = [  # name, what is replaced, by what, the test that must fail
 LAB = [  # these need a kernel
     ("selection in the kernel", "tell({ selection: indices });", "", "lasso"),
     ("query in the kernel", "tell({ query: index });", "", "kernel_knows"),
-    ("query set in Python", 'model.on("change:query", follow);', "", "kernel_knows"),
+    ("query set in Python", '"change:query": follow("query", made.choose),', "", "kernel_knows"),
     ("own image", "if (!mine) return;", "return;", "own_image"),
-    ("own image from Python", 'model.on("change:own", own);', "", "own_image"),
+    ("own image from Python", '"change:own": () => made.adopt(model.get("own"))', "", "own_image"),
     ("own image's error", "catch (error) { say(error.message); }\n    });\n    ask2", "catch { }\n    });\n    ask2", "own_image"),
     ("thumbnails from the kernel", "n * size, y: 0", "0, y: 0", "neighbours_and_query_show"),
 ]

@@ -428,6 +428,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     glide();
     root.dataset.gliding = slow ? "yes" : "no";
     style();
+    if (state.colour !== "class") drawLegend(); // the largest hub is another at each step
     refresh();
   }
 
@@ -572,7 +573,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.clip();
     Object.assign(ink, { textAlign: "center", textBaseline: "middle", lineJoin: "round" });
     const at = now.at[pane.encoder], point = (i) => toScreen(pane, at[2 * i], at[2 * i + 1]);
-    const found = answers[pane.encoder];
+    const found = current(pane.encoder);
     if (state.query !== OWN || found) drawQuery(ink, found, point, state.query === OWN
       ? toScreen(pane, ...middleOf(found, at)) : point(state.query));
     ink.font = "bold 14px system-ui, sans-serif";
@@ -643,9 +644,13 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   }
 
   // -- the query and its neighbours; only the newest question counts
-  let answers = {}, asking = 0;
+  let answers = {}, asking = 0; // by encoder, each with the query, step and own image that it belongs to
+  const current = (encoder) => { // the answer to what is shown now, if it is here
+    const found = answers[encoder];
+    return found && found.of.query === state.query && found.of.step === state.step && found.of.own === state.own ? found : null;
+  };
   async function refresh() {
-    const turn = ++asking, step = steps[state.step];
+    const turn = ++asking, step = steps[state.step], of = { query: state.query, step: state.step, own: state.own };
     root.dataset.state = "asking";
     number.value = state.query === OWN ? "" : state.query;
     const question = { kind: "neighbours", step, query: state.query, k: state.k, temperature: state.temperature };
@@ -656,12 +661,17 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       const found = await busy;
       busy = null;
       if (turn !== asking) return;
-      answers = Object.fromEntries(shown().map((encoder, i) => [encoder, found[i]]));
+      answers = Object.fromEntries(shown().map((encoder, i) => [encoder, { ...found[i], of }]));
       drawPanel();
       say(header.note);
       Object.assign(root.dataset, { state: "ready", query: state.query, step, encoder: state.encoder });
     } catch (error) {
-      if (turn === asking) { say(error.message); root.dataset.state = "failed"; }
+      if (turn === asking) {
+        answers = {};
+        panel.replaceChildren(); // it would show the neighbours of an earlier query
+        say(error.message);
+        root.dataset.state = "failed";
+      }
     }
     later();
   }
@@ -675,11 +685,11 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     refresh();
     later();
   }
-  function adopt({ name, picture }) { // an image of the reader's own, which the kernel has read
-    if (!picture) return;
-    state.own = { name, picture };
-    choose(OWN);
+  function hold({ name, picture } = {}) { // an image of the reader's own, which the kernel has read; -> whether there is one
+    if (picture) state.own = { name, picture };
+    return Boolean(picture);
   }
+  const adopt = (own) => { if (hold(own)) choose(OWN); };
   const percent = (share) => (share === 0 ? "0%" : share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`);
   const line = (name, share, className = "") => {
     const full = el("span", { className: `isd-share ${className}` });
@@ -749,6 +759,8 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     selectInside([[left, 0], [left + width, 0], [left + width, height], [left, height]]);
   };
   function pick(indices) {
+    const wrong = indices.find((i) => !Number.isInteger(i) || i < 0 || i >= count);
+    if (wrong !== undefined) return say(`There is no image ${wrong}: select numbers from 0 to ${count - 1}.`);
     state.selection = indices;
     tell({ selection: indices });
     style();
@@ -831,16 +843,18 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   function showHover([x, y]) {
     const i = nearestPoint(x, y);
     hover.hidden = i < 0;
-    if (i < 0 || hover.dataset.index === String(i)) return;
-    hover.dataset.index = i;
-    hover.replaceChildren(thumbnail(i, 64), el("div", {}, nameOf(i)), el("div", {}, `image ${i}`));
+    if (i < 0) return;
+    if (hover.dataset.index !== String(i)) {
+      hover.dataset.index = i;
+      hover.replaceChildren(thumbnail(i, 64), el("div", {}, nameOf(i)), el("div", {}, `image ${i}`));
+    }
     hover.style.left = `${Math.min(x + 14, canvas.clientWidth - 100)}px`;
     hover.style.top = `${y > 130 ? y - 120 : y + 14}px`;
   }
   const move = (dx, dy) => { view.x += dx / view.zoom; view.y += dy / view.zoom; later(); };
   const keys = { ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, 0.1),
     ArrowDown: () => move(0, -0.1), "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: reset,
-    ",": () => choose((state.query + count - 1) % count), ".": () => choose((state.query + 1) % count),
+    ",": () => choose((Math.max(state.query, 0) + count - 1) % count), ".": () => choose((state.query + 1) % count),
     s: selectView, Escape: () => pick([]), " ": () => play.click(), c: () => contourBox.click(), n: () => nameBox?.click(),
     "/": () => search.focus(), e: () => {
       encoderBox.selectedIndex = (encoderBox.selectedIndex + 1) % encoderBox.options.length;
@@ -872,7 +886,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       const [x, y] = toScreen(pane, at[2 * i], at[2 * i + 1]);
       return [box.left + x, box.top + y];
     } };
-  return { choose, adopt, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
+  return { choose, adopt, hold, pick, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
 }
 
 // ---- two homes ---------------------------------------------------------------------------------------------------
@@ -880,20 +894,27 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
 function render({ model, el: root }) { // JupyterLab, by anywidget
   const header = structuredClone(model.get("header")), arrays = decode(header, model.get("data"));
   const kernel = kernelAnswers(model);
-  let mine = model.get("query");
+  const known = { query: model.get("query"), selection: model.get("selection") }; // as this view last had or gave them
   const tell = (values) => {
-    if ("query" in values) mine = values.query;
+    Object.assign(known, values);
     for (const [name, value] of Object.entries(values)) model.set(name, value);
     model.save_changes();
   };
   const made = explorer(root, header, arrays, kernel.ask, tell);
-  if (mine > 0) made.choose(mine);
-  const own = () => made.adopt(model.get("own"));
-  own();
-  const follow = () => { if (model.get("query") !== mine) made.choose(model.get("query")); }; // Python chose
-  model.on("change:query", follow);
-  model.on("change:own", own);
-  return () => { model.off("change:query", follow); model.off("change:own", own); kernel.close(); made.close(); };
+  made.hold(model.get("own"));
+  if (known.query !== 0) made.choose(known.query);
+  if (known.selection?.length) made.pick(known.selection);
+  const follow = (name, act) => () => { // Python or another view chose
+    if (JSON.stringify(model.get(name)) !== JSON.stringify(known[name])) act(model.get(name));
+  };
+  const heard = { "change:query": follow("query", made.choose), "change:selection": follow("selection", made.pick),
+    "change:own": () => made.adopt(model.get("own")) };
+  for (const [event, act] of Object.entries(heard)) model.on(event, act);
+  return () => {
+    for (const [event, act] of Object.entries(heard)) model.off(event, act);
+    kernel.close();
+    made.close();
+  };
 }
 
 function bytesOf(base64) {
