@@ -59,16 +59,19 @@ def look_up(features: Tensor | ArrayLike,  # (N, F) of all images
     "The nearest images of one image, and its soft label over all of them (ISD, Tejankar et al. 2021, eq. 1)."
     if not temperature > 0:
         raise InputError(f"a temperature must be positive, not {temperature}")
+    if k < 0:
+        raise InputError(f"the number of neighbours must be 0 or more, not {k}")
     features = as_features(features).float().cpu()
     vector, others = query_and_others(features, query)  # (F,), (N-1,) or (N,)
     lengths = torch.linalg.vector_norm(features, dim=1) * torch.linalg.vector_norm(vector)  # (N,)
-    cosines = (features @ vector / lengths.clamp_min(1e-12))[others]  # (N-1,) or (N,)
-    similarities, order = cosines.topk(min(k, len(others)))
+    products = torch.cat([(part * vector).sum(1) for part in features.split(4096)])  # (N,) row by row: equal rows have equal ones
+    cosines = (products / lengths.clamp_min(1e-12))[others]  # (N-1,) or (N,)
+    order = cosines.argsort(descending=True, stable=True)[:k]  # the first of equals, as in `other_neighbours`
     shares = (cosines / temperature).softmax(0)  # what `soft_labels` gives, without a copy of all features
     by_class = torch.zeros(classes) if labels is not None else torch.zeros(0)
     if labels is not None:
-        by_class.index_add_(0, as_tensor(labels, "labels")[others].long(), shares.float())
-    return Answer(others[order], similarities, shares[order], by_class, float(torch.special.entr(shares).sum()))
+        by_class.index_add_(0, as_tensor(labels, "labels").cpu()[others].long(), shares.float())
+    return Answer(others[order], cosines[order], shares[order], by_class, float(torch.special.entr(shares).sum()))
 
 # %% ../../nbs/machine_room/67_neighbours.ipynb #c17-08c268
 def printable(name: str) -> str:
