@@ -31,7 +31,8 @@ from torch import Tensor
 
 from .umap_map import palette, plot_map
 from ..data import ImageSet, decode_image
-from ..errors import InputError, from_extra
+from ..errors import InputError, from_extra, kept_if_allowed
+from ..protocols.storage import in_one_piece
 from .gallery import CheckpointKey, Gallery, gallery_of_run
 from .neighbours import agreement, disagreement, hubness, look_up, printable
 from ..views import Views
@@ -84,11 +85,12 @@ def thumbnail_size(images: ImageSet) -> int:
     return min(48, images.shape[1])
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c16-641eac
-def tile(pixels: Tensor,  # uint8 (M, C, H, W)
+def tile(pixels: Tensor,  # uint8 (M, C, H, W); of more than three channels the first three, of two the first
          size: int,  # of a tile, in pixels
          columns: int,
          ) -> np.ndarray:  # uint8 (rows * size, columns * size), or (.., 3)
     "One picture of many images, in rows."
+    pixels = pixels[:, :3 if pixels.shape[1] > 2 else 1].cpu()
     if pixels.shape[-1] != size or pixels.shape[-2] != size:
         pixels = F.interpolate(pixels.float(), (size, size), mode="area").round().to(torch.uint8)
     blank = pixels.new_zeros(-len(pixels) % columns, *pixels.shape[1:])
@@ -118,7 +120,7 @@ def other_views(gallery: Gallery, rows: Tensor) -> Tensor:  # (M,) -> uint8 (M, 
     if gallery.views is None:
         raise InputError("these images were not seen in views, so there is no other one to show")
     look = Views(gallery.views, gallery.images.shape[1])
-    views = [look(gallery.images.get([i]), torch.Generator().manual_seed(i)) for i in rows.tolist()]
+    views = [look(gallery.images.get([i]).cpu(), torch.Generator().manual_seed(i)) for i in rows.tolist()]
     return (255 * torch.cat(views).clamp(0, 1)).round().to(torch.uint8)
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c23-c19d0d
@@ -149,7 +151,7 @@ def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | b
 
     arrays: dict[str, np.ndarray | bytes] = {"places": stack({m: to_square(p) for m, p in gallery.places.items()}), **measures(gallery, stack)}
     if images.labels is not None:
-        arrays["labels"] = images.labels.numpy().astype(np.int32)
+        arrays["labels"] = images.labels.cpu().numpy().astype(np.int32)
     if not is_large(images):
         arrays |= sheets("image", images, images.get)
     header: dict[str, Any] = dict(count=len(images), encoders=encoders, steps=steps, palette=palette, k=min(12, len(images) - 1),
@@ -191,12 +193,13 @@ def draw_picture(gallery: Gallery) -> bytes:  # PNG
 
 def picture(gallery: Gallery) -> str:  # PNG, in base64
     "The last map as a figure; drawn once, where the gallery is kept."
-    file = gallery.folder / "map.png" if gallery.folder else None
+    file = gallery.folder / f"map_{gallery.key}.png" if gallery.folder and gallery.key else None  # another limit, another map
     if file and file.is_file():
         return base64.b64encode(file.read_bytes()).decode()
     drawn = draw_picture(gallery)
     if file and file.parent.is_dir() and os.access(file.parent, os.W_OK):
-        file.write_bytes(drawn)
+        with kept_if_allowed("the picture of the map", file.parent, "it is drawn each time"), in_one_piece(file) as unfinished:
+            unfinished.write_bytes(drawn)
     return base64.b64encode(drawn).decode()
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c32-24e0d1
@@ -218,6 +221,8 @@ def answer(gallery: Gallery, question: Mapping[str, Any], own: Tensor | None = N
 
 def strip(gallery: Gallery, kind: str, rows: Tensor) -> bytes:  # rows (M,) -> an image file
     "Thumbnails of these images (`image`), or of another view of each (`other`), in one row."
+    if not len(rows):
+        raise InputError("a strip of thumbnails needs the number of at least one image, and there is none")
     pixels = other_views(gallery, rows) if kind == "other" else gallery.images.get(rows).cpu()
     return encode(tile(pixels, thumbnail_size(gallery.images), len(rows)), is_large(gallery.images))
 
@@ -230,23 +235,23 @@ def read_own(gallery: Gallery, name: str, data: bytes) -> tuple[str, Tensor]:  #
     channels, size, _ = gallery.images.shape
     with TemporaryDirectory() as folder:  # some formats are known by the ending of their name
         path = Path(folder) / f"image{Path(name).suffix}"
-        path.write_bytes(data)
         try:
+            path.write_bytes(data)
             return name, decode_image(path, size, channels, gallery.images.levels, gallery.images.resized)[None]
         except OSError as error:
-            raise InputError(f"{name} cannot be read as an image") from error
+            raise InputError(f"{name} cannot be read as an image" + (f": {error.strerror}" if error.strerror else "")) from error
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c34-f6f692
 def reply(widget: "AnyWidget", question: Mapping[str, Any], buffers: Sequence[bytes]) -> None:
-    "Compute what the page needs, and send it; an error is sent as its sentence."
+    "Compute what the page needs, and send it; an error is sent as its sentence, or by its name where it has none."
     found, files = dict[str, Any](), list[bytes]()
     try:
         if question["kind"] == "own":
             widget.adopt(*read_own(widget.gallery, str(question["name"]), bytes(buffers[0])))
         else:
             found, files = answer(widget.gallery, question, widget.own_image)
-    except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
-        found = {"error": str(error)}
+    except Exception as error:  # whatever the network or the disk raises: the page waits for a reply
+        found = {"error": str(error) or type(error).__name__}
     widget.send({**found, "id": question.get("id")}, files)
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c35-570566
@@ -313,7 +318,7 @@ def to_html(gallery: Gallery) -> str:
     header, data = packed(*with_features(gallery))
     module = (page("contours.js") + page("explorer.js")).replace("export default { render, mount };", "")
     return Template(page("explorer.html")).substitute(
-        title=html.escape(gallery.title or "explorer"), policy=policy, css=page("explorer.css"), module=module,
+        title=html.escape(printable(gallery.title) or "explorer"), policy=policy, css=page("explorer.css"), module=module,
         picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(header),
         data=base64.b64encode(data).decode())
 
@@ -344,8 +349,13 @@ class Explorer:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
     def html(self, path: Path | str) -> Path:
-        "Write one self-contained HTML file."
-        Path(path).write_text(to_html(self.gallery), encoding="utf-8")
+        "Write one self-contained HTML file; what was there stays until the new one is complete."
+        text = to_html(self.gallery).encode()
+        if Path(path).exists() and not Path(path).is_file():  # a pipe, such as /dev/stdout
+            Path(path).write_bytes(text)
+        else:
+            with in_one_piece(Path(path).resolve()) as unfinished:  # a link stays a link
+                unfinished.write_bytes(text)
         return Path(path)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:

@@ -9,6 +9,7 @@ __all__ = ['CheckpointKey', 'Gallery', 'gallery_of', 'run_files', 'run_images', 
 # %% ../../nbs/machine_room/69_gallery.ipynb #c03-91de7e
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +26,11 @@ from tqdm.auto import tqdm
 
 from .umap_map import layout, need_umap
 from ..data import ImageSet
-from ..errors import InputError, kept_if_allowed
+from ..errors import InputError, kept_if_allowed, locked
 from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
-from .neighbours import other_neighbours
+from .neighbours import other_neighbours, printable
 from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features
@@ -52,6 +53,7 @@ class Gallery:
     title: str = ""
     views: ViewRecipe | None = None  # how training drew a key's view; None: unknown
     folder: Path | None = None  # where it is kept, if it is
+    key: str = ""  # its `digest`, where it is kept
     encode: Callable[[CheckpointKey, Tensor], Tensor] | None = None  # uint8 (1, C, H, W) -> (F,): for images of the reader's own
 
     @property
@@ -71,7 +73,10 @@ def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor | Ar
         raise InputError(f"the explorer needs at least 4 images, not {len(images)}")
     if not features:
         raise InputError("there are no features to explore: give features[encoder, step]")
-    for name in sorted({name for name, _ in features}):
+    names = sorted({name for name, _ in features})
+    if len(names) > 1 and "both" in names:
+        raise InputError('an encoder of several cannot be named "both", by which the page shows all of them side by side: give it another name')
+    for name in names:
         for step in sorted({step for _, step in features}):
             shape = np.shape(features[name, step]) if (name, step) in features else None
             if shape is None:
@@ -109,7 +114,8 @@ def gallery_of(images: ImageSet,
 # %% ../../nbs/machine_room/69_gallery.ipynb #c15-cbb3c8
 def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     "The encoders that a run kept: at most `moments` of them, evenly spaced, first and last included."
-    kept = {int(p.stem.rpartition("_")[2]): p for p in sorted((run / "checkpoints").glob("encoder_*.safetensors"))}
+    kept = {int(p.stem.rpartition("_")[2]): p for p in sorted((run / "checkpoints").glob("encoder_*.safetensors"))
+            if re.fullmatch(r"encoder_\d+", p.stem)}  # no copies of the reader's own, such as encoder_best
     if not kept and (run / "encoder.safetensors").is_file():
         kept = {0: run / "encoder.safetensors"}
     if not kept:
@@ -147,24 +153,28 @@ def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
 def write_cache(folder: Path, key: str, gallery: Gallery) -> None:
     "Write features, places and neighbours; the key comes last and makes it count."
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / "key.json", folder / "map.png", *folder.glob("*.npy")]:
-        old.unlink(missing_ok=True)
-    for kind in ("features", "places", "neighbours"):
-        for (name, step), values in getattr(gallery, kind).items():
-            np.save(folder / f"{kind}_{name}_{step}.npy", values)
-    temporary = folder / f".key.{os.getpid()}.json"
-    temporary.write_text(json.dumps(dict(key=key, moments=sorted(gallery.features))))
-    temporary.replace(folder / "key.json")
+    with locked(folder):  # another process may write or read here
+        for old in [folder / "key.json", *folder.glob("map*.png"), *folder.glob("*.npy")]:
+            old.unlink(missing_ok=True)
+        for kind in ("features", "places", "neighbours"):
+            for (name, step), values in getattr(gallery, kind).items():
+                np.save(folder / f"{kind}_{name}_{step}.npy", values)
+        temporary = folder / f".key.{os.getpid()}.json"
+        temporary.write_text(json.dumps(dict(key=key, moments=sorted(gallery.features))))
+        temporary.replace(folder / "key.json")
 
 # %% ../../nbs/machine_room/69_gallery.ipynb #c22-04f8a3
 def read_cache(folder: Path, key: str) -> dict[str, dict[CheckpointKey, np.ndarray]] | None:
     "What `write_cache` wrote, or `None` if there is nothing or something else."
+    if not (folder / "key.json").is_file():
+        return None
     try:
-        written = json.loads((folder / "key.json").read_text())
-        if written["key"] != key:
-            return None
-        return {kind: {(name, step): np.load(folder / f"{kind}_{name}_{step}.npy", mmap_mode="c")
-                       for name, step in written["moments"]} for kind in ("features", "places", "neighbours")}
+        with locked(folder):  # files that are replaced later stay as they are for those who have opened them
+            written = json.loads((folder / "key.json").read_text())
+            if written["key"] != key:
+                return None
+            return {kind: {(name, step): np.load(folder / f"{kind}_{name}_{step}.npy", mmap_mode="c")
+                           for name, step in written["moments"]} for kind in ("features", "places", "neighbours")}
     except (OSError, ValueError, KeyError):
         return None
 
@@ -206,9 +216,9 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     images = run_images(recipe, data, root, limit, last.config.channels, show)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = run / "explorer"
-    settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
-                                    views=recipe.key_views or recipe.views, folder=folder)
     key = digest(run, files, images)
+    settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=printable(run.resolve().name), encode=encode_with(files, device),
+                                    views=recipe.key_views or recipe.views, folder=folder, key=key)
     if cached := read_cache(folder, key):
         return Gallery(images, **(cached | settings))
     need_umap()
