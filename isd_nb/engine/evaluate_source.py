@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder
-from .evaluate_run import images_for, rows_for
+from .evaluate_run import images_for, own_images, rows_for, white_noted
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder, source_line
@@ -68,7 +68,7 @@ def recipe_of(encoder: Callable) -> dict[str, Any]:
 def white_of(encoder: Callable, data: str) -> float | None:  # None: as the set suggests
     "What is white in these images, if the encoder was trained on them and its recipe says so."
     recipe = recipe_of(encoder)
-    return recipe.get("white") if recipe.get("data") == data else None
+    return recipe.get("white") if own_images(data, str(recipe.get("data"))) else None
 
 
 def resized_of(encoder: Callable, size: int) -> int | None:  # pixels of a file's shorter side before its middle is cut out; None: `size`
@@ -143,7 +143,8 @@ def ask(encoder: Callable, name: str, question: EvalConfig, recipe: Recipe, chan
     about = dict(question.settings(), size=recipe.image_size)
     ledger = ResultCache(answers_file(out / "eval" / f"{question.protocol}-{underscored(recipe.data)}.json", about),
                          dict(about, weights=fingerprint(encoder), images=identities(sets),
-                              protocol_version=protocol_version, **reading_of(recipe, question)), command=command, source=name,
+                              protocol_version=protocol_version, **reading_of(recipe, question),
+                              **white_noted(recipe.data, str(recipe_of(encoder).get("data")), recipe.white)), command=command, source=name,
                          images=len(train), test_images=len(test))
     everyone = {who: EvalTarget(module, train, test, recipe, place, show) for who, module in asked.items()}
     rows = rows_for(everyone, ledger, question)

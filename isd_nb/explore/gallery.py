@@ -31,6 +31,7 @@ from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours, printable
+from ..engine.evaluate_run import own_images
 from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features
@@ -128,7 +129,7 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
 def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None,
                show: bool = False) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    white = recipe.white if data in (None, recipe.data) else None
+    white = recipe.white if own_images(data, recipe.data) else None
     images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white, resized=recipe.stored_size)  # as isd_eval
     if show:
         print(found)

@@ -1,0 +1,87 @@
+"""What is passed on or shown holds what belongs to it: the run's own levels, no paths of this machine, and no cell of a reader is lost."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from isd_nb.cli.explore import from_anywhere, write_notebook
+from isd_nb.encoders import load_encoder
+from isd_nb.engine.evaluate_run import evaluate_run, images_for
+from isd_nb.engine.evaluate_source import evaluate_source, white_of
+from isd_nb.engine.training import train
+from isd_nb.errors import refusal
+from isd_nb.explore.gallery import run_images
+from isd_nb.protocols.answers import EvalConfig
+from isd_nb.recipe import Recipe
+from isd_nb.sources.door import load_images
+
+SHORT = Recipe("short", batch_size=8, queue_size=16, width=4, steps=4, evaluations=1)
+
+
+@pytest.fixture
+def deep_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe, Path]:
+    "A run on PNGs of 0 to 900 of which 4095 is white, named from where one stands."
+    for i, values in enumerate(np.random.default_rng(0).integers(0, 900, (20, 16, 16)).astype(np.uint16)):
+        path = tmp_path / "deep" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(**{**vars(SHORT), "data": "folder:deep", "white": 4095.0})
+    train(recipe, load_images(recipe.data, 16, white=4095.0)[0], "run", device="cpu", show=False, threads=1)
+    return recipe, tmp_path / "run"
+
+
+def test_a_runs_white_is_kept_however_its_folder_is_named(deep_run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    recipe, run = deep_run
+    own, encoder = run_images(recipe, None, "data", 9), load_encoder(run / "checkpoints" / "encoder_00000004.safetensors")
+    assert int(own.get([0]).max()) < 64
+    for data in (from_anywhere(run, None, Path("data"))["data"], "folder:./deep"):
+        assert torch.equal(run_images(recipe, data, "data", 9).get([0, 1]), own.get([0, 1]))
+        assert int(images_for(EvalConfig(data=data), recipe, "data").bank.get([0]).max()) < 64
+        assert white_of(encoder, data) == 4095.0
+    (tmp_path / "other").symlink_to(tmp_path)
+    assert white_of(encoder, "folder:gone") is None and white_of(encoder, "folder:other/deep") == 4095.0
+
+
+def test_the_notebook_of_a_run_shows_its_images_with_its_white(deep_run: tuple[Recipe, Path],
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run = deep_run
+    want, places = run_images(recipe, None, "data", 9), from_anywhere(run, None, Path("data"))
+    source = json.loads(write_notebook(run, limit=9, **places).read_text())["cells"][1]["source"]
+    shown: list[torch.Tensor] = []
+
+    def from_run(run: str, limit: int, data: str, root: str) -> None:
+        shown.append(run_images(recipe, data, root, limit).get([0, 1]))
+    monkeypatch.setattr("isd_nb.explore.explorer.Explorer.from_run", from_run)
+    monkeypatch.chdir(run)  # where Jupyter starts the kernel
+    exec(source, {})
+    assert torch.equal(shown[0], want.get([0, 1]))
+
+
+def test_answers_without_the_white_of_a_run_are_computed_again(deep_run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    run = deep_run[1]
+    file = run / "checkpoints" / "encoder_00000004.safetensors"
+    (run / "encoder.safetensors").write_bytes(file.read_bytes())
+    for ask in (evaluate_run, evaluate_source):
+        made = ask(str(run), data=f"folder:{tmp_path / 'deep'}", device="cpu")
+        assert made["question"]["white"] == 4095.0
+        assert "white" not in ask(str(run), data="folder:deep", device="cpu")["question"]
+
+
+def test_the_cells_that_a_reader_added_to_a_runs_notebook_stay(deep_run: tuple[Recipe, Path]) -> None:
+    run = deep_run[1]
+    notebook = json.loads(write_notebook(run, limit=9).read_text())
+    mine = dict(cell_type="code", id="mine", metadata={}, execution_count=1, outputs=[], source=["explorer.selection"])
+    notebook["cells"] = [mine, *notebook["cells"]]
+    notebook["cells"][2]["outputs"] = [dict(output_type="stream", name="stdout", text="seen")]
+    (run / "explorer.ipynb").write_text(json.dumps(notebook))
+    assert json.loads(write_notebook(run, limit=9).read_text()) == notebook
+    again = json.loads(write_notebook(run, limit=8).read_text())["cells"]
+    assert [cell["id"] for cell in again] == ["mine", "about", "explorer"] and again[0] == mine
+    assert "limit=8" in again[2]["source"] and not again[2]["outputs"]
+    (run / "explorer.ipynb").write_text('{"cells": [')
+    assert "explorer.ipynb is damaged" in refusal(write_notebook, run)
+    assert (run / "explorer.ipynb").read_text() == '{"cells": ['
