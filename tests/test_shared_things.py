@@ -1,22 +1,29 @@
-"""What is passed on or shown holds what belongs to it: the run's own levels, no paths of this machine, and no cell of a reader is lost."""
+"""What is shown or passed on has the levels of its run and no paths of this machine; nothing of a reader is lost."""
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import isd_nb
 from isd_nb.cli.explore import from_anywhere, write_notebook
+from isd_nb.cli.pack import pack
+from isd_nb.cli.train import run as run_recipe
 from isd_nb.encoders import load_encoder
 from isd_nb.engine.evaluate_run import evaluate_run, images_for
 from isd_nb.engine.evaluate_source import evaluate_source, white_of
+from isd_nb.engine.export import export_encoder, to_share
 from isd_nb.engine.training import train
 from isd_nb.errors import refusal
 from isd_nb.explore.gallery import run_images
 from isd_nb.protocols.answers import EvalConfig
 from isd_nb.recipe import Recipe
-from isd_nb.sources.door import load_images
+from isd_nb.sources.door import load_images, load_sets
 
 SHORT = Recipe("short", batch_size=8, queue_size=16, width=4, steps=4, evaluations=1)
 
@@ -36,7 +43,8 @@ def deep_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe, P
 
 def test_a_runs_white_is_kept_however_its_folder_is_named(deep_run: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, run = deep_run
-    own, encoder = run_images(recipe, None, "data", 9), load_encoder(run / "checkpoints" / "encoder_00000004.safetensors")
+    own = run_images(recipe, None, "data", 9)
+    encoder = load_encoder(run / "checkpoints" / "encoder_00000004.safetensors")
     assert int(own.get([0]).max()) < 64
     for data in (from_anywhere(run, None, Path("data"))["data"], "folder:./deep"):
         assert torch.equal(run_images(recipe, data, "data", 9).get([0, 1]), own.get([0, 1]))
@@ -85,3 +93,38 @@ def test_the_cells_that_a_reader_added_to_a_runs_notebook_stay(deep_run: tuple[R
     (run / "explorer.ipynb").write_text('{"cells": [')
     assert "explorer.ipynb is damaged" in refusal(write_notebook, run)
     assert (run / "explorer.ipynb").read_text() == '{"cells": ['
+
+
+def members(path: Path) -> dict[str, bytes]:
+    "What lies in a zip."
+    with ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pt2"])
+def test_an_exported_encoder_names_no_path_of_the_machine(ending: str, tmp_path: Path) -> None:
+    out = tmp_path / f"encoder{ending}"
+    assert export_encoder("shipped:digits", out) < 1e-5
+    paths = [os.fsencode(Path(module.__file__ or "").parent) for module in (isd_nb, torch)]
+    assert not [(name, path) for name, data in members(out).items() for path in paths if path in data]
+    assert [*tmp_path.iterdir()] == [out]
+
+
+def test_a_shared_run_names_no_path_of_a_packed_set_or_of_given_weights(deep_run: tuple[Recipe, Path],
+                                                                       tmp_path: Path) -> None:
+    pack("folder:deep", tmp_path / "pk", 16)
+    given = tmp_path / "runs:old" / "enc.safetensors"
+    given.parent.mkdir()
+    given.write_bytes((deep_run[1] / "checkpoints" / "encoder_00000004.safetensors").read_bytes())
+    recipe = replace(SHORT, data=f"packed:{tmp_path / 'pk'}", init=str(given))
+    run_recipe(recipe, tmp_path / "packed_run", device="cpu", threads=1, show=False, figures=False, supervised=False)
+    file, card = to_share(tmp_path / "packed_run", tmp_path / "shared", "some/one")
+    assert not [path for path in (file, card) if os.fsencode(tmp_path) in path.read_bytes()]
+    shared = load_encoder(file).metadata["recipe"]
+    assert (shared["data"], shared["init"]) == ("packed:pk", "enc.safetensors")
+
+
+def test_a_packed_set_names_its_folder_without_the_place(deep_run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    pack(f"folder:{tmp_path / 'deep'}", "pk", 16)
+    assert json.loads(Path("pk/about.json").read_text())["data"] == "folder:deep"
+    assert "packed from folder:deep" in str(load_sets("packed:pk", 16).found)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from .model_card import read_summary, write_model_card
 from ..errors import InputError, from_extra, suggest
 from ..methods.checkpoints import open_encoder
 from ..methods.hub import check_name, file_name, need_hub
-from ..sources.given import parse_folder
+from ..sources.packed import without_place
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex04-ld28
 class Exported(nn.Module):
@@ -43,16 +44,32 @@ class Exported(nn.Module):
 Runs = Callable[[Tensor], Tensor]  # a file that was loaded again
 
 
+# %% ../../nbs/machine_room/58_export.ipynb #np2-ld28
+def drop_sources(file: Path) -> None:
+    "Leave out of a TorchScript file which lines of which Python files it was made from."
+    whole = file.with_name(f"{file.name}.whole")
+    os.replace(file, whole)
+    with ZipFile(whole) as old, ZipFile(file, "w") as new:
+        for member in old.infolist():
+            if not member.filename.endswith(".debug_pkl"):
+                new.writestr(member, old.read(member))
+    whole.unlink()
+
+# %% ../../nbs/machine_room/58_export.ipynb #np3-ld28
 def to_torchscript(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "A TorchScript file, for `torch.jit.load` and C++."
     traced = torch.jit.trace(module, images, check_trace=False)
     torch.jit.save(traced, str(out), _extra_files={"isd_nb.json": about})
+    drop_sources(out)
     return torch.jit.load(str(out))
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex04-ld28-s
 def to_exported_program(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "A file of `torch.export`, for `torch.export.load`."
     program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for graph in (part for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)):
+        for node in graph.graph.nodes:
+            node.meta.pop("stack_trace", None)
     torch.export.save(program, out, extra_files={"isd_nb.json": about})
     return torch.export.load(out).module()
 
@@ -136,12 +153,9 @@ def last_name(text: str) -> str:
 # %% ../../nbs/machine_room/58_export.ipynb #ex07-ld28-s
 def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     "A recipe without paths of this machine."
-    kind, _, place = recipe["data"].partition(":")
     init = recipe.get("init", "")
-    spec = parse_folder(place) if kind == "folder" else None
-    data = f"folder:{last_name(spec.path)}" if spec else recipe["data"]
-    named = ":" in init and "@" not in init  # timm:NAME and its like
-    return {**recipe, "data": data, "init": init if named or not init else last_name(init)}
+    named = init.startswith(("timm:", "torchvision:", "hub:", "shipped:")) and "@" not in init
+    return {**recipe, "data": without_place(recipe["data"]), "init": init if named or not init else last_name(init)}
 
 
 def model_index(name: str, data: str, summary: Mapping[str, Any]) -> list[Any]:
