@@ -1,6 +1,10 @@
 """What is shown or passed on has the levels of its run and no paths of this machine; nothing of a reader is lost."""
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -8,6 +12,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 import isd_nb
@@ -18,10 +23,14 @@ from isd_nb.encoders import load_encoder
 from isd_nb.engine.evaluate_run import evaluate_run, images_for
 from isd_nb.engine.evaluate_source import evaluate_source, white_of
 from isd_nb.engine.export import export_encoder, to_share
-from isd_nb.engine.training import train
+from isd_nb.engine import training
+from isd_nb.engine.launch import Companion, Program, ended_by_sigterm, stops_noted, watch
+from isd_nb.engine.state import prepare_training
+from isd_nb.engine.training import saved_first, train
 from isd_nb.errors import refusal
 from isd_nb.explore.gallery import run_images
 from isd_nb.protocols.answers import EvalConfig
+from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import load_images, load_sets
 
@@ -128,3 +137,47 @@ def test_a_packed_set_names_its_folder_without_the_place(deep_run: tuple[Recipe,
     pack(f"folder:{tmp_path / 'deep'}", "pk", 16)
     assert json.loads(Path("pk/about.json").read_text())["data"] == "folder:deep"
     assert "packed from folder:deep" in str(load_sets("packed:pk", 16).found)
+
+
+def ended(code: int) -> Companion:
+    process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+    process.wait()
+    return Companion(process, Program())
+
+
+def test_a_companion_that_stopped_with_the_first_process_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, failed, exits = ended(130), ended(3), list[int]()
+    monkeypatch.setattr(os, "_exit", exits.append)
+    for others, told, wanted in (([stopped], True, 0), ([stopped], False, 1), ([stopped, failed], True, 1)):
+        rounds, done = iter([False] * wanted + [False, True]), threading.Event()
+        monkeypatch.setattr(done, "wait", lambda seconds, rounds=rounds: next(rounds))
+        with ended_by_sigterm(), stops_noted() as asked:
+            if told:
+                with pytest.raises(SystemExit):
+                    signal.raise_signal(signal.SIGTERM)
+            watch(others, done, asked)
+        assert len(exits) == wanted
+        exits.clear()
+
+
+def test_a_stopped_training_waits_until_the_first_process_has_saved(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    images, events = load_images("digits", 16)[0].subset(range(16)), list[str]()
+    save, wait = training.save_session, Accelerator.wait_for_everyone
+    monkeypatch.setattr(training, "save_session", lambda *given: (events.append("saved"), save(*given)))
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: (events.append("waited"), wait(self)))
+    monkeypatch.setattr(training, "agreed", lambda *given: (True, False))
+    with pytest.raises(Stopped):
+        train(SHORT, images, tmp_path / "run", device="cpu", show=False, threads=1)
+    assert events[-2:] == ["saved", "waited"]
+
+
+def test_ruined_weights_are_not_saved_before_an_error_goes_on(tmp_path: Path) -> None:
+    images = load_images("digits", 16)[0].subset(range(16))
+    session = prepare_training(SHORT, images, "cpu")
+    for ruined in (False, True):
+        if ruined:
+            next(session.method.parameters()).data.view(-1)[0] = float("nan")
+        with pytest.raises(OSError, match="unreadable"), saved_first(session, tmp_path / f"{ruined}"):
+            raise OSError("unreadable")
+        assert len([*tmp_path.glob(f"{ruined}/checkpoints/state_*.pt")]) == (not ruined)

@@ -254,6 +254,7 @@ def run_steps(session: TrainState, out: Path, log: RunLogger, came: list[int], s
             keep(session, out, saver)
             started = time.monotonic()
         if stop:
+            session.accelerator.wait_for_everyone()  # the others end only when the first has saved
             raise Stopped(f"stopped at step {session.step} of {session.steps}, saved in {out}")
 
 # %% ../../nbs/machine_room/51_training.ipynb #c48-b37f4f
@@ -269,11 +270,16 @@ def agreed(session: TrainState, came: bool, due: bool, row_due: bool) -> tuple[b
     return stop, save
 
 
-def keep(session: TrainState, out: Path, saver: CheckpointTimer) -> None:
-    "Check what will be saved, put the losses of all processes together, and save."
+def check_sound(session: TrainState) -> None:
+    "Raise where what would be saved is ruined."
     if session.losses:
         check_losses(session.losses, session)
     check_weights(session)
+
+
+def keep(session: TrainState, out: Path, saver: CheckpointTimer) -> None:
+    "Check what will be saved, put the losses of all processes together, and save."
+    check_sound(session)
     if session.losses and session.accelerator.num_processes > 1:
         session.losses = [*session.accelerator.reduce(torch.stack(session.losses), "mean")]
     with saver.saving():
@@ -288,7 +294,8 @@ def saved_first(session: TrainState, out: Path) -> Iterator[None]:
     except Diverged:
         raise
     except Exception:
-        with suppress(OSError):  # a full disk is reported already
+        with suppress(OSError, Diverged):  # a full disk is reported already; what is ruined stays out of the checkpoints
+            check_sound(session)
             save_session(session, out)
         raise
 
