@@ -1,10 +1,12 @@
 """What is shown or passed on has the levels of its run and no paths of this machine; nothing of a reader is lost."""
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -19,16 +21,20 @@ import isd_nb
 from isd_nb.cli.explore import from_anywhere, write_notebook
 from isd_nb.cli.pack import pack
 from isd_nb.cli.train import run as run_recipe
-from isd_nb.encoders import load_encoder
+from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.engine.evaluate_run import evaluate_run, images_for
 from isd_nb.engine.evaluate_source import evaluate_source, white_of
 from isd_nb.engine.export import export_encoder, to_share
-from isd_nb.engine import training
+from isd_nb.engine import runs, training
 from isd_nb.engine.launch import Companion, Program, ended_by_sigterm, stops_noted, watch
+from isd_nb.engine.report import write_report, write_table
 from isd_nb.engine.state import prepare_training
 from isd_nb.engine.training import saved_first, train
 from isd_nb.errors import refusal
+from isd_nb.explore import gallery, given
+from isd_nb.explore.explorer import to_html
 from isd_nb.explore.gallery import run_images
+from isd_nb.explore.given import gallery_of_sources
 from isd_nb.protocols.answers import EvalConfig
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
@@ -181,3 +187,50 @@ def test_ruined_weights_are_not_saved_before_an_error_goes_on(tmp_path: Path) ->
         with pytest.raises(OSError, match="unreadable"), saved_first(session, tmp_path / f"{ruined}"):
             raise OSError("unreadable")
         assert len([*tmp_path.glob(f"{ruined}/checkpoints/state_*.pt")]) == (not ruined)
+
+
+def test_a_page_of_given_encoders_names_their_files_and_no_folders(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def scatter(features: torch.Tensor, start: np.ndarray | None = None) -> np.ndarray:
+        return np.zeros((len(features), 2), dtype=np.float32)
+    monkeypatch.setattr(gallery, "layout", scatter)
+    monkeypatch.setattr(given, "need_umap", bool)  # its import takes seconds
+    first = load_encoder("shipped:digits")
+    files = [tmp_path / place / "net.safetensors" for place in ("one", "two", "three/two")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_encoder(file, {"teacher": first}, first.config, first.image_size, {})
+    made = gallery_of_sources([*map(str, files)], "digits", 16, limit=12, device="cpu", show=False)
+    assert made.encoders == ["one/net.safetensors", "two/net.safetensors (2)", "two/net.safetensors (3)"]
+    page = to_html(made)
+    assert "one/net.safetensors" in page and str(tmp_path) not in page
+    alone = gallery_of_sources([str(files[0])], "digits", 16, limit=12, device="cpu", show=False)
+    assert alone.title == "net.safetensors"
+
+
+def test_names_in_a_report_are_no_formulas_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    about = [(f"{'=+-@'[i % 4]}file{i}.png", "=1+1" if i % 2 else "-cat", "train") for i in range(12)]
+    write_report(tmp_path, torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), about)
+    for path in tmp_path.iterdir():
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        for name, cell in [(name, cell) for row in rows for name, cell in zip(header, row, strict=True)]:
+            if "file" in name or "class" in name:
+                assert cell.startswith("'")
+            elif "split" not in name:
+                float(cell)
+    copies = write_table(tmp_path / "some.csv", ["number", "text"], [["-0.25", "\t=1"]]).read_text()
+    assert copies.splitlines() == ["number,text", "-0.25,'\t=1"]
+
+
+def test_a_run_that_another_process_begins_keeps_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, out, other = load_images("digits", 16)[0].subset(range(16)), tmp_path / "run", tmp_path / "photos"
+    monkeypatch.setattr(runs, "locked", lambda folder, wait: nullcontext(False))
+    assert "another process is training" in refusal(train, SHORT, images, out, device="cpu", show=False)
+    assert not (out / "config.json").exists()
+    monkeypatch.undo()
+    other.mkdir()
+    (other / "one.png").touch()
+    for resume, why in ((False, "exists already; add --resume"), (True, "is no run")):
+        assert why in refusal(train, SHORT, images, other, device="cpu", show=False, resume=resume)
+    assert [path.name for path in other.iterdir()] == ["one.png"]

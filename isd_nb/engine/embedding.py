@@ -236,7 +236,7 @@ def write_npy(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n10-59s183a
 def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], count: int, width: int) -> None:
-    "One line for each image, one column for each feature."
+    "One line for each image, one column for each feature; names are as they are, for programs: a spreadsheet takes one that begins with = for a formula."
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"feature_{i}" for i in range(width))])
@@ -267,7 +267,7 @@ writers = {".npy": write_npy, ".csv": write_csv, ".parquet": write_parquet}
 
 
 def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], width: int) -> None:
-    "Write the file, and for an array the table beside it; then nothing unfinished is left."
+    "Write the file, and for an array the table beside it, with names as they are, see `write_csv`; then nothing unfinished is left."
     count = sum(len(images) for _, images in sets)
     with (folder / "features.raw").open("rb") as raw:
         writers[out.suffix](folder / out.name, raw, described(sets), count, width)

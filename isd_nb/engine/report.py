@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['copies', 'tables', 'described', 'neighbours_of', 'near_duplicates', 'outliers', 'compared_shares', 'suspect_labels',
-           'report_files', 'has_columns', 'check_report', 'check_written', 'write_report', 'write_table']
+           'report_files', 'has_columns', 'check_report', 'check_written', 'write_report', 'as_text', 'write_table']
 
 # %% ../../nbs/machine_room/59_report.ipynb #rp02-ld28
 import csv
@@ -149,12 +149,23 @@ def write_report(folder: Path | str,  # is made
     return [path for path in report_files(folder) if path.stem in found]
 
 # %% ../../nbs/machine_room/59_report.ipynb #rp04-ld28p1
+def as_text(cell: str) -> str:
+    "A cell that a spreadsheet shows and does not execute; numbers stay as they are."
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
-    "A CSV file."
+    "A CSV file; a text that a spreadsheet would take for a formula begins with an apostrophe."
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="", errors="surrogateescape") as file:
-            csv.writer(file).writerows([header, *lines])
+            csv.writer(file).writerows([header, *([as_text(cell) for cell in line] for line in lines)])
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

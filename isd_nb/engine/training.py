@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from .runs import columns, only_one, open_run, read_metrics, write_metrics
+from .runs import columns, only_one, open_run, read_metrics, write_metrics, written_in
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
@@ -160,6 +160,16 @@ class Trained:
     images_per_second: float
     threads: int = 1  # of the last steps
 
+# %% ../../nbs/machine_room/51_training.ipynb #hl2-lock
+@contextmanager
+def held(out: Path, resume: bool, begin: Callable[[], None]) -> Iterator[None]:  # `begin` opens the run, or raises
+    "Keep a run's directory for this process, and open the run in it."
+    if out.exists() and (not out.is_dir() or written_in(out)) and not (resume and (out / "config.json").is_file()):
+        begin()  # raises
+    with only_one(out):
+        begin()
+        yield
+
 # %% ../../nbs/machine_room/51_training.ipynb #c45-71678a
 def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
@@ -178,9 +188,8 @@ def train(recipe: Recipe, images: ImageSet,
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
-    if first := session.accelerator.is_main_process:
-        open_run(out, recipe, resume, identity(images), found, identity(test))
-    with only_one(out) if first else nullcontext(), chosen_threads(session, threads):
+    first = session.accelerator.is_main_process
+    with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test))) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)
         resumed = resume and restore_session(session, out)

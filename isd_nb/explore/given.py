@@ -6,6 +6,7 @@
 __all__ = ['gallery_of_sources', 'report_of_sources']
 
 # %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #n02-e59e49
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def features_and_images(source: Source, data: str, size: int | None, limit: int,
     images = with_channels(images, channels) if isinstance(source, str | Path) else images
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 
+# %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #sn2-name
+def file_of(name: str) -> tuple[str, str]:  # what stays of the name, and the file: FILE or NETWORK@FILE; "" where it is none
+    "The file that a source is read from."
+    network, at, last = name.rpartition("@")
+    return next(((front, os.path.abspath(file)) for front, file in (("", name), (network + at, last)) if file and os.path.exists(file)), (name, ""))
+
+
+def shown_names(names: Sequence[str]) -> list[str]:  # all differ
+    "What sources are called on a page: files by the end of their paths."
+    parts = [file_of(name) for name in names]
+    short, longer = ([front + "/".join(Path(file).parts[-count:]) for front, file in parts] for count in (1, 2))
+    chosen = [long if short.count(brief) > 1 else brief for brief, long in zip(short, longer)]
+    return [f"{name} ({i})" if chosen.count(name) > 1 else name for i, name in enumerate(chosen, 1)]
+
 # %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #n06-0d0531
 def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_encoder` reads, or functions
                        data: str,  # as `load_sets` reads it
@@ -45,6 +60,7 @@ def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_
     found = [features_and_images(source, data, size, limit, root, device) for source in sources]
     if not found or len({name for name, _, _ in found}) < len(found):
         raise InputError("the explorer needs one source or several that differ")
+    found = [(shown, *rest) for shown, (_, *rest) in zip(shown_names([name for name, _, _ in found]), found)]
     widest = max(features.shape[1] for _, features, _ in found)
     features = {(name, 0): F.pad(F.normalize(f, dim=1), (0, widest - f.shape[1])) for name, f, _ in found}
     return gallery_of(max((images for _, _, images in found), key=lambda i: i.shape), features, show=show, title=" and ".join(n for n, _, _ in found))
