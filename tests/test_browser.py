@@ -757,7 +757,7 @@ def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callab
     fill, check = notebook.find(exercise.cell), notebook.find(exercise.checks[0])
     for cell in (fill, check):
         notebook.run(cell)
-    notebook.wait_for_output(check, "Not yet: the function returns nothing")
+    notebook.wait_for_output(check, "function returns nothing")
     notebook.write(fill, exercise.solution)
     for cell in (fill, check):
         notebook.run(cell)

@@ -20,7 +20,6 @@ from PIL import Image
 import isd_nb
 from isd_nb.cli.explore import from_anywhere, write_notebook
 from isd_nb.cli.pack import pack
-from isd_nb.cli.train import run as run_recipe
 from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.engine.evaluate_run import evaluate_run, images_for
 from isd_nb.engine.evaluate_source import evaluate_source, white_of
@@ -132,8 +131,9 @@ def test_a_shared_run_names_no_path_of_a_packed_set_or_of_given_weights(deep_run
     given.parent.mkdir()
     given.write_bytes((deep_run[1] / "checkpoints" / "encoder_00000004.safetensors").read_bytes())
     recipe = replace(SHORT, data=f"packed:{tmp_path / 'pk'}", init=str(given))
-    run_recipe(recipe, tmp_path / "packed_run", device="cpu", threads=1, show=False, figures=False, supervised=False)
-    file, card = to_share(tmp_path / "packed_run", tmp_path / "shared", "some/one")
+    train(recipe, load_sets(recipe.data, 16).train, run := tmp_path / "packed_run", device="cpu", show=False, threads=1)
+    (run / "encoder.safetensors").write_bytes((run / "checkpoints" / "encoder_00000004.safetensors").read_bytes())
+    file, card = to_share(run, tmp_path / "shared", "some/one")
     assert not [path for path in (file, card) if os.fsencode(tmp_path) in path.read_bytes()]
     shared = load_encoder(file).metadata["recipe"]
     assert (shared["data"], shared["init"]) == ("packed:pk", "enc.safetensors")
