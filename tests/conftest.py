@@ -2,9 +2,11 @@
 import io
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -49,6 +51,17 @@ def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> su
 def isd_train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     "Runs `isd_train` in an empty directory."
     return lambda *arguments: call(train_command, tmp_path, *arguments, *TINY, "--processes", "1")
+
+
+@pytest.fixture
+def make_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    "Makes a module of the user's, which can be imported while the test runs."
+    def make(name: str, **members: object) -> ModuleType:
+        module = ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+    return make
 
 
 @pytest.fixture

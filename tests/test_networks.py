@@ -191,11 +191,9 @@ def odd(channels: int, kind: str) -> nn.Module:
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
+def own(make_module: Callable[..., ModuleType]) -> None:
     "These networks as a module of the user's."
-    module = ModuleType("odd_networks")
-    module.odd = odd  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "odd_networks", module)
+    make_module("odd_networks", odd=odd)
 
 
 def test_what_no_file_can_hold_is_refused_before_training(own: None) -> None:

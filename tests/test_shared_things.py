@@ -2,7 +2,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from isd_nb.engine.evaluate_run import evaluate_run, images_for
 from isd_nb.engine.evaluate_source import evaluate_source, white_of
 from isd_nb.engine.export import export_encoder, to_share
 from isd_nb.engine import runs, training
-from isd_nb.engine.launch import Companion, Program, ended_by_sigterm, stops_noted, watch
+from isd_nb.engine.launch import Companion, Program, watch
 from isd_nb.engine.report import write_report, write_table
 from isd_nb.engine.state import prepare_training
 from isd_nb.engine.training import saved_first, train
@@ -75,8 +74,8 @@ def test_the_notebook_of_a_run_shows_its_images_with_its_white(deep_run: tuple[R
     source = json.loads(write_notebook(run, limit=9, **places).read_text())["cells"][1]["source"]
     shown: list[torch.Tensor] = []
 
-    def from_run(run: str, limit: int, data: str, root: str) -> None:
-        shown.append(run_images(recipe, data, root, limit).get([0, 1]))
+    def from_run(run: str, limit: int, data: str, root: str, white: float) -> None:
+        shown.append(run_images(recipe, data, root, limit, white=white).get([0, 1]))
     monkeypatch.setattr("isd_nb.explore.explorer.Explorer.from_run", from_run)
     monkeypatch.chdir(run)  # where Jupyter starts the kernel
     exec(source, {})
@@ -151,19 +150,17 @@ def ended(code: int) -> Companion:
     return Companion(process, Program())
 
 
-def test_a_companion_that_stopped_with_the_first_process_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped, failed, exits = ended(130), ended(3), list[int]()
+def test_a_companion_that_was_asked_to_stop_gives_the_first_process_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits, waits = list[int](), list[float]()
     monkeypatch.setattr(os, "_exit", exits.append)
-    for others, told, wanted in (([stopped], True, 0), ([stopped], False, 1), ([stopped, failed], True, 1)):
-        rounds, done = iter([False] * wanted + [False, True]), threading.Event()
-        monkeypatch.setattr(done, "wait", lambda seconds, rounds=rounds: next(rounds))
-        with ended_by_sigterm(), stops_noted() as asked:
-            if told:
-                with pytest.raises(SystemExit):
-                    signal.raise_signal(signal.SIGTERM)
-            watch(others, done, asked)
-        assert len(exits) == wanted
-        exits.clear()
+    for others, seconds in (([ended(130)], 600.0), ([ended(130), ended(3)], 20.0)):
+        for in_time in (True, False):
+            rounds, done = iter([False, in_time, True]), threading.Event()
+            monkeypatch.setattr(done, "wait", lambda wait, rounds=rounds: (waits.append(wait), next(rounds))[1])
+            watch(others, done)
+            assert waits[1] == seconds and len(exits) == (not in_time)
+            exits.clear()
+            waits.clear()
 
 
 def test_a_stopped_training_waits_until_the_first_process_has_saved(tmp_path: Path,

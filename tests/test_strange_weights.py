@@ -1,11 +1,10 @@
 """Encoder files, checkpoints and networks that are not what they should be: one sentence, no code of a file is run."""
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -46,12 +45,9 @@ class Plain(nn.Module):
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def own(make_module: Callable[..., ModuleType]) -> ModuleType:
     "A module of the user's, to which tests add networks."
-    module = ModuleType("own_networks")
-    module.net = Plain  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "own_networks", module)
-    return module  # type: ignore[return-value]
+    return make_module("own_networks", net=Plain)
 
 
 def own_file(path: Path, name: str = "own_networks:net", built: str = "own_networks:net") -> Path:
@@ -74,7 +70,7 @@ def with_header(path: Path, change: Callable[[dict], object] | str) -> Path:
 
 @pytest.mark.parametrize("name", ["os:_exit", "sys:exit", "evilmod:go", "torch.hub:load", "posix:_exit",
                                   "timm:resnet18,checkpoint_path=evil.pth"])
-def test_a_header_runs_no_code(name: str, own: SimpleNamespace, tmp_path: Path,
+def test_a_header_runs_no_code(name: str, own: ModuleType, tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evilmod.py").write_text("open('owned', 'w').close()\ndef go(channels): pass\n")
     monkeypatch.chdir(tmp_path)
@@ -91,14 +87,14 @@ def test_a_header_runs_no_code(name: str, own: SimpleNamespace, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["os:_exit", "sys:exit", "torch.hub:load", "posix:_exit", "test.support:requires"])
-def test_functions_of_python_and_pytorch_are_no_networks(name: str, own: SimpleNamespace, tmp_path: Path) -> None:
+def test_functions_of_python_and_pytorch_are_no_networks(name: str, own: ModuleType, tmp_path: Path) -> None:
     file = own_file(tmp_path / "encoder.safetensors", name)
     (tmp_path / "config.json").write_text(json.dumps(dict(recipe=dict(name="short", backbone=name))))
     for source in (str(file), f"{name}@{file}"):
         assert f"{name} is a part of Python or PyTorch" in refusal(open_encoder, source)
 
 
-def test_a_network_that_the_user_names_is_built(own: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_network_that_the_user_names_is_built(own: ModuleType, tmp_path: Path) -> None:
     file, images = own_file(tmp_path / "encoder.safetensors"), torch.rand(2, 3, 16, 16)
     features = open_encoder(f"own_networks:net@{file}")(images)
     assert_close(open_encoder(str(file), "own_networks:net")(images), features)
@@ -108,7 +104,7 @@ def test_a_network_that_the_user_names_is_built(own: SimpleNamespace, tmp_path: 
     assert load_encoder(f"tiny@{file}").config == config
 
 
-def test_a_run_of_ones_own_network_needs_no_name(own: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_run_of_ones_own_network_needs_no_name(own: ModuleType, tmp_path: Path) -> None:
     recipe, run = replace(SHORT, backbone="own_networks:net", stem="large"), tmp_path / "run"
     encoders = isd_nb.train(recipe, IMAGES, run, IMAGES, device="cpu", threads=1).encoders
     isd_nb.train(recipe, IMAGES, run, IMAGES, resume=True, device="cpu", threads=1)
@@ -123,7 +119,7 @@ def test_a_run_of_ones_own_network_needs_no_name(own: SimpleNamespace, tmp_path:
     build_method(fit_recipe(SHORT, recipe.backbone, str(tmp_path / "loose.safetensors"), 32), IMAGES)
 
 
-def test_a_run_of_ones_own_network_is_shared_with_its_name(own: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_run_of_ones_own_network_is_shared_with_its_name(own: ModuleType, tmp_path: Path) -> None:
     recipe, run = replace(SHORT, backbone="own_networks:net", stem="large"), tmp_path / "run"
     isd_nb.train(recipe, IMAGES, run, IMAGES, device="cpu", threads=1)
     file, card = to_share(run, tmp_path / "shared", "some/one")
@@ -133,7 +129,7 @@ def test_a_run_of_ones_own_network_is_shared_with_its_name(own: SimpleNamespace,
     assert "names code" in refusal(load_encoder, file)
 
 
-def test_a_run_from_the_hub_is_not_a_run_of_ones_own(own: SimpleNamespace, tmp_path: Path,
+def test_a_run_from_the_hub_is_not_a_run_of_ones_own(own: ModuleType, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = json.dumps(dict(recipe=dict(name="short", backbone="own_networks:net")))
     for place in ("hub/models--some--one/snapshots/1", "downloaded"):
@@ -185,13 +181,13 @@ class Odd(Plain):
     ("state", "keeps more than tensors in its state_dict, net.last._extra_state (dict)"),
 ])
 def test_a_network_that_differs_alone_or_while_it_trains_is_refused_before_training(
-        kind: str, words: str, own: SimpleNamespace, tmp_path: Path) -> None:
+        kind: str, words: str, own: ModuleType, tmp_path: Path) -> None:
     own.odd = Odd
     recipe = replace(SHORT, backbone=f"own_networks:odd,kind={kind}", stem="large")
     assert words in refusal(build_method, recipe, IMAGES)
 
 
-def test_the_look_at_a_network_that_trains_changes_nothing(own: SimpleNamespace) -> None:
+def test_the_look_at_a_network_that_trains_changes_nothing(own: ModuleType) -> None:
     own.odd = Odd
     recipe = replace(SHORT, backbone="own_networks:odd,kind=usual", stem="large")
     torch.manual_seed(3)
@@ -233,7 +229,7 @@ class Half(Plain):
 
 @pytest.mark.parametrize("learned", [(0,), (1,)])  # of another number, and of as many of another shape
 def test_a_run_whose_frozen_parameters_changed_is_not_resumed(
-        learned: tuple[int, ...], own: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        learned: tuple[int, ...], own: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own.half = Half
     recipe = replace(SHORT, backbone="own_networks:half", stem="large")
     monkeypatch.setattr(Half, "learns", learned)

@@ -25,7 +25,7 @@ from .model_card import read_summary, write_model_card
 from ..errors import InputError, from_extra, suggest
 from ..methods.checkpoints import open_encoder
 from ..methods.hub import check_name, file_name, need_hub
-from ..sources.packed import without_place
+from ..sources.given import without_place
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex04-ld28
 class Exported(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data import FileList, ImageSet
 from ..errors import InputError, printable
 from ..kernels.nearest_neighbours import nearest
+from ..protocols.storage import in_one_piece
 from ..sources.given import parse_folder
 
 # %% ../../nbs/machine_room/59_report.ipynb #rp02-row2
@@ -162,11 +163,6 @@ def as_text(cell: str) -> str:
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
     "A CSV file; a text that a spreadsheet would take for a formula begins with an apostrophe."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", newline="", errors="surrogateescape") as file:
-            csv.writer(file).writerows([header, *([as_text(cell) for cell in line] for line in lines)])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with in_one_piece(path) as unfinished, unfinished.open("w", newline="", errors="surrogateescape") as file:
+        csv.writer(file).writerows([header, *([as_text(cell) for cell in line] for line in lines)])
     return path

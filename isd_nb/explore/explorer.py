@@ -322,6 +322,15 @@ def to_html(gallery: Gallery) -> str:
         picture=f"data:image/png;base64,{picture(gallery)}", header=script_json(header),
         data=base64.b64encode(data).decode())
 
+# %% ../../nbs/machine_room/72_explorer.ipynb #c39-write
+def write_page(path: Path, text: bytes) -> None:
+    "A file in one piece; into a pipe, such as /dev/stdout, as it comes."
+    if path.exists() and not path.is_file():
+        path.write_bytes(text)
+        return
+    with in_one_piece(path.resolve()) as unfinished:  # a link stays a link
+        unfinished.write_bytes(text)
+
 # %% ../../nbs/machine_room/72_explorer.ipynb #c41-382f22
 @dataclass(repr=False, eq=False)
 class Explorer:
@@ -350,13 +359,8 @@ class Explorer:
 
     def html(self, path: Path | str) -> Path:
         "Write one self-contained HTML file; what was there stays until the new one is complete."
-        text = to_html(self.gallery).encode()
-        if Path(path).exists() and not Path(path).is_file():  # a pipe, such as /dev/stdout
-            Path(path).write_bytes(text)
-        else:
-            with in_one_piece(Path(path).resolve()) as unfinished:  # a link stays a link
-                unfinished.write_bytes(text)
-        return Path(path)
+        write_page(path := Path(path), to_html(self.gallery).encode())
+        return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         data, metadata = self.widget._repr_mimebundle_(**kwargs)

@@ -9,7 +9,6 @@ __all__ = ['CheckpointKey', 'Gallery', 'gallery_of', 'run_files', 'run_images', 
 # %% ../../nbs/machine_room/69_gallery.ipynb #c03-91de7e
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
+# %% ../../nbs/machine_room/69_gallery.ipynb #c03-own
 from .umap_map import layout, need_umap
 from ..data import ImageSet
 from ..errors import InputError, kept_if_allowed, locked
@@ -36,6 +36,7 @@ from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features
 from ..protocols.fine_tuning import with_channels
+from ..protocols.storage import write_json
 from ..recipe import Recipe
 from ..views import ViewRecipe
 
@@ -115,8 +116,8 @@ def gallery_of(images: ImageSet,
 # %% ../../nbs/machine_room/69_gallery.ipynb #c15-cbb3c8
 def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
     "The encoders that a run kept: at most `moments` of them, evenly spaced, first and last included."
-    kept = {int(p.stem.rpartition("_")[2]): p for p in sorted((run / "checkpoints").glob("encoder_*.safetensors"))
-            if re.fullmatch(r"encoder_\d+", p.stem)}  # no copies of the reader's own, such as encoder_best
+    kept = {int(step): p for p in sorted((run / "checkpoints").glob("encoder_*.safetensors"))
+            if (step := p.stem.removeprefix("encoder_")).isdecimal()}  # no copies of the reader's own, such as encoder_best
     if not kept and (run / "encoder.safetensors").is_file():
         kept = {0: run / "encoder.safetensors"}
     if not kept:
@@ -127,9 +128,9 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
 
 # %% ../../nbs/machine_room/69_gallery.ipynb #c17-3cb773
 def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None,
-               show: bool = False) -> ImageSet:
+               show: bool = False, white: float | None = None) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    white = recipe.white if own_images(data, recipe.data) else None
+    white = recipe.white if white is None and own_images(data, recipe.data) else white
     images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white, resized=recipe.stored_size)  # as isd_eval
     if show:
         print(found)
@@ -160,9 +161,7 @@ def write_cache(folder: Path, key: str, gallery: Gallery) -> None:
         for kind in ("features", "places", "neighbours"):
             for (name, step), values in getattr(gallery, kind).items():
                 np.save(folder / f"{kind}_{name}_{step}.npy", values)
-        temporary = folder / f".key.{os.getpid()}.json"
-        temporary.write_text(json.dumps(dict(key=key, moments=sorted(gallery.features))))
-        temporary.replace(folder / "key.json")
+        write_json(folder / "key.json", dict(key=key, moments=sorted(gallery.features)))
 
 # %% ../../nbs/machine_room/69_gallery.ipynb #c22-04f8a3
 def read_cache(folder: Path, key: str) -> dict[str, dict[CheckpointKey, np.ndarray]] | None:
@@ -209,12 +208,13 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    root: Path | str = "data",  # where torchvision's sets lie
                    device: str | None = None,  # that computes the features; None: a GPU where there is one
                    show: bool = True,  # a progress bar
+                   white: float | None = None,  # which value is white in files of more than 8 bits; None: as the run has it, in its own images
                    ) -> Gallery:
     "Images, features and layouts of a run; computed once, kept in its directory, computed again when it has changed."
     run = Path(run)
     recipe, files = read_recipe(run), run_files(run, moments)
     last = encoder_at(files[max(files)], "student")  # every run has a student
-    images = run_images(recipe, data, root, limit, last.config.channels, show)
+    images = run_images(recipe, data, root, limit, last.config.channels, show, white)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = run / "explorer"
     key = digest(run, files, images)

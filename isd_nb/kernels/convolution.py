@@ -72,10 +72,10 @@ def seen_taps(size: tuple[int, int], out: tuple[int, int], kernel: tuple[int, in
 
 def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     "What the convolution gives, (N, D, rows, columns), as one dense layer."
-    (d, c, *kernel), (high, wide) = weight.shape, images.shape[2:]
-    out = output_size(images, (kernel[0], kernel[1]), stride, padding)
+    d, c, *kernel = weight.shape
+    (high, wide), out = images.shape[2:], output_size(images, tuple(kernel), stride, padding)
     taps = torch.cat([weight.permute(2, 3, 0, 1).reshape(-1, d * c), weight.new_zeros(1, d * c)])
-    seen = taps.index_select(0, seen_taps((high, wide), out, (kernel[0], kernel[1]), stride, padding))
+    seen = taps.index_select(0, seen_taps((high, wide), out, tuple(kernel), stride, padding))
     matrix = seen.view(out[0] * out[1], high * wide, d, c).transpose(1, 2).reshape(-1, high * wide * c)
     found = F.linear(images.permute(0, 2, 3, 1).reshape(len(images), -1), matrix).view(len(images), *out, d)
     return (found if bias is None else found + bias).permute(0, 3, 1, 2)

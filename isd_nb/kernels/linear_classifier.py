@@ -87,6 +87,15 @@ def sgd_step(layer: nn.Linear, velocity: tuple[Tensor, Tensor], inputs: Tensor, 
         speed.mul_(0.9).add_(gradient)
         parameter.sub_(speed, alpha=learning_rate)
 
+# %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-classes
+def classes_of(labels: Tensor, classes: int | None) -> int:
+    "How many classes there are: as many as are given, or one more than the largest label."
+    if not len(labels):
+        raise InputError("a linear layer needs at least one training image, there is none")
+    if classes is not None and classes <= int(labels.max()):
+        raise InputError(f"training labels go up to {int(labels.max())}, so there are more than the {classes} classes given")
+    return classes or int(labels.max()) + 1
+
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-617c48
 def fit_linear(features: Tensor | ArrayLike,  # (N, F)
                labels: Tensor | ArrayLike,  # (N,) in 0 ... classes - 1
@@ -102,11 +111,7 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     "Train one linear layer on fixed features by the poster's schedule, for `epochs` epochs or `min_steps` steps."
     features = as_features(features, "training")
     labels = check_labels(features, labels, "training")
-    if not len(labels):
-        raise InputError("a linear layer needs at least one training image, there is none")
-    if classes is not None and classes <= int(labels.max()):
-        raise InputError(f"training labels go up to {int(labels.max())}, so there are more than the {classes} classes given")
-    classifier = LinearClassifier(features, classes or int(labels.max()) + 1)
+    classifier = LinearClassifier(features, classes_of(labels, classes))
     if not classifier.mean.isfinite().all():
         raise InputError("training features hold NaN or infinite values: the encoder has diverged")
     layer, inputs, generator = classifier.linear, standardised(classifier, features), torch.Generator().manual_seed(seed)

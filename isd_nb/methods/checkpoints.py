@@ -143,6 +143,19 @@ def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tens
         config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
     return config
 
+# %% ../../nbs/machine_room/39_checkpoints.ipynb #n17-known
+def recognised(path: Path, values: Any, layout: Layout, network: str | None, stem: str | None) -> tuple[dict[str, Tensor], BackboneConfig]:
+    "The tensors of a file by our names, and the network that they are of."
+    tensors = holds(values, layout)
+    if absent := [name for name, value in tensors.items() if value.is_meta]:
+        raise InputError(f"{path} holds names and shapes without their numbers (meta tensors: {', '.join(absent[:3])}): save it again with the weights loaded")
+    try:
+        state = own_names(values, layout)
+        tensorflow = any(name.endswith("_conv_stem.weight") for name in tensors)
+        return state, config_of(path, values, state, network, stem, tensorflow, layout.written_by == "MoCo v3")
+    except (IndexError, TypeError, RuntimeError) as error:  # of names that are known, and shapes that are not
+        raise InputError(f"{path} holds tensors of shapes that no known network has: {odd_shapes(tensors) or error}") from error
+
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n17-c96a81
 def read_checkpoint(path: Path | str,  # of one of the `layouts`
                     which: str = "teacher",  # or "student", where a file has both
@@ -159,15 +172,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     layout = find_layout(values, which, path)
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
-    tensors = holds(values, layout)
-    if absent := [name for name, value in tensors.items() if value.is_meta]:
-        raise InputError(f"{path} holds names and shapes without their numbers (meta tensors: {', '.join(absent[:3])}): save it again with the weights loaded")
-    try:
-        state = own_names(values, layout)
-        tensorflow = any(name.endswith("_conv_stem.weight") for name in tensors)
-        config = config_of(path, values, state, network, stem, tensorflow, layout.written_by == "MoCo v3")
-    except (IndexError, TypeError, RuntimeError) as error:  # of names that are known, and shapes that are not
-        raise InputError(f"{path} holds tensors of shapes that no known network has: {odd_shapes(tensors) or error}") from error
+    state, config = recognised(path, values, layout, network, stem)
     usual, whose = usual_statistics(config, layout, network is not None or ("head.weight" in state and not layout.place))
     encoder = fill(config, state, mean or usual[0], std or usual[1], str(path))
     check_heads(encoder, layout.written_by == "MoCo v3" or is_moco_v3(state), str(path))

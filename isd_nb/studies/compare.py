@@ -305,9 +305,6 @@ def read_result(task: Task) -> dict[str, Any]:
     "What a finished run reports."
     return read_json(Path(task.out) / "result.json", "remove it, and the same command makes it again")
 
-
-
-
 # %% ../../nbs/machine_room/64_compare.ipynb #c40-fin
 def finished(task: Task) -> bool:
     "Whether the run is there; an `InputError` where another one is in its place."
