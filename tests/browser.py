@@ -28,7 +28,7 @@ CHROME = [
     "--enable-unsafe-swiftshader",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
-PATIENCE = float(os.environ.get("BROWSER_PATIENCE", 120))  # seconds before anything counts as failed
+PATIENCE = float(os.environ.get("BROWSER_PATIENCE", 400))  # seconds until anything has failed; busy machines need many
 LAB = [
     "--no-browser",
     "--ip=127.0.0.1",

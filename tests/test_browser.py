@@ -36,7 +36,7 @@ from isd_nb.explore.gallery import Gallery, digest, gallery_of, run_files, run_i
 from isd_nb.engine.training import train
 from isd_nb.recipe import Recipe
 from isd_nb.views import GENTLE
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, TimeoutError, expect
 
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted((ROOT / "nbs" / "1_isd").glob("*.ipynb"))
@@ -744,8 +744,14 @@ class Notebook:
         self.page.keyboard.insert_text(text)
 
     def wait_for_output(self, cell: int, piece: str) -> None:
-        self.page.wait_for_function("""([i, piece]) => JSON.stringify(window.jupyterapp.shell.currentWidget.content
-            .model.cells.get(i).outputs.toJSON()).includes(piece)""", arg=[cell, piece])
+        try:
+            self.page.wait_for_function("""([i, piece]) => JSON.stringify(window.jupyterapp.shell.currentWidget.content
+                .model.cells.get(i).outputs.toJSON()).includes(piece)""", arg=[cell, piece])
+        except TimeoutError as error:
+            state = self.page.evaluate("""() => { const panel = window.jupyterapp.shell.currentWidget;
+                return [panel.sessionContext.session?.kernel?.status, [...panel.content.model.cells].map(c =>
+                    c.type === "code" && [c.executionCount, JSON.stringify(c.outputs.toJSON()).slice(0, 300)])]; }""")
+            raise AssertionError(f"no {piece!r} below cell {cell}; kernel and cells: {state}") from error
 
 
 def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
