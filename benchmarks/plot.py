@@ -179,6 +179,13 @@ def controls(saved: dict[str, Any]) -> None:
     ax.axvline(100, ls="--", color=ORANGE)
 
 
+def pages(saved: dict[str, Any]) -> None:
+    ax = axes(1, 3.4)[0]
+    seconds = {name.rpartition("/")[2].replace("_", " "): row["seconds"] for name, row in saved["pages"].items()}
+    bars(ax, seconds, "The start page and the lessons", "seconds from Run All Cells to the last output, median")
+    ax.axvline(60, ls="--", color=ORANGE)
+
+
 def gpu(saved: dict[str, Any]) -> None:
     for ax, row in zip(axes(len(saved["steps"])), saved["steps"]):
         speed = dict(ours=row["images_per_second"], plain=row["plain_images_per_second"])
@@ -187,7 +194,7 @@ def gpu(saved: dict[str, Any]) -> None:
 
 PLOTS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (
     views, loss, knn, step, step_blur, tuned, race, race_busy, race_cifar10, threads, parts, scaling, equivalence,
-    equivalence_loss, explorer, controls, gpu)}
+    equivalence_loss, explorer, controls, pages, gpu)}
 
 
 def save(name: str, source: Path, target: Path) -> None:

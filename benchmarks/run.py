@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("views", "loss", "knn", "step", "step_blur", "tuned", "race", "race_busy", "threads", "parts", "scaling",
-         "equivalence", "explorer", "controls")
+         "equivalence", "explorer", "controls", "pages")
 OPTIONS = {"step_blur": ["benchmarks/step.py", "--blur"],
            "race_busy": ["benchmarks/race.py", "--neighbours", "1"]}  # of names that are not a script's
 ROOT = Path(__file__).parent.parent
