@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .options import Device, Labels, TestFolder, Window, console
+from .options import CompareBatch, CompareOut, DataSpec, Device, Labels, RecipeName, Root, SeedList, TestFolder, Window, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
@@ -24,23 +24,17 @@ from ..studies.compare import compare
 from ..studies.tables import comparison_table, plot_compute, plot_learning, write_table
 
 # %% ../../nbs/machine_room/79_isd_compare.ipynb #c46-8af4fe
-DataSpec = Annotated[str | None, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH")]
-RecipeName = Annotated[str | None, Option(help="what all methods share; by default the one that fits the data")]
 every_method = ",".join(methods)
 Names = Annotated[str, Option("--methods", help="names with commas between, or package.module:Class")]
-Seeds = Annotated[str, Option(help="numbers with commas between")]
 Budget = Annotated[int | None, Option(min=1, help="images seen in each run; by default as the recipe says")]
-BatchSize = Annotated[int | None, Option(min=1, help="images in a step; by default as the recipe says")]
 Settings = Annotated[Path | None, Option(help='tuned settings: {"method": {"setting": value, "trials": 8}}')]
-Out = Annotated[Path | None, Option(help="where runs and results go; again to resume")]
 Evaluations = Annotated[int, Option(min=1, help="points of every learning curve")]
 Jobs = Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")]
-Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/79_isd_compare.ipynb #c47-059300
 def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, recipe: RecipeName = None,
-            names: Names = every_method, seeds: Seeds = "0,1,2",
-            budget_images: Budget = None, batch_size: BatchSize = None, settings: Settings = None, out: Out = None,
+            names: Names = every_method, seeds: SeedList = "0,1,2",
+            budget_images: Budget = None, batch_size: CompareBatch = None, settings: Settings = None, out: CompareOut = None,
             evaluations: Evaluations = 20, jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Train every method on the same images seen, and write comparison.json, a table and two figures."
     with one_sentence("isd_compare", "the same command goes on"):

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option, Typer
+from typer import Option, Typer
 
 from torch import Tensor
-from .options import Device, Labels, TestFolder, Window
+from .options import (
+    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, NeededData, Root, Size, SourceName, TestFolder, Window)
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
@@ -23,21 +24,13 @@ from ..explore.atlas import check_atlas, write_atlas
 from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/81_isd_embed.ipynb #n04-8f7f7a
-SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
-DataSpec = Annotated[str, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH")]
-OutFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
-Report = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and, of labelled images, suspect labels")]
 Atlas = Annotated[Path | None, Option(help="a .parquet file with map and neighbours of all images, for Apple's Embedding Atlas")]
 Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file of --atlas, too")]
-Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
-BatchSize = Annotated[int, Option(min=1, help="images at a time")]
-Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
-Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
 
 # %% ../../nbs/machine_room/81_isd_embed.ipynb #n05-79cc83
-def command(source: SourceName, data: DataSpec, out: OutFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
-            report: Report = None, atlas: Atlas = None, thumbnails: Thumbnails = False, size: Size = None,
-            batch_size: BatchSize = 256, processes: Processes = 1, device: Device = "auto", root: Root = Path("data")) -> None:
+def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
+            report: EmbedReport = None, atlas: Atlas = None, thumbnails: Thumbnails = False, size: Size = None,
+            batch_size: EmbedBatch = 256, processes: EmbedProcesses = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
     with one_sentence("isd_embed", "the same command goes on"):
         if atlas:

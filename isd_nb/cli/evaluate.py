@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from .options import Device, Labels, TestFolder, Window, Threads, console
+from isd_nb.cli.options import (
+    DataSpec, Device, EmbedProcesses, Labels, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount, SizeWithoutRun, TestFolder, Threads,
+    Window, console)
 from ..engine.evaluate_run import evaluate_run
 from ..engine.evaluate_source import evaluate_source
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
@@ -35,20 +37,12 @@ def shares(text: str) -> tuple[float, ...]:
         raise InputError(f"fractions are numbers with commas between them, like 0.01,0.1, not {text!r}") from None
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c55-17e612
-RunFolder = Annotated[Path | None, Argument(help="the run's directory; not with --encoder SOURCE")]
 Protocol = Annotated[str, Option(help=", ".join(protocols))]
-DataSpec = Annotated[str | None, Option(help="digits, folder:PATH, torchvision:NAME or packed:PATH; by default the run's")]
-Encoders = Annotated[str, Option(help="teacher, student or both of the run; or, without a run, what to evaluate: "
-                                    "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
-Size = Annotated[int | None, Option(min=1, help="height and width of the images, without a run; by default as the encoder was trained")]
 Fractions = Annotated[str, Option(help="shares of the labels, for few-labels and finetune")]
-Seeds = Annotated[int, Option(help="draws of the labelled images")]
 Augment = Annotated[bool, Option("--augment", help="moving views for the linear layer")]
 Baselines = Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")]
-Count = Annotated[int | None, Option(help="instead of the protocol's")]
 Rate = Annotated[float, Option(help="learning rate of the backbone in finetune")]
-Processes = Annotated[int, Option(min=1, help="that share the images; on GPUs each takes one")]
-Root = Annotated[Path, Option(help="where torchvision's sets lie or are downloaded to")]
+MinSteps = Annotated[int | None, Option(help="steps at least, instead of the protocol's")]
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #pr2-m3
 evaluation = Program("isd_eval", ("-c", "from isd_nb.cli.evaluate import isd_eval; isd_eval()"),
@@ -68,10 +62,10 @@ def in_processes(count: int, device: str, protocol: str, augment: bool) -> Itera
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c56-4ae2c8
 def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
-            test: TestFolder = None, window: Window = None, encoder: Encoders = "both",
-            size: Size = None, fractions: Fractions = "0.01,0.1", seeds: Seeds = 3, augment: Augment = False,
-            baselines: Baselines = False, epochs: Count = None, min_steps: Count = None, backbone_rate: Rate = FINETUNE.backbone_rate,
-            device: Device = "auto", threads: Threads = None, processes: Processes = 1, root: Root = Path("data")) -> None:
+            test: TestFolder = None, window: Window = None, encoder: OneEncoder = "both",
+            size: SizeWithoutRun = None, fractions: Fractions = "0.01,0.1", seeds: SeedCount = 3, augment: Augment = False,
+            baselines: Baselines = False, epochs: ProtocolEpochs = None, min_steps: MinSteps = None, backbone_rate: Rate = FINETUNE.backbone_rate,
+            device: Device = "auto", threads: Threads = None, processes: EmbedProcesses = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
     with (one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"),
           in_processes(processes, device, protocol, augment) as first, with_threads(threads)):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from .options import Labels, TestFolder, Window, console
+from .options import DataSpec, ExploreReport, Labels, ManyEncoders, Root, RunFolder, SizeWithoutRun, TestFolder, Window, console
 from ..engine.evaluate_run import own_images
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
@@ -93,18 +93,10 @@ def produce(run: Path, html: Path | None, **settings: Any) -> Path:
     return path
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c56-acd9d4
-RunFolder = Annotated[Path | None, Argument(help="a directory that isd_train wrote; not with --encoder")]
-Encoders = Annotated[list[str] | None, Option("--encoder", help="without a run: a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME; "
-                                              "again for a second one")]
-Size = Annotated[int | None, Option(min=1, help="height and width of the images, with --encoder; by default as the encoder was trained")]
 LabOptions = Annotated[list[str] | None, Argument(help="after --, options for JupyterLab, e.g. -- --no-browser")]
 HtmlFile = Annotated[Path | None, Option(help="write one self-contained HTML file instead of opening JupyterLab")]
-Report = Annotated[Path | None, Option("--report", help="a folder for tables of near-duplicates, outliers and suspect labels of the images that are shown; "
-                                            "without --html nothing else is done")]
 Limit = Annotated[int, Option(min=4, help="images at most")]
 Moments = Annotated[int, Option(min=1, help="checkpoints at most")]
-DataSpec = Annotated[str | None, Option(help="other images: digits, folder:PATH, torchvision:NAME or packed:PATH")]
-Root = Annotated[Path, Option(help="where torchvision's sets lie")]
 Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-2c5c7f
@@ -126,8 +118,8 @@ def report(run: Path | None, sources: Sequence[str], data: str | None, size: int
     return f"{', '.join(map(str, files))} are written"
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-rep-m1
-def command(run: RunFolder = None, lab: LabOptions = None, encoder: Encoders = None, size: Size = None,
-            html: HtmlFile = None, report_folder: Report = None, limit: Limit = 5_000, moments: Moments = 8,
+def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders = None, size: SizeWithoutRun = None,
+            html: HtmlFile = None, report_folder: ExploreReport = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
     "Open the explorer of a run in JupyterLab, or write it as one HTML file; or list what to look at first."

@@ -6,26 +6,22 @@
 __all__ = ['isd_export']
 
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie02-ld28
-from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from .options import console
+from .options import ExportFile, Size, SourceName, console
 from ..engine.export import export_encoder, push_to_hub
 from ..engine.launch import one_sentence
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie03-ld28
-SourceName = Annotated[str, Argument(help="a run, a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME")]
-OutFile = Annotated[Path | None, Option(help="ends in .onnx, .pt2 (torch.export) or .pt (TorchScript)")]
-Size = Annotated[int | None, Option(min=1, help="height and width of the images; by default as the encoder was trained")]
 HubName = Annotated[str | None, Option("--push", help="OWNER/NAME on the Hugging Face Hub: send a run's encoders and card there")]
 Public = Annotated[bool, Option("--public", help="for everybody to see; by default private")]
 Licence = Annotated[str, Option(help="of the weights, for the card")]
 
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie04-ld28
-def command(source: SourceName, out: OutFile = None, size: Size = None, push: HubName = None, public: Public = False,
+def command(source: SourceName, out: ExportFile = None, size: Size = None, push: HubName = None, public: Public = False,
             licence: Licence = "apache-2.0") -> None:
     "Write an encoder for other programs, or send a run to the Hub."
     with one_sentence("isd_export"):

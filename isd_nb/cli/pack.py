@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .options import Labels, Root, TestFolder, console
+from .options import Labels, PackedSize, Root, TestFolder, console
 from ..data import ImageSet
 from ..engine.launch import ended_by_sigterm, one_sentence
 from ..errors import InputError
@@ -44,11 +44,10 @@ def pack(spec: str,  # as `load_sets` reads it
 # %% ../../nbs/machine_room/83_isd_pack.ipynb #ip06-m2
 SourceSpec = Annotated[str, Argument(help="folder:PATH, torchvision:NAME or digits")]
 OutFolder = Annotated[Path, Argument(help="a new folder; isd_train --data packed:OUT reads it")]
-Size = Annotated[int | None, Option(min=1, help="height and width of the images that are evaluated, a recipe's image_size; by default that of the images")]
 StoredSize = Annotated[int | None, Option(min=1, help="of the images that views are cut from, a recipe's stored_size; by default the same")]
 
 
-def command(spec: SourceSpec, out: OutFolder, size: Size = None, stored_size: StoredSize = None, labels: Labels = None,
+def command(spec: SourceSpec, out: OutFolder, size: PackedSize = None, stored_size: StoredSize = None, labels: Labels = None,
             test: TestFolder = None, root: Root = Path("data")) -> None:
     "Decode a set of images once, into arrays that training reads at the speed of memory."
     with one_sentence("isd_pack", "nothing is kept of a part that is not whole"):
