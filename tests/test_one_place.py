@@ -4,9 +4,11 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import chdir, redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import pytest
 from typer.models import ArgumentInfo, OptionInfo
@@ -125,3 +127,161 @@ def test_a_run_is_seen_whatever_its_spaces_and_imports() -> None:
     other = "x = 0\na  =  1\nb = 2\nfrom z import (\n    y)\nc = 3\nd = 4\n# why\ne = 5\nf = 6\n"
     assert runs_in([lines_of(code, "one"), lines_of(other, "two")]) == {"a = 1": ["one, line 1", "two, line 2"]}
     assert not runs_in([lines_of(code, "one"), lines_of(other.replace("c = 3", "c = 4"), "two")])
+
+
+READERS = {"saved_results", "saved_run", "read_result"}  # functions of the package that open files of results/
+COMPUTE = {"train", "train_or_go_on", "finish", "embed", "load_encoder", "digits", "build_method"}  # what takes time
+CHANGE = {"append", "extend", "add", "update", "setdefault"}  # methods that change what they belong to
+Inner = ast.FunctionDef | ast.ClassDef | ast.Lambda
+
+
+class Statement(NamedTuple):
+    "A statement of a page, with the names it takes from others and gives to them."
+    cell: int
+    code: str
+    uses: frozenset[str]
+    gives: frozenset[str]
+    calls: frozenset[str]  # names outside of the bodies of functions
+    reads: bool  # files of results/
+
+
+def base_name(node: ast.AST) -> str:
+    "`runs` of `runs[0].found`."
+    while isinstance(node, ast.Subscript | ast.Attribute | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def outer(node: ast.AST) -> Iterator[ast.AST]:
+    "A statement and its parts, without the bodies of functions."
+    yield node
+    if not isinstance(node, Inner):
+        for child in ast.iter_child_nodes(node):
+            yield from outer(child)
+
+
+def read_line(cell: int, statement: ast.stmt) -> Statement:
+    "What a statement takes and gives."
+    nodes, near = list(ast.walk(statement)), list(outer(statement))
+    loops = [c.target for c in nodes if isinstance(c, ast.comprehension)]
+    inner = {n.id for target in loops for n in ast.walk(target) if isinstance(n, ast.Name)}
+    inner |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    bound = {n.id for f in near if isinstance(f, ast.For) for n in ast.walk(f.target) if isinstance(n, ast.Name)}
+    gives = {n.id for n in near if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - inner | bound
+    gives |= {n.name for n in near if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    imported = [a for n in near if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names]
+    gives |= {a.asname or a.name.partition(".")[0] for a in imported}
+    gives |= {base_name(n) for n in near if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)}
+    gives |= {base_name(n.value) for n in near if isinstance(n, ast.Attribute) and n.attr in CHANGE}
+    uses = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - inner - bound
+    calls = {n.id for n in near if isinstance(n, ast.Name)}
+    texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    reads = any("../results" in text for text in texts) or bool(uses & READERS)
+    return Statement(cell, ast.unparse(statement), frozenset(uses), frozenset(gives), frozenset(calls), reads)
+
+
+def needed(lines: list[Statement], waiting: list[int]) -> list[int]:
+    "The statements that some need, and these, in their order: for every name the last before that gives or changes it."
+    givers: dict[str, list[int]] = {}
+    for number, line in enumerate(lines):
+        for name in line.gives:
+            givers.setdefault(name, []).append(number)
+    chosen: set[int] = set()
+    while waiting:
+        number = waiting.pop()
+        if number not in chosen:
+            chosen.add(number)
+            for found in (givers[name] for name in lines[number].uses if name in givers):
+                before = [n for n in found if n < number]
+                later = lines[number].code.startswith(("def ", "class "))  # its names are read when it is called
+                waiting += before[-1:] or found[:1] * later
+    return sorted(chosen)
+
+
+class Page(NamedTuple):
+    "What of a page is run again."
+    lines: list[Statement]
+    shown: dict[int, str]  # by cell, what it printed when the page was saved
+    order: list[int]  # of the statements
+
+
+def read_page(path: Path) -> Page:
+    "Its printing cells that need files of results/, and nothing that takes time."
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    lines = [read_line(n, s) for n, c in enumerate(cells) for s in ast.parse("".join(c["source"])).body]
+    slow = COMPUTE & {name for line in lines if "import " in line.code for name in line.gives}
+    shown, order = {}, set()
+    for number, cell in enumerate(cells):
+        text = "".join("".join(o["text"]) for o in cell["outputs"] if o.get("name") == "stdout")
+        mine = needed(lines, [n for n, line in enumerate(lines) if line.cell == number]) if text else []
+        if any(lines[n].reads for n in mine) and not any(lines[n].calls & slow for n in mine):
+            shown[number] = text
+            order |= set(mine)
+    return Page(lines, shown, sorted(order))
+
+
+def printed(page: Page, folder: Path) -> dict[int, str]:  # by cell
+    "What a page prints when it is run in a folder; of a statement that raises, its error."
+    names: dict[str, Any] = {"__name__": "page"}
+    found: dict[int, str] = dict.fromkeys(page.shown, "")
+    with chdir(folder):
+        for number in page.order:
+            line = page.lines[number]
+            with redirect_stdout(StringIO()) as text:
+                try:
+                    exec(compile(line.code, f"cell {line.cell}", "exec"), names)
+                except Exception as error:  # an assertion that a number no longer fulfils, or what comes of it
+                    text.write(f"{type(error).__name__}: {error}")
+            names |= {"display": lambda *_: None} if "display" in names else {}
+            if line.cell in found:
+                found[line.cell] += text.getvalue()
+    return found
+
+
+PAGES = {str(path.relative_to(ROOT)): page for path in sorted((ROOT / "nbs").rglob("*.ipynb"))
+         if ".ipynb_checkpoints" not in path.parts and "result" in path.read_text() and (page := read_page(path)).shown}
+
+
+@pytest.fixture(autouse=True)
+def no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Figures are drawn nowhere."
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+
+
+def test_the_pages_that_show_saved_numbers_are_seen() -> None:
+    folders = {str(Path(name).parent) for name in PAGES}
+    assert {"nbs/3_claims", "nbs/4_your_images", "nbs/machine_room"} <= folders and len(PAGES) >= 12
+    assert sum(len(page.shown) for page in PAGES.values()) >= 45
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_shows_of_results_is_in_the_files(name: str) -> None:
+    found = printed(PAGES[name], (ROOT / name).parent)
+    assert found == PAGES[name].shown, "execute the page again"
+
+
+def changed(value: Any) -> Any:
+    "The same with other fractions."
+    if isinstance(value, dict):
+        return {key: changed(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [changed(v) for v in value]
+    return 0.9 * value - 0.02 if isinstance(value, float) else value
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_changed_number_is_seen_on_its_page(tmp_path: Path) -> None:
+    name = "nbs/machine_room/84_benchmarks.ipynb"
+    place = (tmp_path / name).parent
+    place.mkdir(parents=True)
+    (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").glob("*"):
+        (tmp_path / "results" / path.name).symlink_to(path)
+    assert printed(PAGES[name], place) == PAGES[name].shown
+    file = tmp_path / "results" / "digits-1.json"
+    values = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps(changed(values)))
+    different = [cell for cell, text in printed(PAGES[name], place).items() if text != PAGES[name].shown[cell]]
+    assert len(different) == 1
