@@ -77,7 +77,7 @@ given_weights = "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:
 
 # %% ../../nbs/machine_room/76_options.ipynb #op1-images
 DataSpec = Annotated[str | None, Option(help=f"{image_sets}; by default those of the recipe or the run")]
-NeededData = Annotated[str, Option(help=image_sets)]
+NeededData = Annotated[str, Option(help=image_sets)]  # of a command that has no other images
 Labels = Annotated[Path | None, Option(help="of a folder: a table of files and labels, instead of class folders (CSV, TSV or text; header or none)")]
 TestFolder = Annotated[str | None, Option("--test", help="of a folder: the folder to test on, inside it or anywhere")]
 Window = Annotated[str | None, Option(help="of DICOM files in a folder: CENTER,WIDTH; by default the window in each file's tags")]

@@ -92,11 +92,11 @@ def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
     from isd_nb.explore.neighbours import plot_neighbours
 
     which = list(finished.encoders)[-1]
-    images, looks = (sets.test, finished.test[which]) if sets.test else (sets.bank, finished.bank[which])
+    images, test_features = (sets.test, finished.test[which]) if sets.test else (sets.bank, finished.bank[which])
     rows = torch.linspace(0, len(images) - 1, 4).long().tolist()
-    near = plot_neighbours(images, looks, sets.bank, finished.bank[which], rows, 6, temperature=recipe.teacher_temperature)
+    near = plot_neighbours(images, test_features, sets.bank, finished.bank[which], rows, 6, temperature=recipe.teacher_temperature)
     chosen = torch.linspace(0, len(images) - 1, min(points, len(images))).long()
-    places, kind = (main_axes(looks[chosen]), "Two main axes") if quick else (layout(looks[chosen]), "UMAP")
+    places, kind = (main_axes(test_features[chosen]), "Two main axes") if quick else (layout(test_features[chosen]), "UMAP")
     atlas = plot_map(places, images.subset(chosen), f"{kind} of the {which}'s features")
     if quick:
         atlas.axes[0].set(xlabel="axis 1", ylabel="axis 2")
@@ -127,11 +127,11 @@ def figures_of(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet,
     from isd_nb.explore.neighbours import plot_neighbours
 
     encoder, bank = list(trained.method.encoders().values())[-1], subsample_evenly(train_set, 10_000)
-    found, looks = embed(encoder, bank), embed(encoder, probe)
+    found, test_features = embed(encoder, bank), embed(encoder, probe)
     rows = torch.linspace(0, len(probe) - 1, min(8, len(probe))).long().tolist()
     figures = {"curves": plot_curves(out, summary),
-               "neighbours": plot_neighbours(probe, looks, bank, found, rows, temperature=recipe.teacher_temperature)}
-    return figures | ({"umap": plot_map(layout(looks), probe, "UMAP of the learned features")} if len(probe) >= 4 else {})
+               "neighbours": plot_neighbours(probe, test_features, bank, found, rows, temperature=recipe.teacher_temperature)}
+    return figures | ({"umap": plot_map(layout(test_features), probe, "UMAP of the learned features")} if len(probe) >= 4 else {})
 
 # %% ../../nbs/machine_room/71_figures.ipynb #c25-fda329
 def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,

@@ -231,9 +231,9 @@ def top(score: Score) -> dict[str, float]:
 # %% ../../nbs/machine_room/45_answers.ipynb #c23-9e7450
 def neighbours(asked: EvalTarget) -> dict[str, float]:
     "NN, 20-NN, and 20-NN weighted by exp(similarity / 0.07), from one search."
-    features, labels, looks, truth = asked.features
+    features, labels, test_features, truth = asked.features
     k = min(20, len(features))
-    found = neighbour_votes(features, labels, looks, {"nn": (1, None), "20-nn": (k, None), "weighted": (k, 0.07)})
+    found = neighbour_votes(features, labels, test_features, {"nn": (1, None), "20-nn": (k, None), "weighted": (k, 0.07)})
     right = {name: votes == truth.to(votes.device) for name, votes in found.items()}
     low, high = bootstrap_interval(right["20-nn"].cpu())
     shares = {name: hits.double().mean().item() for name, hits in right.items()}
@@ -259,8 +259,8 @@ def tuned(asked: EvalTarget, question: EvalConfig, fraction: float, seed: int, f
 
 def labelled(asked: EvalTarget, question: EvalConfig, fraction: float, seed: int, folder: Path) -> dict[str, float]:
     "The linear layer on cached features, on some of the labels."
-    features, labels, looks, truth = asked.features
-    return top(few_label_accuracy(features, labels, looks, truth, fraction, seed, **question.changes()))
+    features, labels, test_features, truth = asked.features
+    return top(few_label_accuracy(features, labels, test_features, truth, fraction, seed, **question.changes()))
 
 # %% ../../nbs/machine_room/45_answers.ipynb #c27-50c84a
 def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str, Any], Callable[[Path], dict[str, float]]]]:
