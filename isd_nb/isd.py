@@ -15,7 +15,7 @@ from .data import ImageSet
 from .encoders import Encoder, mlp
 from .kernels.bfloat16_attention import product_precision
 from .loss import streaming_soft_label_loss
-from .method import Output, WithQueue
+from .method import Method as Method, Output, WithQueue  # `Method` is found here, too
 
 # %% ../nbs/1_isd/6_isd.ipynb #c22-9ba393
 class ISD(WithQueue):
