@@ -161,12 +161,17 @@ def read_notebooks(only: Collection[str] = ()) -> dict[Path, dict[str, Any]]:
     return {p.relative_to(ROOT): json.loads(p.read_text()) for p in chosen}
 
 
+def on_the_site(page: str) -> str:
+    "A hand-written page with links to notebooks and pictures as they lie on the site, not as in a clone."
+    return re.sub(r"\]\(\.\./\.\./(nbs|results)/", r"](\1/", page)
+
+
 def lay_out(source: Path, notebooks: dict[Path, dict[str, Any]], modules: dict[str, Path]) -> None:
     "Write everything that Sphinx reads; `modules` are those of the reference."
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book" / "pages", source)
-    for page in source.glob("*.md"):  # their links lead to the notebooks in a clone; on the site pages lie beside `nbs`
-        page.write_text(page.read_text().replace("](../../nbs/", "](nbs/"))
+    for page in source.glob("*.md"):  # their links hold in a clone; on the site pages lie beside `nbs` and `results`
+        page.write_text(on_the_site(page.read_text()))
     for name in ("conf.py", "_static"):
         origin = ROOT / "book" / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, source / name)

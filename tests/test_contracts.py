@@ -1,5 +1,10 @@
-"""What others rely on: names and their signatures, one meaning for a name, old names, and a package that opens at once."""
+"""What others rely on: names and signatures, one meaning for a name, old places of names, a light start."""
+import importlib
 import inspect
+import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +125,123 @@ def test_scores_are_numbers_between_0_and_1() -> None:
     features, labels = torch.cat([torch.randn(30, 4) + 9, torch.randn(30, 4) - 9]), torch.arange(60) // 30
     for score in (knn_accuracy, linear_accuracy):
         assert isinstance(found := score(features, labels, features, labels), float) and found == 1.0
+
+
+# ---- the package as a whole
+
+ROOMS = {"kernels", "sources", "methods", "protocols", "engine", "studies", "explore", "cli"}
+
+
+def test_the_package_opens_at_once() -> None:
+    "In a fresh interpreter: the name of the package imports nothing of weight, a name from it does."
+    heavy = ("torch", "torchvision", "numpy", "matplotlib", "jupyter", "jupyterlab", "IPython", "umap", "ipywidgets",
+             "anywidget", "sklearn")
+    code = f"import isd_nb, sys; print([name for name in {heavy!r} if name in sys.modules], len(dir(isd_nb)) > 10)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "[] True\n", said.stdout + said.stderr
+
+
+def test_the_package_has_eight_rooms() -> None:
+    assert {p.parent.name for p in PACKAGE.glob("*/*.py")} == ROOMS and len(ROOMS) <= 8
+    assert {p.parent.name for p in PACKAGE.glob("*/*/**/*.py")} == set(), "a room has no rooms of its own"
+
+
+def test_pages_link_to_files_as_a_clone_has_them() -> None:
+    pages = list((PACKAGE.parent / "book" / "pages").glob("*.md"))
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())]
+    here = [(page, link) for page, link in links if "://" not in link]
+    lost = [(page.name, link) for page, link in here if not (page.parent / link).exists()]
+    assert here and not lost
+
+
+def test_the_site_has_pictures_and_notebooks_beside_its_pages() -> None:
+    sys.path.insert(0, str(PACKAGE.parent / "book"))
+    import build
+
+    text = "![a](../../results/figures/a.png) [b](../../nbs/b.ipynb) [c](../../setup.py)"
+    assert build.on_the_site(text) == "![a](results/figures/a.png) [b](nbs/b.ipynb) [c](../../setup.py)"
+
+
+# ---- old places of names
+
+OLD = {  # what code of an earlier version imports, by module: the names that are no longer defined there
+    "baselines.moco_v2": "company own_rows",
+    "building": "check_options",
+    "cli": "BatchSize Change DataSpec Device DryRun Epochs Figures MethodName Out Processes RecipeName Resume Root "
+           "Seed Steps Supervised Tracker Workers change_setting choose_recipe closing command companions "
+           "draw_figures end_with_first figures_of final_scores finish free_port isd_train lost one_sentence "
+           "places_of plan_in_words plot_curves process_count read_sets read_value recipe_of run run_directory "
+           "scores_of share_of_cores start_companion table table_rows train_supervised watch what_was_run",
+    "cli_eval": "Asked Ledger Question add_row answer answers as_saved check_numbers encoders_of file_of images_for "
+                "labelled ledger_of line_of linear matching neighbours pick_device rows_file rows_of stoppable titles "
+                "to_ask top tuned",
+    "compare": "BatchSize Budget DataSpec Device Evaluations Jobs Names Out RecipeName Root Seeds Settings command "
+               "every_method isd_compare listed number_of_images numbers report score",
+    "data": "class_folders digits fit has_bfloat16 held_out_folders identity image_files kept_if_allowed kind_of "
+            "load_images locked look_into nearest pick_held_out place read_files read_folder read_split refusal "
+            "report_unreadable same_channels send spread suffixes upright walk",
+    "encoders": "conv_bn small_resnet tiny torchvision_resnet",
+    "evaluation": "check_images in_batches one_thread take_epoch",
+    "explorer": "DataSpec HtmlFile LabOptions Limit Moments Opening Root RunFolder command isd_explore open_lab "
+                "produce write_notebook",
+    "fine_tuning": "labelled_batches",
+    "folders": "as_images read_indexed sort_tiny_imagenet",
+    "fused": "attend_fused",
+    "gallery": "Moment",
+    "gpu_run": "Finished LiveCurves Together check_pixels draw features_of finish main_axes plot_rows "
+               "read_sets_of_files read_stl10 sample_evaluator score_features score_table train_or_go_on where",
+    "isd": "FromRecipe WithTeacher average_over_processes call_apart similarities width_of",
+    "loss": "attend attend_blocks check_looks wide",
+    "low_precision": "attend_bfloat16",
+    "neighbours": "popularity",
+    "queue": "unit",
+    "recipes": "are fitted need",
+    "runs": "Saver Stopped cores load_checkpoint machine save_checkpoint stop_signals",
+    "scale": "SumOverProcesses SyncBatchNorm centre sync_batch_norm",
+    "teacher": "pure_call write_buffers",
+    "training": "Diverged Log Plan Progress Rows Session agreed backward batches check_encoders check_losses "
+                "check_tracker check_weights compiler count_seconds decoders due leave_signals look measure "
+                "micro_batches prepare restore_session run_session save_session shard start_processes start_tracker "
+                "synchronize",
+    "views": "Draw add_noise_ apply_draw blur_reach blur_weights crop_boxes luma make_grey_ resample resize_weights "
+             "rotate scale_brightness_ scale_contrast_ scale_saturation_ turn_hue_",
+}
+
+
+def place_in(said: str) -> object:
+    "What lies at the place that a message names: `isd_nb.module.name`, or a module and `as name` behind it."
+    found = re.findall(r"isd_nb\.[\w.]+", said)[-1]
+    renamed = re.search(r", as (\w+)$", said)
+    module, _, name = (f"{found}.{renamed[1]}" if renamed else found).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return importlib.import_module(found)
+
+
+@pytest.mark.parametrize("place", OLD)
+def test_a_name_that_has_moved_leads_to_its_new_place(place: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module(f"isd_nb.{place}")
+    for name in OLD[place].split():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                found = getattr(module, name)
+            except ImportError as error:
+                assert f"{name} is no longer in isd_nb.{place}: isd_nb." in str(error)
+                place_in(str(error))
+                continue
+        said = [str(w.message) for w in caught if w.category is FutureWarning]
+        assert said and said[0].startswith(f"{name} has moved"), f"{place}.{name}"
+        new = place_in(said[0])
+        assert (getattr(new, name) if inspect.ismodule(new) else new) is found, f"{place}.{name}"
+
+
+@pytest.mark.filterwarnings("ignore:.*has moved")
+def test_from_import_names_the_new_place_of_what_is_gone() -> None:
+    with pytest.raises(ImportError, match=r"score is no longer in isd_nb\.compare: isd_nb\.protocols\.scorer"):
+        exec("from isd_nb.compare import score")
+    with pytest.raises(ImportError, match="cannot import name 'attent'"):
+        exec("from isd_nb.loss import attent")
