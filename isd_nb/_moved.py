@@ -77,6 +77,10 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "cli.compare": "BatchSize Budget DataSpec Evaluations Jobs Names Out RecipeName Root Seeds Settings command "
                        "every_method isd_compare listed numbers report",
         "cli.options": "Device",
+        "studies.compare": "differences=changed_settings passes=count_passes",
+    },
+    "comparison": {
+        "studies.tables": "write_table=write_comparison",
     },
     "data": {
         "data": "fit=resize_center_crop spread=subsample_evenly upright=exif_transpose",
@@ -90,6 +94,9 @@ LEFT = {  # by the module that names have left and the one where they are: names
     },
     "encoders": {
         "kernels.backbones": "conv_bn small_resnet tiny torchvision_resnet",
+    },
+    "engine.evaluate_source": {
+        "engine.evaluate_source": "fingerprint=weights_fingerprint",
     },
     "evaluation": {
         "embedding": "check_images in_batches",
@@ -126,6 +133,12 @@ LEFT = {  # by the module that names have left and the one where they are: names
     "low_precision": {
         "kernels.bfloat16_attention": "attend_bfloat16=bfloat16_attention",
     },
+    "methods.checkpoints": {
+        "methods.checkpoints": "find_layout=key_layout_of",
+    },
+    "methods.foreign_names": {
+        "methods.foreign_names": "Layout=KeyLayout",
+    },
     "neighbours": {
         "explore.neighbours": "popularity=hubness",
     },
@@ -141,6 +154,12 @@ LEFT = {  # by the module that names have left and the one where they are: names
     },
     "scale": {
         "methods.sync_batch_norm": "SumOverProcesses SyncBatchNorm centre sync_batch_norm",
+    },
+    "sharing": {
+        "engine.model_card": "score_table=scores_in_markdown",
+    },
+    "sources.given": {
+        "sources.given": "name_of=table_entry",
     },
     "teacher": {
         "method": "pure_call=functional_forward write_buffers=load_buffers_",

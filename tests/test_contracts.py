@@ -1,10 +1,12 @@
 """What others rely on: names and signatures, one meaning for a name, old places of names, a light start."""
+import ast
 import importlib
 import inspect
 import re
 import subprocess
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,88 @@ def test_the_site_has_pictures_and_notebooks_beside_its_pages() -> None:
     assert build.on_the_site(text) == "![a](results/figures/a.png) [b](nbs/b.ipynb) [c](../../setup.py)"
 
 
+# ---- one meaning for a name
+
+OPTIONS = {  # each command of `cli` has a text and a default of its own for an option of the same name
+    "BatchSize", "DataSpec", "Encoders", "Out", "OutFile", "Processes", "RecipeName", "Report", "Root", "RunFolder",
+    "Seeds", "Size", "SourceName", "command"}
+TWICE = {  # what two modules define under one name, and why that is no trap
+    "Supervised": "the option --supervised of isd_train, and the method that it adds",
+    "answer": "a row of isd_eval, and what the explorer's page gets: neither is imported elsewhere",
+    "answers": "the rows of a protocol, and those of a study: one verb for two tables",
+    "at_least": "a rule of the choice of threads, and the lower bounds of settings: each stays in its module",
+    "check_images": "of a set before it is embedded, and of a batch in a network: each where its argument is made",
+    "check_network": "before a teacher copies it, and before a recipe trains it: the floors differ",
+    "check_own": "of a run's images, and of a user's network: each stays in its module",
+    "check_place": "of an export, and of a packed set: each stays in its module",
+    "closing": "the last words of two commands",
+    "columns": "of a table of features, and of metrics.csv: each stays in its module",
+    "columns_of": "what is written into an atlas, and what is read from a table of labels",
+    "compute": "features of one process, and operations of a run: the second is a column of the table",
+    "describe": "what the explorer's page gets, and the statistics of soft labels: lesson and page name them so",
+    "digest": "of a gallery, and of packed images: both decide whether a cache is stale",
+    "file_of": "of the answers of a run, and of a source: each stays in its module",
+    "finish": "the command's, which prints, is built on the engine's, which returns",
+    "form": "the version of two file formats",
+    "formats": "that Pillow reads, and that exports are written in",
+    "from_torchvision": "a network, and a set: torchvision has both",
+    "identity": "of a folder on a disk, and of a set of images: each what equals itself by another path",
+    "keep": "a checkpoint of a training, one of fine-tuning, and what a forward pass keeps in memory",
+    "kind_of": "of an entry of a folder, and of a `--data` argument",
+    "labelled": "the score on some labels, and a list of files with labels from a table",
+    "layouts": "of checkpoints, which lesson 3 of part 4 prints, and of maps, by training step",
+    "ledger_of": "the file of answers of a run, and of a study",
+    "look": "the first call of a method in its check, and an evaluation in training: both are one glance",
+    "luma": "of pixels in a view, and the weights of its sum",
+    "measure": "each study has one, called by its module's name; the engine's makes a row of metrics.csv",
+    "name_of": "of a source of features, and of an image in a figure: their arguments cannot be mistaken",
+    "numbers": "of a text on the command line, and of a row of metrics.csv",
+    "pack": "the command's images, and the explorer's arrays",
+    "places_of": "of processes on a machine, and of files in a folder",
+    "plan_of": "the order of fine-tuning, and a folder as every command reads it",
+    "printable": "of a file's name in a message, and of any name in a figure or page: the second keeps no bytes",
+    "protocols": "names of `--protocol`, and the columns of a comparison with their titles",
+    "put_together": "the parts of an attention kernel, and the parts of a file of features",
+    "read_result": "of one run, and of a saved study: lessons use the second alone",
+    "recipe_of": "of a run to be resumed, and of an encoder's file",
+    "report": "the texts that two commands print",
+    "rows_of": "of a raw file of features, and of a file of answers",
+    "size_of": "bytes of a file, and -1 for one that is gone where sets are compared",
+    "split_names": "for people, from folders, and of torchvision's sets, where theirs are others",
+    "train": "the second is the first with a recipe's name and images from a text, and is what `isd_nb.train` gives",
+    "unreadable": "the refusals of a checkpoint, and of an image",
+    "watch": "over companion processes, and over a study's training: each stays in its module",
+    "width_of": "by a network's last layer, and by two grey images for a network whose layers are not known",
+    "words": "a pattern for the keys of text towers, and what was found of a set",
+}
+
+
+def defined_in(path: Path) -> set[str]:
+    "Names without an underscore that a module's own code defines at its top."
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    places = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parent != PACKAGE or path.stem not in ("_modidx", "_moved"):
+            for name in defined_in(path):
+                places[name].append(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    new = {name: where for name, where in twice.items() if name not in TWICE and name not in OPTIONS}
+    assert not new, f"choose another name, or state here why two are no trap: {new}"
+    assert not (TWICE.keys() | OPTIONS) - twice.keys(), "no longer in two modules"
+    options = {name: [w for w in twice[name] if not w.startswith("cli.")] for name in OPTIONS}
+    assert not {name: where for name, where in options.items() if where}
+
+
 # ---- old places of names
 
 OLD = {  # what code of an earlier version imports, by module: the names that are no longer defined there
@@ -176,7 +260,8 @@ OLD = {  # what code of an earlier version imports, by module: the names that ar
                 "labelled ledger_of line_of linear matching neighbours pick_device rows_file rows_of stoppable titles "
                 "to_ask top tuned",
     "compare": "BatchSize Budget DataSpec Device Evaluations Jobs Names Out RecipeName Root Seeds Settings command "
-               "every_method isd_compare listed number_of_images numbers report score",
+               "differences every_method isd_compare listed number_of_images numbers passes report score",
+    "comparison": "write_table",
     "data": "class_folders digits fit has_bfloat16 held_out_folders identity image_files kept_if_allowed kind_of "
             "load_images locked look_into nearest pick_held_out place read_files read_folder read_split refusal "
             "report_unreadable same_channels send spread suffixes upright walk",
@@ -198,6 +283,7 @@ OLD = {  # what code of an earlier version imports, by module: the names that ar
     "recipes": "are fitted need",
     "runs": "Saver Stopped cores load_checkpoint machine save_checkpoint stop_signals",
     "scale": "SumOverProcesses SyncBatchNorm centre sync_batch_norm",
+    "sharing": "score_table",
     "teacher": "pure_call write_buffers",
     "training": "Diverged Log Plan Progress Rows Session agreed backward batches check_encoders check_losses "
                 "check_tracker check_weights compiler count_seconds decoders due leave_signals look measure "
@@ -205,6 +291,10 @@ OLD = {  # what code of an earlier version imports, by module: the names that ar
                 "synchronize",
     "views": "Draw add_noise_ apply_draw blur_reach blur_weights crop_boxes luma make_grey_ resample resize_weights "
              "rotate scale_brightness_ scale_contrast_ scale_saturation_ turn_hue_",
+    "methods.foreign_names": "Layout",
+    "methods.checkpoints": "find_layout",
+    "engine.evaluate_source": "fingerprint",
+    "sources.given": "name_of",
 }
 
 

@@ -39,7 +39,8 @@ def imports_of(module: str) -> set[str]:
 
 
 # Imported by name when used: `load_encoder` takes every source, and the readers of foreign files build networks. This
-# one arrow points up; importing isd_nb.encoders does not follow it.
+# one arrow points up; importing isd_nb.encoders does not follow it. A registry would not do: the readers would be there
+# only after an import of isd_nb.methods.checkpoints, so that what `load_encoder` reads would hang on what else is used.
 LATE = {("encoders", "methods.checkpoints")}
 
 

@@ -21,7 +21,7 @@ from ..methods.building import methods
 from ..methods.choosing import choose_recipe
 from ..sources.given import with_given
 from ..studies.compare import compare
-from ..studies.tables import comparison_table, plot_compute, plot_learning, write_table
+from ..studies.tables import comparison_table, plot_compute, plot_learning, write_comparison
 
 # %% ../../nbs/machine_room/79_isd_compare.ipynb #c46-8af4fe
 every_method = ",".join(methods)
@@ -69,7 +69,7 @@ def report(comparison: Mapping[str, Any], out: Path) -> None:
     "Print the table, draw the figures, and exit with 1 where a run has failed."
     if comparison["runs"]:
         print("", comparison_table(comparison), sep="\n")
-        write_table(comparison, out / "table.csv")
+        write_comparison(comparison, out / "table.csv")
         try:
             for name, draw in (("learning", plot_learning), ("compute", plot_compute)):
                 draw(comparison).savefig(out / f"{name}.png", dpi=100)

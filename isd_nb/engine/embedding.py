@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
-from .evaluate_source import Source, as_encoder, fingerprint, name_of, resized_of, white_of
+from .evaluate_source import Source, as_encoder, name_of, resized_of, weights_fingerprint, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, report_files, write_report
 from ..errors import InputError, from_extra, locked, printable, suggest
@@ -108,7 +108,7 @@ def missing(folder: Path, every: Sequence[Piece]) -> list[Piece]:
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-key1
 def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
     "A fingerprint of all that the features depend on."
-    found = hashlib.sha256(f"{fingerprint(encoder)} {name} {size}".encode())
+    found = hashlib.sha256(f"{weights_fingerprint(encoder)} {name} {size}".encode())
     for row in described(sets):
         found.update("\0".join(row).encode(errors="surrogateescape"))
     for _, images in sets:  # files may have changed under the same names

@@ -36,7 +36,7 @@ def load_into(net: nn.Module,  # a ResNet of torchvision or timm, of the same ki
     return net
 
 # %% ../../nbs/machine_room/56_model_card.ipynb #c16-50f521
-def score_table(summary: Mapping[str, Any]) -> str:
+def scores_in_markdown(summary: Mapping[str, Any]) -> str:
     "The accuracies of a `summary.json` as a table in Markdown."
     names = [k.removeprefix("knn20_") for k in summary if k.startswith("knn20_")]
     if not names:
@@ -103,7 +103,7 @@ def model_card(run: Path | str,  # a run's directory, with encoder.safetensors a
              f"The file holds: {', '.join(encoder.metadata['encoders'])}.", "## Use", usage(which, encoder.config.name),
              "## Data", f"`{recipe['data']}`. {labels} The images have a licence of their own, which may limit the use of weights "
              "learned from them (ImageNet's is for non-commercial research).",
-             "## Numbers", score_table(summary), "Share of correct test images; k-NN by cosine similarity on backbone features, "
+             "## Numbers", scores_in_markdown(summary), "Share of correct test images; k-NN by cosine similarity on backbone features, "
              "unweighted majority; one linear layer on fixed features.",
              "## Recipe", f"```json\n{json.dumps(recipe, indent=1)}\n```",
              "## Licence", f"Weights: {licence}. Made with isd_nb, an independent implementation of ISD (ICCV 2021)."]

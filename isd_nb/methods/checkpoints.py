@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
-from .foreign_names import Layout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, strays, unwrappings
+from .foreign_names import KeyLayout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, strays, unwrappings
 from .hub import hub_file
 from .networks import check_given, imagenet, need_timm, network_size, normalisation, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
@@ -85,7 +85,7 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
 network_places = {layout.place for layout in layouts} | {"net", "network", "encoder", "backbone"}  # where a file may hold a network
 
 
-def find_layout(values: Any, which: str, path: Path) -> Layout:
+def key_layout_of(values: Any, which: str, path: Path) -> KeyLayout:
     "The layout of a file, and in it the encoder of this name, or the only one."
     if isinstance(values, Ignored):
         raise InputError(f"{path} holds a whole network, whose code is not run: save its state_dict")
@@ -104,7 +104,7 @@ def find_layout(values: Any, which: str, path: Path) -> Layout:
     return next((layout for layout in found if layout.role == which), found[0])
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n16-cf9932
-def usual_statistics(config: BackboneConfig, layout: Layout,
+def usual_statistics(config: BackboneConfig, layout: KeyLayout,
                      classifies: bool = True,  # whether a classifier is among the tensors, or the network was named by the user
                      ) -> tuple[tuple[list[float], list[float]], str]:
     "The normalisation of a network's usual weights, and whose it is: timm's for a plain state_dict of a network that timm describes."
@@ -144,7 +144,7 @@ def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tens
     return config
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n17-known
-def recognised(path: Path, values: Any, layout: Layout, network: str | None, stem: str | None) -> tuple[dict[str, Tensor], BackboneConfig]:
+def recognised(path: Path, values: Any, layout: KeyLayout, network: str | None, stem: str | None) -> tuple[dict[str, Tensor], BackboneConfig]:
     "The tensors of a file by our names, and the network that they are of."
     tensors = holds(values, layout)
     if absent := [name for name, value in tensors.items() if value.is_meta]:
@@ -169,7 +169,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     values, ignored = read_file(path)
-    layout = find_layout(values, which, path)
+    layout = key_layout_of(values, which, path)
     if unknown := strays(values, layout):
         raise InputError(f"{path} looks like a checkpoint of {layout.written_by}, but {', '.join(unknown[:3])} belong to no part of one")
     state, config = recognised(path, values, layout, network, stem)
@@ -191,7 +191,7 @@ def check_heads(encoder: FrozenEncoder, moco_v3: bool, where: str) -> None:
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n19-e94731
 def padded_stem(config: BackboneConfig, values: Mapping[str, Any]) -> bool:
     "Whether a small stem is solo-learn's (solo/methods/base.py), with two pixels around: its online classifier is called `classifier`."
-    state = holds(values, Layout("", "state_dict", "", ""))
+    state = holds(values, KeyLayout("", "state_dict", "", ""))
     lightning = "pytorch-lightning_version" in values
     return config.stem == "small" and lightning and "classifier.weight" in state and "projector.0.weight" in state
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['protocols', 'baselines', 'costs', 'best_of', 'summarise', 'by_method', 'mean_of', 'compute', 'label', 'scores_text',
-           'costs_text', 'comparison_table', 'notes', 'write_table', 'mean_curve', 'plot_learning', 'plot_compute']
+           'costs_text', 'comparison_table', 'notes', 'write_comparison', 'mean_curve', 'plot_learning', 'plot_compute']
 
 # %% ../../nbs/machine_room/63_tables.ipynb #c03-ecf592
 import csv
@@ -110,7 +110,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     return lines + [f"{name} failed: {error}" for name, error in comparison["failures"].items()]
 
 # %% ../../nbs/machine_room/63_tables.ipynb #c27-c586e7
-def write_table(comparison: Mapping[str, Any], path: Path) -> None:
+def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
     "All scores and costs of all runs as a CSV file."
     made = ("images_seen", "seconds", "images_per_second", "peak_memory_mb")
     with path.open("w", newline="", encoding="utf-8") as file:
