@@ -179,7 +179,7 @@ TWICE = {  # what two modules define under one name, and why that is no trap
     "check_own": "of a run's images, and of a user's network: each stays in its module",
     "check_place": "of an export, and of a packed set: each stays in its module",
     "closing": "the last words of two commands",
-    "columns": "of a table of features, and of metrics.csv: each stays in its module",
+    "columns": "of a table of features, which stays in its module, and of metrics.csv, for the engine alone",
     "columns_of": "what is written into an atlas, and what is read from a table of labels",
     "compute": "features of one process, and operations of a run: the second is a column of the table",
     "describe": "what the explorer's page gets, and the statistics of soft labels: lesson and page name them so",
