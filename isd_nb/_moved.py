@@ -74,9 +74,9 @@ LEFT = {  # by the module that names have left and the one where they are: names
                              "tuned",
     },
     "compare": {
-        "cli.compare": "BatchSize Budget DataSpec Evaluations Jobs Names Out RecipeName Root Seeds Settings command "
-                       "every_method isd_compare listed numbers report",
-        "cli.options": "Device",
+        "cli.compare": "Budget DataSpec Evaluations Jobs Names RecipeName Root Settings command every_method isd_compare "
+                       "listed numbers report",
+        "cli.options": "BatchSize=CompareBatch Device Out=CompareOut Seeds=SeedList",
         "studies.compare": "differences=changed_settings passes=count_passes",
     },
     "comparison": {
@@ -116,7 +116,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "explore.gallery": "Moment=CheckpointKey",
     },
     "gpu_run": {
-        "engine.finish": "Finished finish score_table",
+        "engine.finish": "Finished finish",
         "explore.figures": "LiveCurves draw main_axes plot_rows train_or_go_on",
         "protocols.answers": "Together",
         "protocols.scorer": "features_of sample_evaluator score_features",

@@ -166,9 +166,7 @@ def test_the_site_has_pictures_and_notebooks_beside_its_pages() -> None:
 
 # ---- one meaning for a name
 
-OPTIONS = {  # each command of `cli` has a text and a default of its own for an option of the same name
-    "BatchSize", "DataSpec", "Encoders", "Out", "OutFile", "Processes", "RecipeName", "Report", "Root", "RunFolder",
-    "Seeds", "Size", "SourceName", "command"}
+OPTIONS = {"command"}  # each command of `cli` has its own
 TWICE = {  # what two modules define under one name, and why that is no trap
     "Supervised": "the option --supervised of isd_train, and the method that it adds",
     "answer": "a row of isd_eval, and what the explorer's page gets: neither is imported elsewhere",
@@ -274,7 +272,7 @@ OLD = {  # what code of an earlier version imports, by module: the names that ar
     "fused": "attend_fused",
     "gallery": "Moment",
     "gpu_run": "Finished LiveCurves Together check_pixels draw features_of finish main_axes plot_rows "
-               "read_sets_of_files read_stl10 sample_evaluator score_features score_table train_or_go_on where",
+               "read_sets_of_files read_stl10 sample_evaluator score_features train_or_go_on where",
     "isd": "FromRecipe WithTeacher average_over_processes call_apart similarities width_of",
     "loss": "attend attend_blocks check_looks wide",
     "low_precision": "attend_bfloat16",

@@ -73,7 +73,7 @@ def console(command: Callable[..., None]) -> None:
 
 # %% ../../nbs/machine_room/76_options.ipynb #c54-19f1b9
 image_sets = "digits, folder:PATH (also of a .zip or .tar), torchvision:NAME or packed:PATH"
-given_weights = "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME"
+weights_from_elsewhere = "a checkpoint, NETWORK@FILE, shipped:NAME, hub:OWNER/NAME, timm:NAME or torchvision:NAME"
 
 # %% ../../nbs/machine_room/76_options.ipynb #op1-images
 DataSpec = Annotated[str | None, Option(help=f"{image_sets}; by default those of the recipe or the run")]
@@ -88,9 +88,9 @@ PackedSize = Annotated[int | None, Option(min=1, help="height and width of the i
 
 # %% ../../nbs/machine_room/76_options.ipynb #op2-networks
 RunFolder = Annotated[Path | None, Argument(help="a directory that isd_train wrote; not with --encoder SOURCE")]
-SourceName = Annotated[str, Argument(help=f"a run, {given_weights}")]
-OneEncoder = Annotated[str, Option(help=f"teacher, student or both of the run; or, without a run, what to evaluate: {given_weights}")]
-ManyEncoders = Annotated[list[str] | None, Option("--encoder", help=f"without a run: {given_weights}; again for a second one")]
+SourceName = Annotated[str, Argument(help=f"a run, {weights_from_elsewhere}")]
+OneEncoder = Annotated[str, Option(help=f"teacher, student or both of the run; or, without a run, what to evaluate: {weights_from_elsewhere}")]
+ManyEncoders = Annotated[list[str] | None, Option("--encoder", help=f"without a run: {weights_from_elsewhere}; again for a second one")]
 
 # %% ../../nbs/machine_room/76_options.ipynb #op3-machine
 Device = Annotated[str, Option(help=device_help)]  # read by `pick_device`
@@ -120,7 +120,7 @@ ExploreReport = Annotated[Path | None, Option("--report", help="a folder for tab
 # %% ../../nbs/machine_room/76_options.ipynb #op7-train
 MethodName = Annotated[str | None, Option(help=f"{', '.join(methods)}, or package.module:Class")]
 Backbone = Annotated[str | None, Option(help="tiny, small_resnet, resnet18, resnet50, timm:NAME, torchvision:NAME or package.module:function")]
-Init = Annotated[str | None, Option(help=f"start from given weights: a run, {given_weights}")]
+Init = Annotated[str | None, Option(help=f"start from given weights: a run, {weights_from_elsewhere}")]
 Steps = Annotated[int | None, Option(help="optimiser steps, instead of --epochs")]
 Seed = Annotated[int | None, Option(help="of weights, order and views")]
 Resume = Annotated[bool, Option("--resume", help="go on with a run that was stopped")]
