@@ -78,7 +78,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_inside(installed: Path) -> None:
     assert (installed / "isd_nb" / "py.typed").is_file()
     assert {"explorer.js", "explorer.css"} <= {p.name for p in (installed / "isd_nb" / "explore" / "static").iterdir()}
-    assert list((installed / "isd_nb" / "shipped").glob("*.safetensors"))
+    shipped = sorted((installed / "isd_nb" / "shipped").glob("*.safetensors"))
+    assert shipped and all(p.with_suffix(kind).is_file() for p in shipped for kind in (".json", ".md"))
     source = {p.relative_to(ROOT) for p in (ROOT / "isd_nb").rglob("*.py")}
     assert {p.relative_to(installed) for p in (installed / "isd_nb").rglob("*.py")} == source
 
