@@ -202,7 +202,7 @@ Header = tuple[tuple[int, int], str, bool, tuple[float, float] | None, list[str]
 
 
 def header_of(path: Path, levels: Levels | None = None) -> Header | None:  # None: it cannot be read
-    "What a file says of itself, and the range of its values if it has more than 8 bits."
+    "What a file states about itself, and the range of its values if it has more than 8 bits."
     try:
         with open_stored(path, levels) as image:
             odd = oddities_of(image)
