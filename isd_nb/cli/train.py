@@ -93,7 +93,7 @@ def run(recipe: Recipe,
         print(sets.found, flush=True)
     with with_threads(threads):
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show,
-                        threads=threads, found=sets.found.to_json() if sets.found else None, test=sets.test, **how)
+                        threads=threads, found=sets.found.to_json() if sets.found else None, test=sets.test, longer=resume, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end
@@ -141,13 +141,15 @@ def isd_train() -> None:
 
 # %% ../../nbs/machine_room/77_isd_train.ipynb #c57-684ce0
 def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str, Any], resume: bool) -> Recipe:
-    "When resuming, the recipe the run was begun with, unless the options differ."
+    "When resuming, the recipe the run was begun with, unless the options differ; steps take the place of epochs, and epochs of steps."
     if not resume or not (out / "config.json").is_file():
         return chosen
     begun = read_recipe(out)
     if asked not in (None, begun.name):
         raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
-    return replace(begun, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    budget = {"epochs": None, "steps": None} if {"epochs", "steps"} & given.keys() else {}
+    return replace(begun, **budget | given)
 
 # %% ../../nbs/machine_room/77_isd_train.ipynb #c57-684ce0x
 def plan_in_words(recipe: Recipe, root: Path | str, count: int = 1) -> str:  # processes

@@ -7,6 +7,7 @@ __all__ = ['is_due', 'measure', 'Progress', 'look', 'RunLogger', 'batches', 'Tra
 
 # %% ../../nbs/machine_room/51_training.ipynb #1e3b3b55
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from .runs import columns, only_one, open_run, read_metrics, write_metrics, written_in
+from .runs import columns, note_longer, only_one, open_run, read_metrics, write_metrics, written_in
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
@@ -28,7 +29,7 @@ from ..errors import InputError, suggest
 from ..method import Method
 from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
-from ..recipe import Recipe, learning_rate, recipe_to_json
+from ..recipe import Recipe, learning_rate, recipe_to_json, total_steps
 from ..sources.batches import EpochSampler, read_batches
 from ..sources.identity import identity
 
@@ -160,6 +161,31 @@ class Trained:
     images_per_second: float
     threads: int = 1  # of the last steps
 
+# %% ../../nbs/machine_room/51_training.ipynb #lg2-longer
+def longer_line(session: TrainState, before: Recipe) -> str:
+    "What the schedules do in a run that has more steps than before, in one line."
+    step, method, old = session.step, session.method, total_steps(before, len(session.images))
+    rates = learning_rate(before, max(0, step - 1), old), learning_rate(session.recipe, step, session.steps)
+    line = (f"{session.steps:,} steps instead of {old:,}: the schedules are laid out anew over all steps, so that after step {step:,} "
+            f"the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}")
+    if method.teacher is None:
+        return line
+    momenta = []
+    for progress in (max(0, step - 1) / old, step / session.steps):
+        method.schedule(progress)
+        momenta.append(method.teacher.momentum)
+    return f"{line}, and the teacher's momentum from {momenta[0]:.4g} to {momenta[1]:.4g}" if momenta[0] != momenta[1] else line
+
+
+def report_longer(session: TrainState, out: Path, show: bool) -> None:
+    "Where a run has more steps than before, note it, and print the line; it is a warning where nothing is shown."
+    if (before := note_longer(out, session.recipe, session.step)) is None:
+        return
+    if show:
+        print(longer_line(session, before), flush=True)
+    else:
+        warnings.warn(longer_line(session, before), stacklevel=3)
+
 # %% ../../nbs/machine_room/51_training.ipynb #hl2-lock
 @contextmanager
 def held(out: Path, resume: bool, begin: Callable[[], None]) -> Iterator[None]:  # `begin` opens the run, or raises
@@ -184,15 +210,18 @@ def train(recipe: Recipe, images: ImageSet,
           watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows after each evaluation
           found: Mapping[str, Any] | None = None,  # what was read, for the run's config.json
           test: ImageSet | None = None,  # what `evaluate` tests on, if a run is to go on with the same images only
+          longer: bool = False,  # with `resume`: the recipe may have more steps than the run was begun with
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
     session = prepare_training(recipe, images, device, tracker, out := Path(out))
     first = session.accelerator.is_main_process
-    with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test))) if first else nullcontext(), chosen_threads(session, threads):
+    with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()
         start_tracker(session, tracker, out)
         resumed = resume and restore_session(session, out)
+        if first and resume and longer:
+            report_longer(session, out, show)
         run_session(session, out, CheckpointTimer(save_every), workers, resumed,
                     lambda: RunLogger(session, out, evaluate, show and first, watch, resumed))
     seen = session.step * recipe.batch_size

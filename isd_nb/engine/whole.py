@@ -74,7 +74,7 @@ def train(recipe: Recipe | str,  # or a recipe's name
           images: ImageSet | str | None,  # or what `--data` takes; None: the recipe's own
           out: Path | str,  # the run's directory
           test: ImageSet | None = None,  # labelled, instead of what a text names; None: that, or a fifth of every class, which is held out
-          resume: bool = False,  # go on with `out`
+          resume: bool = False,  # go on with `out`; the recipe may have more steps than it was begun with
           device: str = "auto",
           root: Path | str = "data",  # where torchvision's sets and the index of folders lie
           show: bool = False,  # a progress bar and lines
@@ -87,5 +87,5 @@ def train(recipe: Recipe | str,  # or a recipe's name
         check_test(sets.bank, test)
     for part in (sets.bank, sets.test or sets.bank):
         check_own_size(recipe, part)
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, **how)
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume, **how)
     return finish(recipe, sets, trained, out)
