@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
 
@@ -85,8 +86,7 @@ class Unreadable:
         "Count a failure and warn about the file; raise when more than 20 readings, and more than 5%, have failed."
         self.failed += 1
         if self.failed > max(20, 0.05 * self.tried):
-            raise InputError(f"{self.failed} of {self.tried} readings of files failed, the last of {printable(path)} ({error}). "
-                             f"{self.failed / self.tried:.0%} is more than 5%: mend or remove the files")
+            raise InputError(f"{self.failed} of {self.tried} readings of files failed, the last of {printable(path)} ({error}). {self.failed / self.tried:.0%} is more than 5%: mend or remove the files")
         if path not in self.named:
             self.named.add(path)
             warnings.warn(f"{printable(path)} cannot be read ({error}); another image stands in for it", stacklevel=2)
@@ -126,8 +126,7 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
         rows = row_numbers(indices, len(self))
-        return replace(self, images=None if self.images is None else self.images[rows.to(self.images.device)],
-                       labels=None if self.labels is None else self.labels[rows], origin="", paths=take_paths(self.paths, rows))
+        return replace(self, images=None if self.images is None else self.images[rows.to(self.images.device)], labels=None if self.labels is None else self.labels[rows], origin="", paths=take_paths(self.paths, rows))
 
     def known_labels(self) -> Tensor:  # int64 (N,)
         "The labels, where they are needed."
@@ -138,6 +137,11 @@ class ImageSet:
     def to(self, device: torch.device | str) -> "ImageSet":
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
+
+    @staticmethod
+    def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = ()) -> "ImageSet":
+        "Every image of a PyTorch data set, as `isd_nb.sources.datasets.from_dataset` reads it."
+        return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes)
 
 # %% ../nbs/machine_room/16_images.ipynb #c12-0fd3c1
 def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
@@ -153,10 +157,9 @@ def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
 # %% ../nbs/machine_room/16_images.ipynb #la1-le2811
 def as_labels(values: Any) -> Tensor:  # int64 (N,)
     "Labels as a tensor of whole numbers."
-    what = "labels must be whole numbers, one per image"
     labels = as_tensor(values, "labels")
     if labels.ndim != 1 or labels.is_complex() or (labels.is_floating_point() and len(labels)):
-        raise InputError(f"{what}, not {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}")
+        raise InputError(f"labels must be whole numbers, one per image, not {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}")
     return labels.long()
 
 
@@ -248,8 +251,7 @@ def to_eight_bits(image: Image.Image,
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 # %% ../nbs/machine_room/16_images.ipynb #c17-d08438
-_turns = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
-                         "ROTATE_90"), 2))  # by EXIF's orientation, 2 to 8
+_turns = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))  # by EXIF's orientation, 2 to 8
 
 
 def exif_transpose(image: Image.Image) -> Image.Image:
@@ -262,8 +264,7 @@ def exif_transpose(image: Image.Image) -> Image.Image:
 
 # %% ../nbs/machine_room/16_images.ipynb #c18-53789a
 raster_formats = (  # that Pillow reads by itself; EPS would start another program, WMF and HDF5 need one
-    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "ICNS", "CUR", "DIB", "DDS", "PCX", "DCX",
-    "PSD", "SGI", "SUN", "XBM", "XPM", "QOI", "MSP", "BLP", "IM", "PIXAR", "FITS", "MPO")
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "ICNS", "CUR", "DIB", "DDS", "PCX", "DCX", "PSD", "SGI", "SUN", "XBM", "XPM", "QOI", "MSP", "BLP", "IM", "PIXAR", "FITS", "MPO")
 
 
 @lru_cache

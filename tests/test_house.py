@@ -38,10 +38,11 @@ def imports_of(module: str) -> set[str]:
     return {name for name in found if name in MODULES and name != module}
 
 
-# Imported by name when used: `load_encoder` takes every source, and the readers of foreign files build networks. This
-# one arrow points up; importing isd_nb.encoders does not follow it. A registry would not do: the readers would be there
+# Imported by name when used: `load_encoder` takes every source, and the readers of foreign files build networks. These
+# arrows point up; importing the modules does not follow them. A registry would not do: the readers would be there
 # only after an import of isd_nb.methods.checkpoints, so that what `load_encoder` reads would hang on what else is used.
-LATE = {("encoders", "methods.checkpoints")}
+# `ImageSet.from_dataset` reads data sets of PyTorch in the same way.
+LATE = {("encoders", "methods.checkpoints"), ("data", "sources.datasets")}
 
 
 def late_imports_of(module: str) -> set[str]:

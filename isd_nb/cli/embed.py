@@ -14,9 +14,10 @@ from typer import Option, Typer
 
 from torch import Tensor
 from .options import (
-    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, NeededData, Root, Size, SourceName, TestFolder, Window)
+    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window)
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
+from ..engine.evaluate_source import as_given
 from ..engine.launch import one_sentence
 from ..engine.report import report_files
 from ..errors import InputError
@@ -30,6 +31,7 @@ Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file o
 # %% ../../nbs/machine_room/81_isd_embed.ipynb #n05-79cc83
 def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
             report: EmbedReport = None, atlas: Atlas = None, thumbnails: Thumbnails = False, size: Size = None,
+            mean: Mean = None, std: Std = None,
             batch_size: EmbedBatch = 256, processes: EmbedProcesses = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Write file name, class, split and features of every image; a second call goes on where the first was stopped."
     with one_sentence("isd_embed", "the same command goes on"):
@@ -40,7 +42,7 @@ def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labe
 
         def also(features: Tensor, rows: Sequence[tuple[str, str, str]], sets: Sequence[tuple[str, ImageSet]]) -> None:
             write_atlas(atlas or "", features, rows, sets if thumbnails else ())
-        count, width = embed_to_file(source, with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report,
+        count, width = embed_to_file(as_given(source, mean, std), with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report,
                                      processes, also if atlas else None, [atlas] if atlas else [])
         print(closing(count, width, out, report, atlas, thumbnails))
 

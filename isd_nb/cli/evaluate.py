@@ -9,22 +9,22 @@ __all__ = ['isd_eval']
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
 from isd_nb.cli.options import (
-    DataSpec, Device, EmbedProcesses, Labels, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount, SizeWithoutRun, TestFolder, Threads,
+    DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount, SizeWithoutRun, Std, TestFolder, Threads,
     Window, console)
-from ..engine.evaluate_run import evaluate_run
-from ..engine.evaluate_source import evaluate_source
+from ..engine.evaluate_run import evaluate_run_by
+from ..engine.evaluate_source import as_given, evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError
 from ..kernels.devices import given_rank, pick_devices
-from ..protocols.answers import protocols, table_of
+from ..protocols.answers import protocols, questions, table_of
 from ..protocols.fine_tuning import FINETUNE
 from ..sources.given import with_given
 
@@ -37,7 +37,7 @@ def shares(text: str) -> tuple[float, ...]:
         raise InputError(f"fractions are numbers with commas between them, like 0.01,0.1, not {text!r}") from None
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c55-17e612
-Protocol = Annotated[str, Option(help=", ".join(protocols))]
+Protocol = Annotated[str, Option(help=f"{', '.join(protocols)}; several with commas between them, like knn,linear")]
 Fractions = Annotated[str, Option(help="shares of the labels, for few-labels and finetune")]
 Augment = Annotated[bool, Option("--augment", help="moving views for the linear layer")]
 Baselines = Annotated[bool, Option("--baselines", help="raw pixels and the untrained net, too")]
@@ -53,17 +53,25 @@ evaluation = Program("isd_eval", ("-c", "from isd_nb.cli.evaluate import isd_eva
 def in_processes(count: int, device: str, protocol: str, augment: bool) -> Iterator[bool]:  # whether this is the first
     "Run the body in so many processes that share the images."
     pick_devices(device, count)
-    if count > 1 and (protocol == "finetune" or augment):
+    if count > 1 and ("finetune" in protocol or augment):
         raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes")
     logs = Path(tempfile.gettempdir()) / f"isd_eval-{os.getpid()}"
     with companions(1 if given_rank() is not None else count, logs=logs, program=evaluation), joined(device) as first:
         yield first
 
 
+# %% ../../nbs/machine_room/78_isd_eval.ipynb #ot1-several
+def in_one_table(results: Sequence[Mapping[str, Any]]) -> str:
+    "The rows of one protocol or several, and where they are kept."
+    names = [result["question"]["protocol"] for result in results]
+    rows = [row | {"protocol": name} for name, result in zip(names, results) for row in result["rows"]]
+    title = f"{', '.join(names)} on {results[0]['question']['data']}, {results[0]['test_images']:,} test images"
+    return f"{title}\n{table_of(rows)}\nSaved in {', '.join(result['file'] for result in results)}"
+
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c56-4ae2c8
 def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
             test: TestFolder = None, window: Window = None, encoder: OneEncoder = "both",
-            size: SizeWithoutRun = None, fractions: Fractions = "0.01,0.1", seeds: SeedCount = 3, augment: Augment = False,
+            size: SizeWithoutRun = None, mean: Mean = None, std: Std = None, fractions: Fractions = "0.01,0.1", seeds: SeedCount = 3, augment: Augment = False,
             baselines: Baselines = False, epochs: ProtocolEpochs = None, min_steps: MinSteps = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", threads: Threads = None, processes: EmbedProcesses = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
@@ -73,17 +81,19 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
         said = " ".join(["isd_eval", *sys.argv[1:]])
         settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
                         backbone_rate=backbone_rate)
+        asked = questions(protocol, data, **settings)
         if run is None:
             if encoder in ("teacher", "student", "both"):
                 raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
-            result = evaluate_source(encoder, protocol, data, size, None, baselines, device, root, said, first, **settings)
+            results = evaluate_source_by(as_given(encoder, mean, std), asked, size, None, baselines, device, root, said, first)
         elif size is not None:
             raise InputError("--size goes with --encoder; a run is evaluated at its own size")
+        elif mean is not None or std is not None:
+            raise InputError("--mean and --std go with --encoder; a run keeps its own normalisation")
         else:
-            result = evaluate_run(run, protocol, data, encoder, baselines, device, root, said, first, **settings)
+            results = evaluate_run_by(run, asked, encoder, baselines, device, root, said, first)
         if first:
-            print(f"{protocol} on {result['question']['data']}, {result['test_images']:,} test images")
-            print(table_of(result["rows"]) + f"\nSaved in {result['file']}")
+            print(in_one_table(results))
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c57-ac7ad0
 def isd_eval() -> None:

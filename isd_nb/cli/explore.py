@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from .options import DataSpec, ExploreReport, Labels, ManyEncoders, Root, RunFolder, SizeWithoutRun, TestFolder, Window, console
+from .options import DataSpec, ExploreReport, Labels, ManyEncoders, Mean, Root, RunFolder, SizeWithoutRun, Std, TestFolder, Window, console
 from ..engine.evaluate_run import own_images
+from ..engine.evaluate_source import Source, as_given
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
@@ -100,7 +101,7 @@ Moments = Annotated[int, Option(min=1, help="checkpoints at most")]
 Opening = Annotated[bool, Option("--open/--no-open", help="start JupyterLab, or only write the notebook")]
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-2c5c7f
-def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path,
+def explore_sources(run: Path | None, sources: Sequence[Source], data: str | None, size: int | None, limit: int, root: Path,
                     html: Path | None) -> str:
     "Write the explorer of weights without a run as one HTML file, and print its name."
     if run is not None or data is None or html is None:
@@ -109,7 +110,7 @@ def explore_sources(run: Path | None, sources: Sequence[str], data: str | None, 
     return f"{path} is written ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"
 
 
-def report(run: Path | None, sources: Sequence[str], data: str | None, size: int | None, limit: int, root: Path, folder: Path) -> str:
+def report(run: Path | None, sources: Sequence[Source], data: str | None, size: int | None, limit: int, root: Path, folder: Path) -> str:
     "Write the tables of a run or of weights without one, and print their names."
     if (run is None) == (not sources) or (sources and data is None):
         raise InputError("--report is about a run, or about weights with --encoder SOURCE --data SPEC")
@@ -119,6 +120,7 @@ def report(run: Path | None, sources: Sequence[str], data: str | None, size: int
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-rep-m1
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders = None, size: SizeWithoutRun = None,
+            mean: Mean = None, std: Std = None,
             html: HtmlFile = None, report_folder: ExploreReport = None, limit: Limit = 5_000, moments: Moments = 8,
             data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
@@ -129,12 +131,15 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
             raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
         if run is not None and size is not None:
             raise InputError("--size goes with --encoder; a run is explored at its own size")
+        if not encoder and (mean is not None or std is not None):
+            raise InputError("--mean and --std go with --encoder, and hold for each one; a run keeps its own normalisation")
+        sources = [as_given(source, mean, std) for source in encoder or ()]
         if report_folder:
-            print(report(run, encoder or [], data, size, limit, root, report_folder))
+            print(report(run, sources, data, size, limit, root, report_folder))
             if html is None:
                 return
-        if encoder:
-            return print(explore_sources(run, encoder, data, size, limit, root, html))
+        if sources:
+            return print(explore_sources(run, sources, data, size, limit, root, html))
         if run is None:
             raise InputError("name what to explore: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
         if opening and html is None:

@@ -7,8 +7,8 @@ __all__ = ['DataSpec', 'NeededData', 'Labels', 'TestFolder', 'Window', 'Root', '
            'RunFolder', 'SourceName', 'OneEncoder', 'ManyEncoders', 'Device', 'Threads', 'Processes', 'EmbedProcesses',
            'BatchSize', 'CompareBatch', 'EmbedBatch', 'RecipeName', 'Epochs', 'ProtocolEpochs', 'SeedList', 'SeedCount',
            'Out', 'CompareOut', 'FeatureFile', 'ExportFile', 'EmbedReport', 'ExploreReport', 'MethodName', 'Backbone',
-           'Init', 'Steps', 'Seed', 'Resume', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Figures', 'Change',
-           'run_directory', 'own_directory', 'console']
+           'Init', 'Steps', 'Seed', 'Resume', 'Workers', 'Tracker', 'Supervised', 'DryRun', 'Figures', 'Change', 'Mean',
+           'Std', 'run_directory', 'own_directory', 'console']
 
 # %% ../../nbs/machine_room/76_options.ipynb #9f77e348
 import os
@@ -130,3 +130,7 @@ Supervised = Annotated[bool, Option(help="train the same backbone with labels, t
 DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]
+
+# %% ../../nbs/machine_room/76_options.ipynb #op1-mean
+Mean = Annotated[str | None, Option(help="of each channel, for pixels in [0, 1], as the weights expect it, like 0.5,0.5,0.5; with --std")]
+Std = Annotated[str | None, Option(help="standard deviation of each channel, likewise")]

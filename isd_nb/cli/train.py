@@ -27,8 +27,7 @@ from ..explore.figures import draw_figures
 from ..kernels.devices import given_rank, pick_device
 from ..methods.building import find_method, read_sets
 from ..methods.checkpoints import fit_recipe
-from ..methods.choosing import change_setting, choose_recipe
-from ..methods.networks import network_line
+from ..methods.choosing import change_setting, choose_recipe, size_line
 from ..protocols.scorer import sample_evaluator
 from ..protocols.storage import write_json
 from ..recipe import Recipe, check_settings
@@ -122,8 +121,8 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
         chosen = chosen if begun else fit_recipe(chosen, backbone, init, side)
         for setting in change or ():
             chosen = change_setting(chosen, setting)
-        if (backbone or init or chosen.data.startswith("folder:")) and not given_rank():
-            print(network_line(chosen, side))
+        if (line := size_line(chosen, side, bool(backbone or init))) and not given_rank():
+            print(line)
         check_settings(chosen)
         check_pixels(chosen.data, chosen.image_size, chosen.stored_size)
         count = process_count(processes, chosen, device)

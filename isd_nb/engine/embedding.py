@@ -29,14 +29,13 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
 from ..data import ImageSet
-from .evaluate_source import Source, as_encoder, name_of, resized_of, weights_fingerprint, white_of
+from .evaluate_source import Source, as_encoder, found_line, name_of, resized_of, weights_fingerprint, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, report_files, write_report
 from ..errors import InputError, from_extra, locked, printable, suggest
 from ..evaluation import embed
 from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
-from ..methods.checkpoints import source_line
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..sources.door import load_images
@@ -192,7 +191,7 @@ def check_processes(count: int, source: Source, device: str) -> torch.device:
     "The device; raise unless so many processes can share the work."
     if count < 1:
         raise InputError(f"at least 1 process is needed, not {count}")
-    if count > 1 and not isinstance(source, str | Path):
+    if count > 1 and callable(source):
         raise InputError("several processes need a source that each of them can open, such as a run or a file, not a function")
     return pick_devices(device, count)
 
@@ -351,7 +350,7 @@ def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: 
     "The same, while no other process writes this file."
     encoder, sets, size, name = work.open()
     if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
-        print(source_line(encoder), flush=True)
+        print(found_line(encoder, size, work.data), flush=True)
     one = sets[0][1].subset([0])
     width = finite(embed(encoder, one, device=place), one, work.source).shape[1]
     count = sum(len(images) for _, images in sets)

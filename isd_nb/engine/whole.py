@@ -6,6 +6,7 @@
 __all__ = ['train']
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n02-6bab3a
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from .finish import Finished, finish
 from .training import train as train_method
 from ..encoders import build_backbone
 from ..errors import InputError, printable
+from ..kernels.devices import given_rank
 from ..methods.building import backbone_config, find_method, read_sets
+from ..methods.choosing import size_line
 from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
+from ..sources.datasets import typical_side
 from ..sources.door import Sets, in_python
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-a2a6b6
@@ -69,6 +73,17 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
         except InputError as error:
             raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
 
+# %% ../../nbs/machine_room/62_in_python.ipynb #ip-sz4
+def report_size(recipe: Recipe, show: bool) -> None:
+    "The line of the command about the size of views; where nothing is shown, a warning if images are far larger than views."
+    side = typical_side(recipe.data)
+    if not (line := size_line(recipe, side)) or given_rank():
+        return
+    if show:
+        print(line, flush=True)
+    elif side and side >= 2 * recipe.image_size:
+        warnings.warn(line, stacklevel=3)
+
 # %% ../../nbs/machine_room/62_in_python.ipynb #n06-585f45
 def train(recipe: Recipe | str,  # or a recipe's name
           images: ImageSet | str | None,  # or what `--data` takes; None: the recipe's own
@@ -83,6 +98,7 @@ def train(recipe: Recipe | str,  # or a recipe's name
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe, sets = sets_of(images, test, recipe, root)
+    report_size(recipe, show)
     if test is not None:
         check_test(sets.bank, test)
     for part in (sets.bank, sets.test or sets.bank):

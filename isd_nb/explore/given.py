@@ -29,7 +29,7 @@ def features_and_images(source: Source, data: str, size: int | None, limit: int,
     "The name of a source, its features (N, F), and the images as it got them: held-out ones where there are any."
     encoder, size, channels, name = as_encoder(source, size)
     images, _ = load_shown(data, size, limit, root, white=white_of(encoder, data), resized=resized_of(encoder, size))
-    images = with_channels(images, channels) if isinstance(source, str | Path) else images
+    images = images if callable(source) else with_channels(images, channels)
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 
 # %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #sn2-name

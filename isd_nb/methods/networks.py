@@ -303,7 +303,7 @@ def network_line(recipe: Recipe, side: int | None) -> str:
     "In one line: which network is trained at which size, on images of which size."
     seen = f"images of about {side} pixels" if side else "images"
     how = f"{recipe.optimizer}, learning rate {recipe.learning_rate:.2g}, {recipe.stem} stem"
-    larger = side if side and side >= 2 * recipe.image_size and ":" not in recipe.backbone else 0
+    larger = side if side and side >= 2 * recipe.image_size and not (":" in recipe.backbone and network_size(recipe.backbone)) else 0
     hint = f" (larger: --set image_size={min(larger, 224) // 32 * 32})" if larger else ""
     return f"{recipe.backbone} is trained on {seen}, at {recipe.image_size} x {recipe.image_size}{hint}; {how}"
 

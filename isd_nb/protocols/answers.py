@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['protocol_version', 'settings_used', 'protocols', 'titles', 'ResultCache', 'old_rows', 'answers_file', 'check_numbers',
-           'EvalConfig', 'EvalTarget', 'reading_of', 'Together', 'table_of']
+           'EvalConfig', 'questions', 'EvalTarget', 'reading_of', 'Together', 'table_of']
 
 # %% ../../nbs/machine_room/45_answers.ipynb #8ff2e132
 import hashlib
@@ -166,6 +166,12 @@ class EvalConfig:
         "What differs from the protocol's schedule."
         return {k: v for k, v in (("epochs", self.epochs), ("min_steps", self.min_steps)) if v is not None}
 
+# %% ../../nbs/machine_room/45_answers.ipynb #qs1-several
+def questions(protocol: str,  # one of `protocols`, or several with commas between them
+              data: str | None = None, **settings: Any) -> list[EvalConfig]:  # each once
+    "What is asked by all of these protocols with the same settings."
+    return [EvalConfig(name, data, **settings) for name in dict.fromkeys(part.strip() for part in protocol.split(","))]
+
 # %% ../../nbs/machine_room/45_answers.ipynb #c19-7cde00
 @dataclass(eq=False)
 class EvalTarget:
@@ -281,21 +287,29 @@ def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str,
 titles = {"nn": "1-NN", "20-nn": "20-NN", "weighted": "weighted", "top1": "top-1", "top5": "top-5"}  # heads of the columns
 
 # %% ../../nbs/machine_room/45_answers.ipynb #c38-62c231
-def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str], main: str) -> str:
-    "Rows that differ only in the draw of labels, as one line."
-    several, fraction = len(group) > 1, group[0].get("fraction")
+def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str],
+            name: str = "",  # of their protocol, where a table has several
+            ) -> str:
+    "Rows that differ only in the draw of labels, as one line; a column that they lack stays empty."
+    several, fraction, main = len(group) > 1, group[0].get("fraction"), main_column(group[0])
     low, high = seed_interval([r[main] for r in group])[1:] if several else (group[0]["low"], group[0]["high"])
-    means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" for c in columns)
-    return (f"{group[0]['encoder']:<16}{1 if fraction is None else fraction:>8.0%}{means}"
+    means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" if c in group[0] else " " * 10 for c in columns)
+    return (f"{group[0]['encoder']:<16}{name}{1 if fraction is None else fraction:>8.0%}{means}"
             f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
+
+
+def main_column(row: Mapping[str, Any]) -> str:
+    "The column that a row's interval is of."
+    return "top1" if "top1" in row else "20-nn"
 
 # %% ../../nbs/machine_room/45_answers.ipynb #c40-aa8db6
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    "Rows of `evaluate_run` as text."
+    "Rows of `evaluate_run` as text; of several protocols where each row has a `protocol`."
     groups: dict[tuple, list] = {}
     for row in rows:
-        groups.setdefault((row["encoder"], row.get("fraction")), []).append(row)
-    columns = [k for k in titles if k in rows[0]]
-    main = "top1" if "top1" in columns else "20-nn"
-    lines = [f"{'encoder':<16}{'labels':>8}" + "".join(f"{titles[c]:>10}" for c in columns) + f"   95% of {titles[main]}"]
-    return "\n".join([*lines, *(line_of(group, columns, main) for group in groups.values())])
+        groups.setdefault((row.get("protocol"), row["encoder"], row.get("fraction")), []).append(row)
+    columns = [k for k in titles if any(k in row for row in rows)]
+    mains = " or ".join(dict.fromkeys(titles[main_column(row)] for row in rows))
+    wide = 12 * (len({row.get("protocol") for row in rows}) > 1)
+    lines = [f"{'encoder':<16}{'protocol'[:wide]:<{wide}}{'labels':>8}" + "".join(f"{titles[c]:>10}" for c in columns) + f"   95% of {mains}"]
+    return "\n".join([*lines, *(line_of(group, columns, f"{name or '':<{wide}}"[:wide]) for (name, _, _), group in groups.items())])
