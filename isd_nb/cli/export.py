@@ -11,8 +11,9 @@ from typing import Annotated
 from typer import Option
 
 from .options import ExportFile, Size, SourceName, console
-from ..engine.export import export_encoder, push_to_hub
+from ..engine.export import export_encoder, formats, push_to_hub, to_share
 from ..engine.launch import one_sentence
+from ..methods.hub import file_name
 from ..errors import InputError
 
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie03-ld28
@@ -20,14 +21,25 @@ HubName = Annotated[str | None, Option("--push", help="OWNER/NAME on the Hugging
 Public = Annotated[bool, Option("--public", help="for everybody to see; by default private")]
 Licence = Annotated[str, Option(help="of the weights, for the card")]
 
+# %% ../../nbs/machine_room/82_isd_export.ipynb #ie04-shr
+def is_shared(source: str, out: Path) -> bool:
+    "Whether a run is to be passed on, rather than written for other programs."
+    return out.suffix == ".safetensors" or (Path(source).is_dir() and out.suffix not in formats and (out.is_dir() or not out.suffix))
+
+
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie04-ld28
 def command(source: SourceName, out: ExportFile = None, size: Size = None, push: HubName = None, public: Public = False,
             licence: Licence = "apache-2.0") -> None:
-    "Write an encoder for other programs, or send a run to the Hub."
+    "Write an encoder for other programs, or a run to be passed on, or send it to the Hub."
     with one_sentence("isd_export"):
         if out is None and push is None:
-            raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), or a place on the Hub, --push OWNER/NAME")
-        if out:
+            raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), a folder for what is passed on, --out FOLDER, or a place on the Hub, --push OWNER/NAME")
+        if out and is_shared(source, out):
+            if size is not None:
+                raise InputError(f"--size goes with .onnx, .pt2 and .pt: {out} is for encoders that take images of any size")
+            folder, file = (out.parent, out.name) if out.suffix == ".safetensors" and not out.is_dir() else (out, file_name)
+            print(f"{' and '.join(map(str, to_share(source, folder, None, licence, file)))} are written; paths in them are cut to the last name")
+        elif out:
             difference = export_encoder(source, out, size)
             print(f"{out} is written ({out.stat().st_size / 1e6:.1f} MB); loaded again, its features agree to {difference:.0e}")
         if push:

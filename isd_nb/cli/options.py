@@ -112,9 +112,11 @@ SeedCount = Annotated[int, Option(help="draws of the labelled images")]
 Out = Annotated[Path | None, Option(help="run directory; by default the next free one in runs/")]
 CompareOut = Annotated[Path | None, Option(help="where runs and results go; again to resume")]
 FeatureFile = Annotated[Path, Option(help="ends in .npy (and a .csv with names beside it), .csv or .parquet")]
-ExportFile = Annotated[Path | None, Option(help="ends in .onnx, .pt2 (torch.export) or .pt (TorchScript)")]
+ExportFile = Annotated[Path | None, Option(help="ends in .onnx, .pt2 (torch.export) or .pt (TorchScript); of a run also a folder, or a file that ends in "
+                                               ".safetensors: its encoders and its card without paths of this machine")]
 EmbedReport = Annotated[Path | None, Option(help="a folder for tables of near-duplicates, outliers and, of labelled images, suspect labels")]
-ExploreReport = Annotated[Path | None, Option("--report", help="a folder for tables of near-duplicates, outliers and suspect labels of the images that are shown; "
+ExploreReport = Annotated[Path | None, Option("--report", help="a folder for tables of near-duplicates, outliers and suspect labels of the images that are shown: "
+                                                   "those to test on where there are any, at most --limit (isd_embed --report takes all images); "
                                                    "without --html nothing else is done")]
 
 # %% ../../nbs/machine_room/76_options.ipynb #op7-train

@@ -17,7 +17,7 @@ from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
     Resume, Root, Seed, Steps, Supervised, TestFolder, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
-from ..engine.finish import final_scores, table, train_supervised, what_was_run
+from ..engine.finish import final_scores, leave, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
 from ..engine.runs import read_recipe
 from ..engine.state import save_encoders
@@ -29,7 +29,6 @@ from ..methods.building import find_method, read_sets
 from ..methods.checkpoints import fit_recipe
 from ..methods.choosing import change_setting, choose_recipe, size_line
 from ..protocols.scorer import sample_evaluator
-from ..protocols.storage import write_json
 from ..recipe import Recipe, check_settings
 from ..sources.datasets import typical_side
 from ..sources.door import Sets, check_pixels
@@ -41,7 +40,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
     which = "" if summary["has_teacher"] else ', which="student"'
     lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
              f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
-    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
+    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors", out / "README.md")]
     lines += ["", "Next: look at the figures; load the encoder with",
               f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
@@ -54,9 +53,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
     summary = what_was_run(recipe, trained, upper, sets)
     if sets.scorable():
         summary |= final_scores(recipe, trained, upper, *sets.to_score())
-    write_json(out / "summary.json", summary)
-    scores = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
-    save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train, scores=scores)
+    leave(recipe, out, trained, sets.train, summary)
     files = drawn(out, recipe, trained, sets, summary) if figures else []
     if show:
         print(closing(summary, out, files))

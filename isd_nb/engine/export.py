@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder, load_encoder, save_encoder
 from .launch import ended_by_sigterm
-from .model_card import read_summary, write_model_card
-from ..errors import InputError, from_extra, suggest
+from .model_card import is_card, read_summary, shareable, write_model_card
+from ..errors import InputError, from_extra, printable, suggest
 from ..methods.checkpoints import open_encoder
 from ..methods.hub import check_name, file_name, need_hub
-from ..sources.given import without_place
+from ..protocols.storage import write_json
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex04-ld28
 class Exported(nn.Module):
@@ -145,19 +145,7 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
             raise InputError(f"{encoder.config.name} cannot be written as {out.suffix}: loaded again, its features differ by {difference:.1e} of the largest")
     return difference
 
-# %% ../../nbs/machine_room/58_export.ipynb #ex07-ld28
-def last_name(text: str) -> str:
-    "The end of a path."
-    return Path(text).name or text
-
 # %% ../../nbs/machine_room/58_export.ipynb #ex07-ld28-s
-def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    "A recipe without paths of this machine."
-    init = recipe.get("init", "")
-    named = init.startswith(("timm:", "torchvision:", "hub:", "shipped:")) and "@" not in init
-    return {**recipe, "data": without_place(recipe["data"]), "init": init if named or not init else last_name(init)}
-
-
 def model_index(name: str, data: str, summary: Mapping[str, Any]) -> list[Any]:
     "The scores of a run as the Hub lists them."
     words = {"knn1": "1-NN accuracy", "knn20": "20-NN accuracy", "linear": "linear probe accuracy"}
@@ -165,32 +153,55 @@ def model_index(name: str, data: str, summary: Mapping[str, Any]) -> list[Any]:
                                   metric_name=f"{words[protocol]}, {which}", metric_value=round(summary[f"{protocol}_{which}"], 4))
             for protocol in words for which in ("student", "teacher") if f"{protocol}_{which}" in summary]
 
+# %% ../../nbs/machine_room/58_export.ipynb #ex08-card
+def card_for_hub(card: str, name: str, summary: Mapping[str, Any], data: str, licence: str) -> str:
+    "A card whose header lists the scores, and whose lines of code name the model on the Hub."
+    results = model_index(name, printable(data), summary)
+    header = need_hub().ModelCardData(license=licence, library_name="isd_nb", tags=["self-supervised-learning", "image-feature-extraction", "isd"],
+                                      model_name=name.partition("/")[2] if results else None, eval_results=results or None)
+    return f"---\n{header.to_yaml()}\n---" + card.split("---", 2)[2].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')
+
+
+# %% ../../nbs/machine_room/58_export.ipynb #ex08-chk
+def check_shared(run: Path, folder: Path, file: str) -> None:
+    "Raise where there is no run to share, or where what is shared would take the place of something else."
+    if not (run / file_name).is_file():
+        raise InputError(f"{run} holds no {file_name}: give the directory of a finished run")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another --out, a folder")
+    if (folder / file).exists() and os.path.samefile(folder / file, run / file_name):
+        raise InputError(f"{folder / file} is the run's own file, which keeps the place of its images: choose another --out")
+    if (folder / file).is_dir():
+        raise InputError(f"{folder / file} is a folder: choose another --out")
+    if (card := folder / "README.md").exists() and not is_card(card):
+        raise InputError(f"{card} is no model card, and would be overwritten: choose another --out, a folder for weights and card alone")
+
+
 # %% ../../nbs/machine_room/58_export.ipynb #ex08-ld28
 def to_share(run: Path | str,  # a directory that isd_train wrote
              folder: Path | str,  # where the two files go
-             name: str,  # OWNER/NAME
+             name: str | None = None,  # OWNER/NAME on the Hub; None: they are passed on in another way
              licence: str = "apache-2.0",  # of the weights
+             file: str = file_name,  # what the weights are called
              ) -> list[Path]:
-    "Write what a push sends: encoder.safetensors and README.md."
-    run, folder, summary = Path(run), Path(folder), read_summary(Path(run))
-    if not (run / file_name).is_file():
-        raise InputError(f"{run} holds no {file_name}: give the directory of a finished run")
+    "Write what can be passed on: a run's encoders and its card, README.md, without paths of this machine."
+    run, folder = Path(run), Path(folder)
+    check_shared(run, folder, file)
     encoders = {which: load_encoder(run, which) for which in holds_encoders(run)}
     first = next(iter(encoders.values()))
     extra = {k: v for k, v in first.metadata.items() if k != "encoders"}
-    extra["recipe"] = shareable(extra["recipe"])
+    extra["recipe"], summary = shareable(extra["recipe"]), read_summary(run)
     folder.mkdir(parents=True, exist_ok=True)
-    save_encoder(folder / file_name, encoders, first.config, first.image_size, extra)
-    (folder / "summary.json").write_text(json.dumps(summary))
-    card = write_model_card(folder, licence, first.config.name)
-    (folder / "summary.json").unlink()
-    hub, data = need_hub(), extra["recipe"]["data"]
-    results = model_index(name, data, summary)
-    header = hub.ModelCardData(license=licence, library_name="isd_nb", tags=["self-supervised-learning", "image-feature-extraction", "isd"],
-                               model_name=name.partition("/")[2] if results else None, eval_results=results or None)
-    card.write_text(f"---\n{header.to_yaml()}\n---" + card.read_text().split("---", 2)[2].replace(
-        'load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"'))
-    return [folder / file_name, card]
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix=".share.", dir=folder) as place:
+        save_encoder(Path(place) / file_name, encoders, first.config, first.image_size, extra)
+        write_json(Path(place) / "summary.json", summary)
+        card = write_model_card(place, licence, first.config.name)
+        text = card.read_text(encoding="utf-8").replace(file_name, file)
+        card.write_text(card_for_hub(text, name, summary, extra["recipe"]["data"], licence) if name else text, encoding="utf-8")
+        os.replace(Path(place) / file_name, folder / file)
+        os.replace(card, folder / card.name)
+    return [folder / file, folder / card.name]
+
 
 # %% ../../nbs/machine_room/58_export.ipynb #ex08-ld28-s
 def holds_encoders(run: Path) -> list[str]:
