@@ -22,7 +22,7 @@ setup(
     package_data={"isd_nb": ["explore/static/*", "shipped/*", "py.typed"]},  # the explorer's page; edited by hand, nbdev exports Python only
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "timm", "parquet", "hub", "dicom", "onnx", "bench", "book", "dev")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("explore", "timm", "parquet", "hub", "dicom", "onnx", "lightning", "bench", "book", "dev")},
     entry_points={"console_scripts": settings["console_scripts"].split(),
                   "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
 )

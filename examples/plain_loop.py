@@ -3,8 +3,7 @@ import sys
 
 import timm
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch.nn import Linear, Sequential, functional as F
 
 from isd_nb import AnchorQueue, EMATeacher, Views, knn_accuracy, streaming_soft_label_loss
 from isd_nb.recipe import find_recipe
@@ -12,16 +11,15 @@ from isd_nb.sources.digits import digits
 
 
 def main(steps: int = 300, batch: int = 128, dim: int = 64) -> None:
-    torch.manual_seed(0)
+    generator = torch.manual_seed(0)
     train, test = digits(size=16, copies=4)  # image sets: uint8 (N, 1, 16, 16)
     views = Views(find_recipe("digits").views, 16)
     backbone = timm.create_model("resnet10t", in_chans=1, num_classes=0)
-    student = nn.Sequential(backbone, nn.Linear(backbone.num_features, dim))
+    student = Sequential(backbone, Linear(backbone.num_features, dim))
     teacher, queue = EMATeacher(student, momentum=0.95), AnchorQueue(1024, dim)
     optimizer = torch.optim.SGD(student.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        images = train.get(torch.randint(len(train), (batch,), generator=generator))
+        images = train.get(torch.randint(len(train), (batch,)))
         queries = F.normalize(student(views(images, generator)), dim=1)  # (B, D)
         with torch.no_grad():
             keys = F.normalize(teacher(views(images, generator)), dim=1)  # (B, D)

@@ -1,6 +1,8 @@
 """What leaves the machine names no place on it, and what is shared or shown needs no second reading of the manual."""
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +61,12 @@ def test_the_command_leaves_a_card_without_the_place_of_its_images(run: Path) ->
     assert "someone" in load_encoder(run).metadata["recipe"]["data"], "a run goes on with the images it was begun with"
 
 
-def test_python_and_the_command_leave_the_same(run: Path, tmp_path: Path) -> None:
+def test_python_and_the_command_show_and_leave_the_same(run: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
     data = load_encoder(run).metadata["recipe"]["data"]
-    isd_nb.train(SHORT, data, tmp_path / "run", device="cpu", threads=1)
+    isd_nb.train(SHORT, data, tmp_path / "run", device="cpu", threads=1, show=True)
+    said = capsys.readouterr().out
+    assert "tiny is trained on images of about 16 pixels" in said and f"{data}: 32 " in said
     assert not names(tmp_path / "run/README.md", run.parent)
     of_command, of_python = (load_encoder(place).metadata for place in (run, tmp_path / "run"))
     assert of_command.keys() == of_python.keys() and "knn20_teacher" in of_python["scores"]
@@ -141,3 +146,23 @@ def test_weights_without_a_run_are_explored_in_a_notebook(run: Path, tmp_path: P
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
     opened[0].write_text("mine")
     assert "is not overwritten" in call(isd_explore, tmp_path, *wanted).stderr and opened[0].read_text() == "mine"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_images_of_python_are_described_before_training(given: bool, capsys: pytest.CaptureFixture[str],
+                                                        tmp_path: Path) -> None:
+    images = ImageSet(torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8), torch.arange(20) % 2)
+    for show in (True, False):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):  # nothing is trained here
+            patch.setattr("isd_nb.engine.whole.train_method", lambda *_, found, **__: {}["nothing" if found else found])
+            isd_nb.train(SHORT, images, tmp_path, images.subset(range(4)) if given else None, show=show)
+        said = capsys.readouterr().out
+        assert ("16 images of 2 classes" in said) is (show and not given)
+        assert ("20 images of 2 classes" in said and "given in Python" in said) is (show and given)
+
+
+def test_the_module_for_lightning_trains() -> None:
+    pytest.importorskip("lightning", reason="its example needs: pip install 'isd_nb[lightning]'")
+    example = Path(__file__).parent.parent / "examples" / "with_lightning.py"
+    done = subprocess.run([sys.executable, example, "2"], capture_output=True, text=True, check=True, timeout=300)
+    assert "step 2: loss" in done.stdout

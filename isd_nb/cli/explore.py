@@ -80,7 +80,9 @@ def write_notebook(run: Path, **settings: Any) -> Path:  # of `Explorer.from_run
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #nk3-src
 def in_full(source: Source) -> Source:
     "What is found from any folder."
-    return replace(source, source=in_full(source.source)) if isinstance(source, Weights) else "".join(file_of(source))
+    if isinstance(source, Weights):
+        return replace(source, source="".join(file_of(str(source.source))))
+    return "".join(file_of(source)) if isinstance(source, str) else source
 
 
 def notebook_of_sources(sources: Sequence[Source], data: str, size: int | None, limit: int, root: Path) -> Path:

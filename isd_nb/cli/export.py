@@ -6,6 +6,7 @@
 __all__ = ['isd_export']
 
 # %% ../../nbs/machine_room/82_isd_export.ipynb #ie02-ld28
+from pathlib import Path
 from typing import Annotated
 
 from typer import Option

@@ -25,7 +25,7 @@ from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
 from ..sources.datasets import typical_side
-from ..sources.door import Sets, in_python
+from ..sources.door import Sets, in_python, words
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-a2a6b6
 def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe, root: Path | str) -> tuple[Recipe, Sets]:
@@ -73,15 +73,25 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
         except InputError as error:
             raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
 
-# %% ../../nbs/machine_room/62_in_python.ipynb #ip-sz4
-def report_size(recipe: Recipe, show: bool) -> None:
-    "The line of the command about the size of views; where nothing is shown, a warning if images are far larger than views."
-    side = typical_side(recipe.data)
-    if not (line := size_line(recipe, side)) or given_rank():
+# %% ../../nbs/machine_room/62_in_python.ipynb #n05-read
+def with_words(sets: Sets, test: ImageSet | None) -> Sets:  # the images to test on that were given
+    "The same sets, and what they are in words, where images were given in Python."
+    if sets.found and test is None:
+        return sets
+    here = words(in_python, sets.train, sets.test, "held out of them" if test is None else "given in Python")
+    return replace(sets, found=replace(sets.found, test=here.test) if sets.found else here)
+
+
+def report_read(recipe: Recipe, sets: Sets, show: bool) -> None:
+    "The first lines of a run, network, size and images; where nothing is shown, a warning if images are far larger than views."
+    given = recipe.data == in_python
+    side = min(sets.train.shape[1:]) if given else typical_side(recipe.data)
+    line = size_line(recipe, side, bool(given or recipe.init or ":" in recipe.backbone))
+    if given_rank():
         return
     if show:
-        print(line, flush=True)
-    elif side and side >= 2 * recipe.image_size:
+        print(*filter(None, (line, str(sets.found))), sep="\n", flush=True)
+    elif not given and side and side >= 2 * recipe.image_size:
         warnings.warn(line, stacklevel=3)
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n06-585f45
@@ -98,10 +108,12 @@ def train(recipe: Recipe | str,  # or a recipe's name
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe, sets = sets_of(images, test, recipe, root)
-    report_size(recipe, show)
     if test is not None:
         check_test(sets.bank, test)
     for part in (sets.bank, sets.test or sets.bank):
         check_own_size(recipe, part)
+    sets = with_words(sets, test)
+    report_read(recipe, sets, show)
+    how = dict(found=sets.found.to_json() if sets.found else None) | how
     trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume, **how)
     return finish(recipe, sets, trained, out)
