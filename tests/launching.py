@@ -3,21 +3,29 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from isd_nb import evaluation
 from isd_nb.engine.launch import free_port
+from isd_nb.kernels.linear_classifier import fit_linear
 
 FORKED, FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 FORKED.set_forkserver_preload(["isd_nb.engine.training", "accelerate", "sklearn.datasets", "torch._dynamo",
                                "torch.distributed.tensor"])
+QUICK = "ISD_NB_TEST_QUICK_PROBES"  # in the environment of a fork: linear layers are trained for a moment there
 GRACE = 20  # seconds that the others get when a process has failed
 
 
@@ -100,3 +108,131 @@ def wait_for_checkpoint(run: Path, launched: Launched, seconds: float = 120) -> 
         assert launched.returncode is None, launched.errors[-2000:]
         assert time.monotonic() < end, "no checkpoint came"
         time.sleep(0.02)
+
+
+def probe_quickly(patch: Callable[[object, str, object], None] = setattr) -> None:
+    "Trains linear layers for a moment, where a test is not about their accuracy: 2,000 steps each take a second."
+    patch(evaluation, "fit_linear", lambda *given, **how: fit_linear(*given, **how | {"epochs": 2, "min_steps": 2}))
+
+
+def become(command: list[str], folder: str, environment: Mapping[str, str], streams: Sequence[Connection],
+           not_mine: Sequence[int], session: bool, deep: bool) -> None:
+    "What `python command` does, in a fork: `-m MODULE ...`, `-c CODE ...` or `FILE ...`."
+    for number in not_mine:
+        os.close(number)
+    for number, stream in enumerate(streams):
+        os.dup2(stream.fileno(), number)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    if session:
+        os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    if deep:
+        from isd_nb.engine import launch
+        launch.subprocess = forking("fork")
+    if QUICK in environment:
+        probe_quickly()
+    kind, *rest = command
+    paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    sys.path[:0] = [str(Path(kind).parent) if kind not in ("-m", "-c") else folder, *paths]
+    sys.argv = command if kind not in ("-m", "-c") else ["-c" if kind == "-c" else rest[0], *rest[1:]]
+    if kind == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(kind, run_name="__main__")
+
+
+class Forked:
+    """Stands for `subprocess.Popen([sys.executable, ...])`, without the seconds that an import of torch takes.
+
+    `deep`: the companions that a command starts are forks of it, too.
+    """
+    kind = "forkserver"
+
+    def __init__(self, command: Sequence[str | Path], stdin: Any = None, stdout: Any = None, stderr: Any = None,
+                 env: Mapping[str, str] | None = None, cwd: Path | str | None = None, text: bool = False,
+                 start_new_session: bool = False, deep: bool = False):
+        own: list[int] = []  # ends of pipes that this process keeps
+
+        def end(given: Any, number: int) -> tuple[int, IO | None]:
+            if given == subprocess.PIPE:
+                read, write = os.pipe()
+                own.append(kept := (write, read, read)[number])
+                modes = ("w", "r", "r") if text else ("wb", "rb", "rb")
+                return (read, write, write)[number], open(kept, modes[number])
+            if given == subprocess.DEVNULL:
+                return os.open(os.devnull, os.O_RDWR), None
+            return os.dup(number if given is None else given if isinstance(given, int) else given.fileno()), None
+        ends = [end(given, number) for number, given in enumerate((stdin, stdout, stderr))]
+        self.stdin, self.stdout, self.stderr = (file for _, file in ends)
+        streams = [Connection(number) for number, _ in ends]
+        context = FORKED if self.kind == "forkserver" else multiprocessing.get_context("fork")
+        told = dict(folder=str(cwd or os.getcwd()), environment=dict(os.environ if env is None else env),
+                    streams=streams, not_mine=own if self.kind == "fork" else (), session=start_new_session, deep=deep)
+        self.process = context.Process(target=become, args=([str(word) for word in command[1:]],), kwargs=told)
+        self.process.start()
+        for stream in streams:
+            stream.close()
+        self.pid, self.args = self.process.pid, command
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        texts: dict[IO, Any] = {}
+        files = [file for file in (self.stdout, self.stderr) if file]
+        readers = [threading.Thread(target=lambda file=file: texts.update({file: file.read()}), daemon=True)
+                   for file in files]
+        for reader in readers:
+            reader.start()
+        if self.stdin:
+            self.stdin.write(input or "")
+            self.stdin.close()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return texts.get(self.stdout), texts.get(self.stderr)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkedHere(Forked):
+    "A fork of this process itself, which must not have computed anything yet."
+    kind = "fork"
+
+
+def forking(kind: str = "forkserver") -> Any:
+    "Stands for the module `subprocess` where one of ours starts Python."
+    return SimpleNamespace(**{**vars(subprocess), "Popen": Forked if kind == "forkserver" else ForkedHere})
+
+
+def run_forked(command: Sequence[str | Path], timeout: float = 300, **how: Any) -> subprocess.CompletedProcess:
+    "`subprocess.run` of `Forked`, with what was printed as text."
+    process = Forked(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+    try:
+        printed = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, *printed)

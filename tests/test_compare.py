@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call
+from launching import QUICK, Forked, forking
 
 from isd_nb.cli.compare import isd_compare
 from isd_nb.studies.compare import Task, compare, finished, plan, recipe_for, run_tasks, smaller_batch, step_cost
@@ -53,8 +54,11 @@ import sys
 from pathlib import Path
 from isd_nb.engine.launch import one_sentence
 from isd_nb.cli.compare import report
+from isd_nb.studies import compare as module
 from isd_nb.studies.compare import compare
 from isd_nb.recipe import recipe_from_json
+from launching import forking
+module.subprocess = forking("fork")
 base, out = recipe_from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
 with one_sentence("isd_compare", "the same command goes on"):
     report(compare(base, ["byol_asym"], [0], out, budget=3200, device="cpu"), out)
@@ -63,7 +67,9 @@ with one_sentence("isd_compare", "the same command goes on"):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    "A package that is not ours, on the path of this process and of those it starts."
+    "A package that is not ours, on the path of this process and of those it starts, which are forks."
+    monkeypatch.setattr("isd_nb.studies.compare.subprocess", forking())
+    monkeypatch.setenv(QUICK, "1")
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "my_methods.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path / "packages")
@@ -148,9 +154,9 @@ def test_a_stopped_comparison_goes_on(own: Path, small: Path) -> None:
     script.write_text(SCRIPT)
     write_json(own / "recipe.json", recipe_to_json(replace(TINY, data=f"folder:{small}", evaluations=8)))
 
-    def begin(out: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, script, own / "recipe.json", own / out], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+    def begin(out: str) -> Forked:
+        return Forked([sys.executable, script, own / "recipe.json", own / out], stdout=subprocess.PIPE,
+                      stderr=subprocess.PIPE, text=True)
 
     process = begin("stopped")
     deadline = time.monotonic() + 300
