@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from isd_nb.cli.train import isd_train as train_command
-from launching import Launched
+from launching import Launched, probe_quickly
 
 # One thread here and in what tests start, as in `make test`: runs are the same bit for bit at one number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,9 +26,9 @@ SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixtur
 
 # The files that take longest, so that no worker begins one of them when the others have nothing left.
 LONG = (
-    "test_compare", "test_training_scale", "test_browser", "test_processes", "test_gpu_notebooks", "test_companions",
-    "test_day_that_goes_wrong", "test_networks", "test_benchmarks", "test_command_line", "test_evaluation",
-    "test_silent", "test_data_in_the_wild", "test_checkpoints", "test_site", "test_methods",
+    "test_browser", "test_training_scale", "test_processes", "test_gpu_notebooks", "test_checkpoints", "test_networks",
+    "test_day_that_goes_wrong", "test_companions", "test_command_line", "test_compare", "test_odd_runs", "test_methods",
+    "test_benchmarks", "test_evaluation", "test_site", "test_isd_eval", "test_wrong_settings",
 )
 
 
@@ -37,10 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    "Runs a console command in the folder `place`, in this process: a new one takes seconds to import torch."
+    """Runs a console command in the folder `place`, in this process: a new one takes seconds to import torch.
+
+    The linear layers of its scores are trained for a moment, unless it asks for steps."""
     out, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
         patch.chdir(place)
+        probe_quickly(patch.setattr)
         patch.setattr("sys.argv", [command.__name__, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             command()

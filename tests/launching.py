@@ -20,10 +20,10 @@ import torch
 
 from isd_nb import evaluation
 from isd_nb.engine.launch import free_port
-from isd_nb.kernels.linear_classifier import fit_linear
+from isd_nb.kernels.linear_classifier import LinearClassifier, fit_linear
 
 FORKED, FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-FORKED.set_forkserver_preload(["isd_nb.engine.training", "accelerate", "sklearn.datasets", "torch._dynamo",
+FORKED.set_forkserver_preload(["isd_nb.engine.training", "isd_nb.cli.train", "accelerate", "torch._dynamo",
                                "torch.distributed.tensor"])
 QUICK = "ISD_NB_TEST_QUICK_PROBES"  # in the environment of a fork: linear layers are trained for a moment there
 GRACE = 20  # seconds that the others get when a process has failed
@@ -111,18 +111,23 @@ def wait_for_checkpoint(run: Path, launched: Launched, seconds: float = 120) -> 
 
 
 def probe_quickly(patch: Callable[[object, str, object], None] = setattr) -> None:
-    "Trains linear layers for a moment, where a test is not about their accuracy: 2,000 steps each take a second."
-    patch(evaluation, "fit_linear", lambda *given, **how: fit_linear(*given, **how | {"epochs": 2, "min_steps": 2}))
+    "Trains linear layers for a moment where no steps are asked for: a test that leaves it at 2,000 is not about them."
+    def quick(*given: Any, **how: Any) -> LinearClassifier:
+        usual = how.get("min_steps", 2000) == 2000
+        return fit_linear(*given, **how | ({"epochs": 2, "min_steps": 2} if usual else {}))
+    patch(evaluation, "fit_linear", quick)
 
 
 def become(command: list[str], folder: str, environment: Mapping[str, str], streams: Sequence[Connection],
-           not_mine: Sequence[int], session: bool, deep: bool) -> None:
+           not_mine: Sequence[IO], session: bool, deep: bool) -> None:
     "What `python command` does, in a fork: `-m MODULE ...`, `-c CODE ...` or `FILE ...`."
-    for number in not_mine:
-        os.close(number)
+    for file in not_mine:
+        file.close()
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    letters = environment.get("PYTHONIOENCODING")
+    sys.stdin, sys.stdout, sys.stderr = (open(n, "w" if n else "r", 1, letters, closefd=False)  # noqa: SIM115
+                                         for n in range(3))
     if session:
         os.setsid()
     os.chdir(folder)
@@ -130,6 +135,8 @@ def become(command: list[str], folder: str, environment: Mapping[str, str], stre
     os.environ.update(environment)
     np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    if "ISD_NB_COMPANION" in environment:
+        Path("/proc/self/comm").write_text("companion")  # a fork's variables cannot be seen from outside
     if deep:
         from isd_nb.engine import launch
         launch.subprocess = forking("fork")
@@ -157,23 +164,20 @@ class Forked:
     def __init__(self, command: Sequence[str | Path], stdin: Any = None, stdout: Any = None, stderr: Any = None,
                  env: Mapping[str, str] | None = None, cwd: Path | str | None = None, text: bool = False,
                  start_new_session: bool = False, deep: bool = False):
-        own: list[int] = []  # ends of pipes that this process keeps
-
         def end(given: Any, number: int) -> tuple[int, IO | None]:
             if given == subprocess.PIPE:
                 read, write = os.pipe()
-                own.append(kept := (write, read, read)[number])
-                modes = ("w", "r", "r") if text else ("wb", "rb", "rb")
-                return (read, write, write)[number], open(kept, modes[number])
+                kept, mode = (write, "w") if number == 0 else (read, "r")
+                return (read if number == 0 else write), open(kept, mode + ("" if text else "b"))
             if given == subprocess.DEVNULL:
                 return os.open(os.devnull, os.O_RDWR), None
             return os.dup(number if given is None else given if isinstance(given, int) else given.fileno()), None
         ends = [end(given, number) for number, given in enumerate((stdin, stdout, stderr))]
         self.stdin, self.stdout, self.stderr = (file for _, file in ends)
-        streams = [Connection(number) for number, _ in ends]
+        streams, kept = [Connection(number) for number, _ in ends], [file for _, file in ends if file]
         context = FORKED if self.kind == "forkserver" else multiprocessing.get_context("fork")
         told = dict(folder=str(cwd or os.getcwd()), environment=dict(os.environ if env is None else env),
-                    streams=streams, not_mine=own if self.kind == "fork" else (), session=start_new_session, deep=deep)
+                    streams=streams, not_mine=kept if self.kind == "fork" else (), session=start_new_session, deep=deep)
         self.process = context.Process(target=become, args=([str(word) for word in command[1:]],), kwargs=told)
         self.process.start()
         for stream in streams:
@@ -230,7 +234,8 @@ def forking(kind: str = "forkserver") -> Any:
 
 def run_forked(command: Sequence[str | Path], timeout: float = 300, **how: Any) -> subprocess.CompletedProcess:
     "`subprocess.run` of `Forked`, with what was printed as text."
-    process = Forked(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+    pipe = subprocess.PIPE
+    process = Forked(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, **how)
     try:
         printed = process.communicate(timeout=timeout)
     finally:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL, TINY
+from conftest import SMALL, TINY, call
+from launching import QUICK, Forked
+from isd_nb.cli.train import isd_train
 
-COMMAND = [sys.executable, "-m", "isd_nb.cli", *TINY, *SMALL, "--no-figures", "--set", "precision=float32",
+OPTIONS = [*TINY, *SMALL, "--no-figures", "--no-supervised", "--set", "precision=float32",
            "--set", "batch_norm_splits=2"]
-ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg"}
+ENVIRONMENT = {**os.environ, "MPLBACKEND": "Agg", QUICK: "1"}
 LONG = ["--steps", "5000", "--set", "evaluations=1"]  # a row every 50 steps; about a minute in all
 
 
@@ -25,12 +27,12 @@ def read(path: str) -> bytes:
         return b""
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(folder: Path, *arguments: str, deep: bool = True) -> Forked:  # deep: the companion is a fork, too
+    return Forked([sys.executable, "-m", "isd_nb.cli", *OPTIONS, *arguments], cwd=folder, env=ENVIRONMENT, text=True,
+                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, deep=deep)
 
 
-def companion(process: subprocess.Popen, seconds: float = 60) -> int:
+def companion(process: Forked, seconds: float = 60) -> int:
     "The process number of the only companion, once there is one."
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     if not Path(children).parent.is_dir():
@@ -39,13 +41,13 @@ def companion(process: subprocess.Popen, seconds: float = 60) -> int:
     while time.monotonic() < end:
         assert process.poll() is None, process.stderr.read()
         for child in read(children).decode().split():
-            if b"ISD_NB_COMPANION" in read(f"/proc/{child}/environ"):
+            if b"ISD_NB_COMPANION" in read(f"/proc/{child}/environ") or read(f"/proc/{child}/comm") == b"companion\n":
                 return int(child)
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise AssertionError("no companion was started")
 
 
-def wait_for_steps(run: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for_steps(run: Path, process: Forked, seconds: float = 120) -> None:
     "Until the first row after the start is written: all processes are at work."
     end = time.monotonic() + seconds
     while not (run / "metrics.csv").is_file() or len((run / "metrics.csv").read_text().splitlines()) < 3:
@@ -71,10 +73,11 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.usefixtures("small")
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    for count in ("1", "2"):
-        process = start(tmp_path, "--processes", count, "--out", f"run{count}")
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    alone = call(isd_train, tmp_path, *OPTIONS, "--processes", "1", "--out", "run1")
+    assert alone.returncode == 0, alone.stderr
+    process = start(tmp_path, "--processes", "2", "--out", "run2")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     one, two = losses(tmp_path / "run1"), losses(tmp_path / "run2")
     assert len(one) == 12 and one == pytest.approx(two, rel=1e-3)
     assert (tmp_path / "run2" / "encoder.safetensors").is_file()
@@ -82,7 +85,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "--processes", "2", "--out", "run")
+    process = start(tmp_path, *LONG, "--processes", "2", "--out", "run", deep=False)
     other = companion(process)
     wait_for_steps(tmp_path / "run", process)
     process.kill()
@@ -113,9 +116,8 @@ def test_a_signal_to_the_command_stops_and_saves(tmp_path: Path) -> None:
 
 
 def test_bad_numbers_of_processes(tmp_path: Path) -> None:
-    process = start(tmp_path, "--processes", "3")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "3 processes cannot share a batch" in errors
+    result = call(isd_train, tmp_path, *OPTIONS, "--processes", "3")
+    assert result.returncode == 2 and "3 processes cannot share a batch" in result.stderr
 
 
 def test_a_companion_that_is_done_ends_well() -> None:

@@ -80,18 +80,25 @@ def test_resume_with_another_number_of_processes(start: Start, tmp_path: Path) -
     process.wait(30)
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    "How 150 steps end that nothing stops."
+    place = tmp_path_factory.mktemp("straight")
+    finish(Launched(write_script(place / "train.py", steps=150), (str(place / "run"),)))
+    return newest(place / "run")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_exact_resume_after_a_signal(start: Start, tmp_path: Path, stop: int) -> None:
+def test_exact_resume_after_a_signal(start: Start, straight: dict, tmp_path: Path, stop: int) -> None:
     script = write_script(tmp_path / "train.py", steps=150, save_every=0.1)
-    finish(start(script, str(tmp_path / "straight")))
-    fresh = stop == signal.SIGINT  # a new interpreter has another order of hashes
-    process = start(script, str(tmp_path / "stopped"), fresh=fresh)
+    process = start(script, str(tmp_path / "stopped"))
     wait_for_checkpoint(tmp_path / "stopped", process)
     process.send_signal(stop)
     assert process.wait(60) == 130
     assert newest(tmp_path / "stopped")["step"] < 150
+    fresh = stop == signal.SIGINT  # a new interpreter has another order of hashes
     finish(start(script, str(tmp_path / "stopped"), "--resume", fresh=fresh))
-    same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
+    same(straight, newest(tmp_path / "stopped"))
 
 
 def same(a: dict, b: dict) -> None:
@@ -104,7 +111,7 @@ def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
     "SIGKILL while training and saving (every step saves): the run goes on, and ends bit for bit the same."
     count = int(os.environ.get("ISD_NB_KILLS", 4))
     script = write_script(tmp_path / "train.py", steps=60 * count, save_every=0)
-    finish(start(script, str(tmp_path / "straight")))
+    finish(start(write_script(tmp_path / "plain.py", steps=60 * count), str(tmp_path / "straight")))
     rng, kills, run = random.Random(0), 0, tmp_path / "killed"
     for _ in range(count):
         process = start(script, str(run), "--resume")
@@ -129,8 +136,8 @@ def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
 def test_the_command_in_two_processes(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "isd_nb.cli"]
-    result = subprocess.run([*launch, "--out", "run", "--no-figures", *TINY, *SMALL], cwd=tmp_path, env=ENVIRONMENT,
-                            capture_output=True, text=True, timeout=240)
+    command = [*launch, "--out", "run", "--no-figures", *TINY, *SMALL, "--set", "evaluations=1"]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "run" / "summary.json").exists()
     assert result.stdout.count("Next:") == 1  # one process reports
