@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import TINY, call
+from launching import QUICK, Forked, run_forked
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.encoders import load_encoder
 
@@ -26,8 +27,8 @@ def one_sentence(result) -> str:
 def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     "On the digits, in a process of its own, with all figures."
     command = [sys.executable, "-m", "isd_nb.cli", "--out", "run", *TINY, "--processes", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", QUICK: "1"}
+    result = run_forked(command, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} >= {"config.json", "metrics.csv", "summary.json", "checkpoints", "figures",
@@ -56,32 +57,33 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
 
     holding = "import sys; from pathlib import Path; from isd_nb.engine.runs import only_one\n" \
               "with only_one(Path('run')):\n    print('held', flush=True)\n    sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", holding], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        assert "another process is training in run" in one_sentence(isd_train("--out", "run", "--resume"))
-        holder.stdin.close()
+    pipe = subprocess.PIPE
+    holder = Forked([sys.executable, "-c", holding], cwd=tmp_path, stdin=pipe, stdout=pipe, text=True)
+    assert holder.stdout.readline() == "held\n"
+    assert "another process is training in run" in one_sentence(isd_train("--out", "run", "--resume"))
+    holder.communicate()
 
 
 def test_folders(isd_train, make_folder, tmp_path: Path) -> None:
     make_folder("split/train", {"a": 20, "ünïcode <b>$": 20})
     make_folder("split/val", {"a": 5, "ünïcode <b>$": 5})
-    result = isd_train("--data", "folder:split", "--out", "one", "--no-figures", "--set", "backbone=tiny")
+    few = ("--no-figures", "--set", "backbone=tiny", "--set", "evaluations=1")
+    result = isd_train("--data", "folder:split", "--out", "one", *few)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert (summary["images"], summary["test_images"]) == (40, 10)
 
     make_folder("classes", {"a": 20, "b": 20})
-    result = isd_train("--data", "folder:classes", "--out", "two", "--no-figures", "--set", "backbone=tiny")
+    result = isd_train("--data", "folder:classes", "--out", "two", "--no-supervised", *few)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["test_images"] == 8
 
     make_folder("alike", {"all": 30})
-    result = isd_train("--data", "folder:alike", "--out", "same", "--no-figures", "--set", "backbone=tiny")
+    result = isd_train("--data", "folder:alike", "--out", "same", *few)
     assert result.returncode == 0, result.stderr  # one class: nothing to learn with labels, and no reason to fail
 
     plain = make_folder("plain", {".": 30})
-    result = isd_train("--data", f"folder:{plain}", "--out", "three", "--no-figures", "--set", "backbone=tiny")
+    result = isd_train("--data", f"folder:{plain}", "--out", "three", *few)
     assert result.returncode == 0, result.stderr
     assert "No labels, so no accuracy" in result.stdout
     assert not any(k.startswith("knn") for k in json.loads((tmp_path / "three" / "summary.json").read_text()))
@@ -91,7 +93,7 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     few = make_folder("few", {"a": 30, "b": 30})
     (few / "a" / "broken.jpg").write_bytes(b"not an image")
     (few / "b" / "cut.png").write_bytes((few / "b" / "000.png").read_bytes()[:200])
-    result = isd_train("--data", f"folder:{few}", "--no-figures", "--set", "backbone=tiny")
+    result = isd_train("--data", f"folder:{few}", "--no-figures", "--no-supervised", "--set", "backbone=tiny")
     assert result.returncode == 0, result.stderr
     assert "2 of 62 files" in result.stderr and "broken.jpg" in result.stderr and "cut.png" in result.stderr
 
@@ -126,7 +128,9 @@ def test_unreadable_images(isd_train, make_folder) -> None:
 ])
 def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
     "A non-zero exit and one sentence, no exception."
-    assert message in one_sentence(call(train_command, tmp_path, "--steps", "12", "--device", "cpu", *arguments))
+    how = ("--steps", "12", "--device", "cpu", *arguments)
+    alone = () if "folder:nowhere" in arguments else ("--processes", "1")  # that one is refused in all processes
+    assert message in one_sentence(call(train_command, tmp_path, *how, *alone))
 
 
 def test_empty_and_small_folders(isd_train, make_folder, tmp_path: Path) -> None:
