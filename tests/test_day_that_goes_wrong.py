@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY, call
+from launching import run_forked
 from isd_nb.cli.options import own_directory
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.engine.runs import open_run, read_metrics
@@ -89,7 +90,7 @@ def test_what_was_learned_is_saved_when_an_evaluation_fails(tmp_path: Path) -> N
 
 
 def test_the_loss_of_an_interrupted_row_is_the_mean_of_all_its_steps(tmp_path: Path) -> None:
-    recipe = replace(QUICK, steps=250, evaluations=1)  # a row every 2 or 3 steps
+    recipe = replace(QUICK, steps=250, evaluations=1, batch_size=4, queue_size=8)  # a row every 2 or 3 steps
     def stop_inside_a_row(steps: int) -> Callable:
         def watch(views: torch.Tensor) -> None:
             nonlocal steps
@@ -185,7 +186,7 @@ def test_a_directory_in_which_a_run_was_killed_at_its_first_write_is_free(tmp_pa
 def test_a_console_that_cannot_show_a_letter() -> None:
     program = "from isd_nb.cli.options import console; console(lambda: print('runs/\u7ed3\u679c'))"
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ascii_only)
+    done = run_forked([sys.executable, "-c", program], env=ascii_only)
     assert (done.returncode, done.stdout.strip()) == (0, r"runs/\u7ed3\u679c"), done.stderr
 
 
@@ -223,8 +224,7 @@ def test_why_a_companion_failed_is_said(tmp_path: Path) -> None:
     (tmp_path / "method_of_this_test.py").write_text(MINE)
     command = [sys.executable, "-m", "isd_nb.cli", *SMALL, *TINY, "--processes", "2", "--set", "batch_norm_splits=2",
                "--no-supervised", "--no-figures", "--method", "method_of_this_test:Mine", "--out", "run"]
-    environment = {**os.environ, "FAIL": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment)
+    done = run_forked(command, cwd=tmp_path, env={**os.environ, "FAIL": "1"}, deep=True)
     assert done.returncode == 1, done.stderr
     said = [line for line in done.stderr.splitlines() if "a companion process ended with exit code 1" in line]
     assert said and "ZeroDivisionError: a mistake in the second process; see run/logs/" in said[-1], done.stderr
