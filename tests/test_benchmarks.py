@@ -2,7 +2,6 @@
 import argparse
 import importlib
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launching import forking, run_forked
 from isd_nb.kernels.convolution import dense_pays, product_pays
 from isd_nb.kernels.devices import has_bfloat16
 from isd_nb.recipe import find_recipe
@@ -21,13 +21,19 @@ ONCE = ["--workers", "1", "--repeats", "1", "--blur", "--processes", "1"]
 
 def run(script, target, *options):
     command = [sys.executable, FOLDER / f"{script}.py", "--json", target, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run_forked(command)
     assert done.returncode == 0, done.stderr
     return json.loads(target.read_text()), done.stdout
 
 
-def test_step(tmp_path):
-    found, printed = run("step", tmp_path / "step.json", *SMALL, *ONCE)
+def test_step(tmp_path, monkeypatch, capsys):
+    "Contestants are forks; how a process of its own begins: `test_a_contestant_that_ends_is_named`."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    step = importlib.import_module("step")
+    monkeypatch.setattr(step, "subprocess", forking())
+    monkeypatch.setattr("sys.argv", ["step.py", "--json", str(tmp_path / "step.json"), *SMALL, *ONCE])
+    step.main()
+    found, printed = json.loads((tmp_path / "step.json").read_text()), capsys.readouterr().out
     names = {"ours", "tuned", "plain"} | ({"lightly"} if find_spec("lightly") else set())
     assert set(found["results"]) == names and found["blur"]
     assert found["results"]["plain"]["images_per_second"] > 0
