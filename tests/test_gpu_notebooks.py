@@ -6,10 +6,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, TINY, call
+from launching import QUICK, run_forked
 
 from isd_nb.cli.train import isd_train
 from isd_nb.engine.finish import score_table
@@ -43,8 +45,7 @@ def run(path: Path, settings: str, at: Path) -> str:  # what it printed
     script = at / "notebook.py"
     text = "\n".join(code).replace("../../results", str(ROOT / "results"))
     script.write_text('if __name__ == "__main__":\n' + textwrap.indent(text, "    "))
-    result = subprocess.run([sys.executable, str(script)], cwd=at, env=ENVIRONMENT, capture_output=True, text=True,
-                            timeout=1200)
+    result = run_forked([sys.executable, script], cwd=at, env={**ENVIRONMENT, QUICK: "1"}, timeout=1200)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -85,18 +86,17 @@ def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
     assert result.returncode == 2 and "data/imagenet is not a folder" in result.stderr
 
 
-def nodes(rank: int, count: int, port: int, at: Path, *more: str) -> subprocess.Popen:
+def nodes(rank: int, count: int, port: int, at: Path, *more: str | Path) -> subprocess.Popen:
     environment = {**ENVIRONMENT, "MAIN": "127.0.0.1", "RANK": str(rank), "NODES": str(count), "GPUS": "1",
                    "PORT": str(port)}
     command = [str(ROOT / "scripts" / "train_nodes.sh"), "--out", "run", "--no-figures", *TINY, *SMALL, *more]
     return subprocess.Popen(command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.usefixtures("small")
-def test_two_machines(tmp_path: Path) -> None:
-    "The script for several machines, with both of them here."
-    port = free_port()
-    machines = [nodes(rank, 2, port, tmp_path) for rank in range(2)]
+def test_two_machines(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    "The script for several machines, with both of them here; scores in several processes: see test_processes."
+    port, plain = free_port(), make_folder("plain", {".": 40})
+    machines = [nodes(rank, 2, port, tmp_path, "--data", f"folder:{plain}") for rank in range(2)]
     for machine in machines:
         _, errors = machine.communicate(timeout=240)
         assert machine.returncode == 0, errors[-2000:]
