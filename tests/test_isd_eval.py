@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from conftest import TINY, call
+from launching import run_forked
 from isd_nb.cli.train import isd_train
 from isd_nb.cli.evaluate import isd_eval as eval_command
 
@@ -55,12 +56,12 @@ def test_processes_share_the_images(isd_eval, run: Path) -> None:
     file = run / "eval" / "transfer.json"
     expected = json.loads(file.read_text())["rows"]
     file.unlink()
-    command = [sys.executable, "-c", "from isd_nb.cli.evaluate import isd_eval; isd_eval()"]
-    together = subprocess.run([*command, *asked, "--processes", "2"], cwd=run.parent, capture_output=True, text=True)
+    command = [sys.executable, "-c", "from isd_nb.cli.evaluate import isd_eval; isd_eval()", *asked, "--processes", "2"]
+    together = run_forked(command, cwd=run.parent, deep=True)
     assert together.returncode == 0, together.stderr
     assert together.stdout == alone.stdout
     assert json.loads(file.read_text())["rows"] == expected
-    again = subprocess.run([*command, *asked, "--processes", "2"], cwd=run.parent, capture_output=True, text=True)
+    again = run_forked(command, cwd=run.parent, deep=True)
     assert (again.returncode, again.stdout) == (0, alone.stdout), "finished rows are not computed again"
 
 
