@@ -4,14 +4,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import SMALL, TINY, call
+from launching import Forked
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.methods.building import read_sets
+from isd_nb.engine.estimate import part_rates
 from isd_nb.engine.evaluate_run import evaluate_run
 from isd_nb.studies.compare import read_settings
 from isd_nb.data import ImageSet
@@ -76,7 +79,7 @@ for i in range(40):
 def test_two_commands_fill_one_file_side_by_side(tmp_path: Path) -> None:
     place = tmp_path / "eval" / "squares.json"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    both = [subprocess.Popen([sys.executable, "-c", WRITER, place, who], **pipes) for who in ("teacher", "student")]
+    both = [Forked([sys.executable, "-c", WRITER, place, who], **pipes) for who in ("teacher", "student")]
     assert [writer.stdout.readline() for writer in both] == ["begun\n"] * 2  # both have read the empty file
     for writer in both:
         writer.stdin.write("go\n")
@@ -141,7 +144,10 @@ def test_more_draws_and_more_shares_keep_the_rows_that_are_there(run: Path) -> N
     ("--set", "image_size=37", "--set", "batch_norm_splits=2"),  # room for 47 images, which are not cut in two
     ("--set", "image_size=200", "--set", "batch_norm_splits=4"),  # room for one
 ])
-def test_a_dry_run_measures_any_recipe(settings: tuple[str, ...], small: Path, tmp_path: Path) -> None:
+def test_a_dry_run_measures_any_recipe(settings: tuple[str, ...], small: Path, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = partial(part_rates, seconds=0.01)
+    monkeypatch.setattr("isd_nb.cli.train.part_rates", moment)
     result = call(train_command, tmp_path, *SMALL, "--batch-size", "64", *settings, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "measured here, on the CPU" in result.stdout
@@ -158,7 +164,8 @@ def stl10(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train_on_stl10(place: Path, *arguments: str):
-    tiny = (*TINY[2:], "--set", "backbone=tiny", "--out", "run", "--no-figures", "--processes", "1")
+    tiny = (*TINY[2:], "--set", "backbone=tiny", "--set", "evaluations=1", "--out", "run", "--no-figures",
+            "--processes", "1")
     return call(train_command, place, "--recipe", "stl10", *tiny, *arguments)
 
 
