@@ -14,7 +14,7 @@ from typer import Option, Typer
 
 from torch import Tensor
 from .options import (
-    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window)
+    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window, console)
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.evaluate_source import as_given
@@ -58,11 +58,11 @@ def closing(count: int, width: int, out: Path, report: Path | None, atlas: Path 
 # %% ../../nbs/machine_room/81_isd_embed.ipynb #n06-594003
 def isd_embed() -> None:
     "The console command `isd_embed`."
-    app().__call__()
+    console(command)
 
 
 def app() -> Typer:
-    "The command as typer holds it."
+    "The command as typer holds it, for tests."
     made = Typer(add_completion=False, pretty_exceptions_enable=False)
     made.command()(command)
     return made

@@ -19,7 +19,7 @@ from typer import Option
 from isd_nb.cli.options import (
     DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount, SizeWithoutRun, Std, TestFolder, Threads,
     Window, console)
-from ..engine.evaluate_run import evaluate_run_by
+from ..engine.evaluate_run import OneClass, evaluate_run_by
 from ..engine.evaluate_source import as_given, evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError
@@ -60,6 +60,17 @@ def in_processes(count: int, device: str, protocol: str, augment: bool) -> Itera
         yield first
 
 
+# %% ../../nbs/machine_room/78_isd_eval.ipynb #oc2-printed
+@contextmanager
+def one_class_printed(first: bool) -> Iterator[None]:  # whether this process prints
+    "Print what was found where all images to test on are of one class; nothing is measured then."
+    try:
+        yield
+    except OneClass as none:
+        if first:
+            print(none.said)
+
+
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #ot1-several
 def in_one_table(results: Sequence[Mapping[str, Any]]) -> str:
     "The rows of one protocol or several, and where they are kept."
@@ -76,7 +87,7 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
             device: Device = "auto", threads: Threads = None, processes: EmbedProcesses = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
     with (one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"),
-          in_processes(processes, device, protocol, augment) as first, with_threads(threads)):
+          in_processes(processes, device, protocol, augment) as first, one_class_printed(first), with_threads(threads)):
         data = with_given(data, labels, test, window)
         said = " ".join(["isd_eval", *sys.argv[1:]])
         settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,

@@ -149,7 +149,7 @@ def report(run: Path | None, sources: Sequence[Source], data: str | None, size: 
     if (run is None) == (not sources) or (sources and data is None):
         raise InputError("--report is about a run, or about weights with --encoder SOURCE --data SPEC")
     recipe = None if run is None else read_recipe(run)
-    files = report_of_sources(sources or [str(run)], data or (recipe.data if recipe else ""), folder, recipe.image_size if recipe else size, limit, root)
+    files = report_of_sources(sources or [str(run)], data or (recipe.data if recipe else ""), folder, recipe.image_size if recipe else size, limit, root, show=True)
     return f"{', '.join(map(str, files))} are written"
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-rep-m1
@@ -159,7 +159,7 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
             data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
     "Open the explorer of a run or of weights in JupyterLab, or write it as one HTML file; or list what to look at first."
-    with one_sentence("isd_explore"):
+    with one_sentence("isd_explore", "the same command begins again"):
         data = with_given(data, labels, test, window)
         if html and not html.parent.is_dir():
             raise InputError(f"the folder {html.parent} for --html does not exist: make it first")

@@ -32,7 +32,7 @@ def is_shared(source: str, out: Path) -> bool:
 def command(source: SourceName, out: ExportFile = None, size: Size = None, push: HubName = None, public: Public = False,
             licence: Licence = "apache-2.0") -> None:
     "Write an encoder for other programs, or a run to be passed on, or send it to the Hub."
-    with one_sentence("isd_export"):
+    with one_sentence("isd_export", "the same command begins again"):
         if out is None and push is None:
             raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), a folder for what is passed on, --out FOLDER, or a place on the Hub, --push OWNER/NAME")
         if out and is_shared(source, out):

@@ -33,12 +33,14 @@ def pack(spec: str,  # as `load_sets` reads it
     if size is None:
         raise InputError(f"the size of the images of {spec} is not known: give --size, in pixels")
     sets = load_sets(spec, size, stored_size, root)
+    if show:
+        print(sets.found, flush=True)
     parts: dict[tuple[str, int], ImageSet] = {} if sets.train is sets.bank else {("train", stored_size or size): sets.train}
     parts |= {("bank", size): sets.bank} | ({("test", size): sets.test} if sets.test else {})
     kind, _, place = spec.partition(":")
     source = Path(parse_folder(place).path).expanduser() if kind == "folder" else None
     with ended_by_sigterm():
-        write_packed(out, parts, spec, source, show)
+        write_packed(out, parts, spec, source, show, sets.found.to_json() if sets.found else None)
     return {f"{role} ({pixels} pixels)": len(images) for (role, pixels), images in parts.items()}
 
 # %% ../../nbs/machine_room/83_isd_pack.ipynb #ip06-m2

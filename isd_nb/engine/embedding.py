@@ -38,7 +38,7 @@ from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
-from ..sources.door import load_images
+from ..sources.door import load_sets
 from ..sources.identity import identity
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n05-cca880
@@ -127,11 +127,14 @@ class Work:
     folder: Path  # of what is unfinished
     batch_size: int
 
-    def open(self) -> tuple[Callable[[Tensor], Tensor], list[tuple[str, ImageSet]], int, str]:
+    def open(self, show: bool = False) -> tuple[Callable[[Tensor], Tensor], list[tuple[str, ImageSet]], int, str]:  # print what was found
         "The encoder, the images of every split, their size, and the name of the source."
         encoder, size, channels, name = as_encoder(self.source, self.size)
-        named = zip(("train", "test"), load_images(self.data, size, self.root, 0, white_of(encoder, self.data), resized_of(encoder, size)))
+        sets = load_sets(self.data, size, None, self.root, 0, white_of(encoder, self.data), resized_of(encoder, size))
+        if show:
+            print(sets.found, flush=True)
         takes = channels if callable(getattr(encoder, "features", None)) else None
+        named = (("train", sets.bank), ("test", sets.test))
         return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-com2
@@ -348,7 +351,7 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-alone
 def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: Path | str | None, processes: int, then: Then | None) -> tuple[int, int]:
     "The same, while no other process writes this file."
-    encoder, sets, size, name = work.open()
+    encoder, sets, size, name = work.open(show)
     if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
         print(found_line(encoder, size, work.data), flush=True)
     one = sets[0][1].subset([0])

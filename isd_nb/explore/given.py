@@ -25,10 +25,13 @@ from ..protocols.fine_tuning import with_channels
 from ..sources.door import load_shown
 
 # %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #n05-b3ff47
-def features_and_images(source: Source, data: str, size: int | None, limit: int, root: Path | str, device: str) -> tuple[str, Tensor, ImageSet]:
+def features_and_images(source: Source, data: str, size: int | None, limit: int, root: Path | str, device: str,
+                        show: bool = False) -> tuple[str, Tensor, ImageSet]:  # print what was found
     "The name of a source, its features (N, F), and the images as it got them: held-out ones where there are any."
     encoder, size, channels, name = as_encoder(source, size)
-    images, _ = load_shown(data, size, limit, root, white=white_of(encoder, data), resized=resized_of(encoder, size))
+    images, found = load_shown(data, size, limit, root, white=white_of(encoder, data), resized=resized_of(encoder, size))
+    if show:
+        print(found, flush=True)
     images = images if callable(source) else with_channels(images, channels)
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 
@@ -66,11 +69,11 @@ def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_
                        limit: int = 5_000,  # images at most
                        root: Path | str = "data",
                        device: str = "auto",
-                       show: bool = True,  # a progress bar
+                       show: bool = True,  # what was found, and a progress bar
                        ) -> Gallery:
     "Images, features and layouts of weights that belong to no run."
     need_umap()
-    found = [features_and_images(source, data, size, limit, root, device) for source in sources]
+    found = [features_and_images(source, data, size, limit, root, device, show and i == 0) for i, source in enumerate(sources)]
     check_names([name for name, _, _ in found])
     found = [(shown, *rest) for shown, (_, *rest) in zip(shown_names([name for name, _, _ in found]), found)]
     widest = max(features.shape[1] for _, features, _ in found)
@@ -85,6 +88,7 @@ def report_of_sources(sources: Sequence[Source],  # one or several: what `load_e
                       limit: int = 5_000,  # images at most
                       root: Path | str = "data",
                       device: str = "auto",
+                      show: bool = False,  # what was found
                       ) -> list[Path]:  # the files
     "Near-duplicates, outliers and suspect labels of the images that an explorer shows."
     places = [Path(folder) / slug(name_of(source)) if len(sources) > 1 else Path(folder) for source in sources]
@@ -94,7 +98,7 @@ def report_of_sources(sources: Sequence[Source],  # one or several: what `load_e
     for place in places:
         check_report(place)
     files = []
-    for source, place in zip(sources, places):
-        _, features, images = features_and_images(source, data, size, limit, root, device)
+    for i, (source, place) in enumerate(zip(sources, places)):
+        _, features, images = features_and_images(source, data, size, limit, root, device, show and i == 0)
         files += write_report(place, features, [*described([("shown", images)])])
     return files

@@ -18,7 +18,7 @@ from .digits import digits
 from .given import parse_folder
 from .identity import identity, other_images, shared_images
 from .layout import FolderPlan, Found, plan_folder, read_plan, read_shown, what_was_found
-from .packed import packed_about, read_packed
+from .packed import left_out_then, packed_about, read_packed
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #c11-fd39f5
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
         return sets_of_folder(spec, plan_of(place, root, white), size, stored_size, memory, white, resized)
     if kind == "packed":
         train, bank, test = read_packed(place, size, stored_size)
-        return Sets(train, bank, test, words(spec, train, test, f"packed from {packed_about(place)['data']}"))
+        about = packed_about(place)
+        return Sets(train, bank, test, replace(words(spec, train, test, f"packed from {about['data']}"), left_out=left_out_then(about)))
     if kind == "digits":
         train, test = digits(size)
         return Sets(train, train, test, words(spec, train, test, "of other handwriting"))

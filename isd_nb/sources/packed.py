@@ -87,12 +87,28 @@ def check_place(out: Path, parts: Mapping[str, ImageSet], source: Path | None) -
     if need > (free := shutil.disk_usage(above).free):
         raise InputError(f"the packed images take {need / 1e9:,.1f} GB, and {printable(above)} has {free / 1e9:,.1f} GB free: choose another place")
 
+# %% ../../nbs/machine_room/25_packed.ipynb #pf2-found
+def passed_on(found: Mapping[str, Any]) -> dict[str, Any]:
+    "What was found, without the places."
+    parts = {name: found[name] and {k: v for k, v in found[name].items() if k != "where"} for name in ("train", "test")}
+    return {**found, "data": printable(without_place(found["data"])), **parts}
+
+
+def left_out_then(about: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    "What `isd_pack` left out; nothing where an earlier version did not note it."
+    found = about.get("found")
+    left_out = found.get("left_out") if isinstance(found, dict) else None
+    sound = isinstance(left_out, dict) and all(isinstance(v, dict) and all(isinstance(n, int) for n in v.values()) for v in left_out.values())
+    return left_out if left_out and sound else {}
+
+
 # %% ../../nbs/machine_room/25_packed.ipynb #pk11-m2
 def write_packed(out: Path | str,  # a new folder
                  parts: Mapping[tuple[str, int], ImageSet],  # by role ("train", "bank", "test") and size in pixels
                  data: str,  # what they are, as `--data` names them
                  source: Path | None = None,  # the folder that they are read from
                  show: bool = False,  # bars
+                 found: Mapping[str, Any] | None = None,  # what was read, for the record
                  ) -> None:
     "Pack sets of images."
     out, named = Path(out), {part_name(*key): images for key, images in parts.items()}
@@ -102,7 +118,8 @@ def write_packed(out: Path | str,  # a new folder
     unfinished.mkdir(parents=True)
     try:
         about = {name: write_part(unfinished, name, images, show) for name, images in named.items()}
-        (unfinished / "about.json").write_text(json.dumps(dict(form=form, data=printable(without_place(data)), parts=about), indent=1) + "\n")
+        whole = dict(form=form, data=printable(without_place(data)), parts=about, **({"found": passed_on(found)} if found else {}))
+        (unfinished / "about.json").write_text(json.dumps(whole, indent=1) + "\n")
         unfinished.replace(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

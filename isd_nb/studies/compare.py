@@ -168,7 +168,7 @@ def work(task: Task) -> None:
         scores |= all_scores({"untrained": build_method(recipe, sets.train).student}, sets, recipe.seed, pick_device(task.device))
         result = dict(seed=recipe.seed, scores=scores)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", dict(recipe=recipe_to_json(recipe)))
+        write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), **({"found": sets.found.to_json()} if sets.found else {})))
     write_json(out / "result.json", result | dict(protocol_version=protocol_version))
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c25-2897d9
@@ -176,7 +176,7 @@ def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out, images = task.recipe, Path(task.out), sets.train
     trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device,
-                    show=False, workers=task.workers)
+                    show=False, workers=task.workers, found=sets.found.to_json() if sets.found else None)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())
@@ -194,7 +194,7 @@ def worker() -> None:
     "What the process of a run executes: a task as JSON on standard input."
     values = json.loads(sys.stdin.read())
     task = Task(**values | {"recipe": recipe_from_json(values["recipe"])})
-    with one_sentence(task.name), log_of(task).with_suffix(".lock").open("w") as lock:
+    with one_sentence(task.name, "the same command goes on"), log_of(task).with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
