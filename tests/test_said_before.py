@@ -19,12 +19,14 @@ from isd_nb.cli.explore import isd_explore
 from isd_nb.cli.export import isd_export
 from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train
+from isd_nb.data import held_out
 from isd_nb.engine.evaluate_run import OneClass, evaluate_run
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
 from isd_nb.recipe import find_recipe, replace
 from isd_nb.sources.door import load_sets
 from isd_nb.studies.compare import Task, work
+from isd_nb.studies.evidence import Study, ledger_of, read_result
 
 ROOT = Path(__file__).parents[1]
 TINY = replace(find_recipe("digits"), steps=4, batch_size=8, queue_size=16, width=4, projector=(8,), predictor=(8,),
@@ -169,3 +171,24 @@ def test_what_cannot_be_resumed_does_not_advise_it(run: Path, tmp_path: Path, mo
     again = "stopped; the same command begins again"
     assert ended(tmp_path, isd_explore, run, "--html", "page.html") == (130, f"isd_explore: {again}")
     assert ended(tmp_path, isd_export, run, "--out", "net.pt") == (130, f"isd_export: {again}")
+
+
+def test_rows_of_a_claim_belong_to_their_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study("toy", TINY, 32, (0,), tmp_path, tmp_path / "runs", "cpu")
+    images, test = held_out(load_sets("digits", 8).bank.subset(range(80)))
+    others = images.subset(range(40))
+    assert ledger_of(study, images, test, tail=1).row({"seed": 0}, lambda: {"value": 1})["value"] == 1
+    assert ledger_of(study, images, test, tail=1).row({"seed": 0}, lambda: {"value": 2})["value"] == 1
+    with pytest.warns(UserWarning, match=r"toy.json holds rows of other images .*: computed again"):
+        assert ledger_of(study, others, test, tail=1).row({"seed": 0}, lambda: {"value": 3})["value"] == 3
+    saved = json.loads((tmp_path / "toy.json").read_text())
+    del saved["question"]["images"], saved["question"]["protocol_version"]  # as an earlier version saved it
+    (tmp_path / "toy.json").write_text(json.dumps(saved))
+    read_result("toy", folder=tmp_path)
+    assert "by protocol 1 (today 2), which did not note the images" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="rows of an earlier version, which did not note their images"):
+        assert ledger_of(study, others, test, tail=1).row({"seed": 0}, lambda: {"value": 4})["value"] == 4
+    again = json.loads((tmp_path / "toy.json").read_text())
+    assert (again["before"]["protocol_version"], again["before"]["rows"]) == (1, saved["rows"])
+    read_result("toy", folder=tmp_path)
+    assert "by protocol" not in capsys.readouterr().out

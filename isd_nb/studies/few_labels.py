@@ -81,7 +81,7 @@ def labels_a_class(word: str) -> int | None:
 def measure(study: Study, budgets: Sequence[int | None] = budgets, min_steps: int = 1000) -> ResultCache:
     "A row for each seed and budget."
     images, held = study.images()
-    ledger = ledger_of(study, budgets=budgets, min_steps=min_steps)
+    ledger = ledger_of(study, images, held, budgets=budgets, min_steps=min_steps)
     for seed in study.seeds:
         trained = train_one(study, f"isd-{seed}", images, method="isd", seed=seed).method.encoders()["teacher"].eval()
         untrained = build_method(replace(study.recipe, seed=seed), images).student.to(trained.mean.device).eval()

@@ -89,7 +89,7 @@ def measure(study: Study, temperatures: Sequence[float] = temperatures) -> Resul
     "ISD at every temperature, and MoCo; one row per seed."
     bank, test = study.images()
     known, queries = subsample_evenly(bank, 10_000), subsample_evenly(test, 2_000)  # ten measurements must not cost more than the training
-    ledger = ledger_of(study, temperatures=temperatures)
+    ledger = ledger_of(study, bank, test, temperatures=temperatures)
     kinds = [("isd", t) for t in temperatures] + [("moco_v2", study.recipe.teacher_temperature)]
     for seed in study.seeds:
         for method, t in kinds:

@@ -55,7 +55,7 @@ def measure(study: Study, large: float = 0.2, small: float = 0.08) -> ResultCach
     bank, held = study.images()
     sizes = bank.known_labels().bincount()
     tail = dict(large=round(large * len(sizes)), large_count=int(sizes.min()), small_count=round(small * int(sizes.min())))
-    ledger = ledger_of(study, tail=tail)
+    ledger = ledger_of(study, bank, held, tail=tail)
     for seed in study.seeds:
         for method in compared:
             ledger.row(dict(method=method, seed=seed), partial(one_run, study, method, seed, bank, held, tail))
