@@ -1,6 +1,8 @@
-# Every target makes what it needs: the environment lives in .venv, pinned by constraints.txt.
+# Every target makes what it needs: the environment lives in .venv, pinned by constraints.txt. Another Python has an
+# environment of its own: with PYTHON=python3.12 it is .venv-python3.12.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
 WORKERS ?= 2
 
 # An error in the notebooks, too: a tensor handed to matplotlib where it computes with NumPy (in pytest: pyproject.toml).
@@ -25,20 +27,20 @@ help:
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
 	@echo "make fuzz    give the commands 2,400 bad inputs (minutes)"
 	@echo "make coverage measure which lines no notebook and no test runs (half an hour)"
-	@echo "make clean   remove the environment and caches (runs/ and data/ stay)"
+	@echo "make clean   remove the environments and caches (runs/ and data/ stay)"
 
-.venv/ready: settings.ini setup.py constraints.txt
+$(VENV)/ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, as pip does not; some files are for other Pythons
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, as pip does not; some files are for other Pythons
 	touch $@
 
-train: .venv/ready
+train: $(VENV)/ready
 	$(BIN)/isd_train
 
 # Notebooks and tests leave folders behind where the system keeps temporary ones; here all of them go with the last line.
-test: .venv/ready
+test: $(VENV)/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
 tests: types
@@ -55,44 +57,44 @@ browser:
 types:
 	$(BIN)/mypy
 
-lab: .venv/ready
+lab: $(VENV)/ready
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-book: .venv/ready
+book: $(VENV)/ready
 	$(BIN)/python book/build.py
 
-book-test: .venv/ready
+book-test: $(VENV)/ready
 	$(BIN)/python book/build.py --strict
 	SITE=_site OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_site.py tests/test_reference.py
 
-slides: .venv/ready
+slides: $(VENV)/ready
 	$(BIN)/python course/slides.py
 
-handouts: .venv/ready
+handouts: $(VENV)/ready
 	$(BIN)/python course/handouts.py
 
 # The source distribution and the wheel, checked; nothing is uploaded.
-dist: .venv/ready
+dist: $(VENV)/ready
 	rm -rf dist
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check dist/*
 
-bench: .venv/ready
+bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 # Results in results/endure.json; fewer with: make endure ENDURE='--kills 10 --full 5 --ctrl-c 5'
-endure: .venv/ready
+endure: $(VENV)/ready
 	$(BIN)/python tests/endure.py $(ENDURE)
 
 # 2,400 bad inputs for the commands, and five faults put in on purpose; fewer with: make fuzz FUZZ='--count 200'
-fuzz: .venv/ready
+fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
 
 # Which lines of the package no notebook and no test runs, subprocesses included; takes about twice as long as `make test`.
-coverage: .venv/ready
+coverage: $(VENV)/ready
 	$(BIN)/python tests/measure_coverage.py $(COVERAGE)
 
 clean:
-	rm -rf .venv _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.backbones import (BackboneConfig, ResidualBlock, SmallResNet, SplitBatchNorm, TinyNet, backbones,
-                                      build_backbone, check_images, closest, num_features_of, split_batch_norm)
+                                      beside, build_backbone, check_images, closest, num_features_of, split_batch_norm)
+from .kernels.scores import as_tensor
 
 _all_ = ["BackboneConfig", "backbones", "build_backbone", "TinyNet", "ResidualBlock", "SmallResNet", "SplitBatchNorm",
          "split_batch_norm"]
@@ -34,6 +35,7 @@ def mlp(*dims: int,  # input, hidden ..., output
 def channel_statistics(images: Tensor,  # uint8 (N, C, H, W)
                        ) -> tuple[Tensor, Tensor]:  # mean and standard deviation in [0, 1], float32 (C, 1, 1) each
     "Mean and standard deviation of every channel, exact and without a float copy of the images."
+    images = as_tensor(images, "images")
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         raise InputError(f"images must be uint8 of shape (N, C, H, W), "
                          f"not {images.dtype} of shape {tuple(images.shape)}")
@@ -63,6 +65,7 @@ class Encoder(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
         "What the backbone computes: the vectors that are evaluated, in the encoder's precision."
+        images = beside(images, self.mean)
         check_images(images, len(self.mean))
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
@@ -101,6 +104,7 @@ class FrozenEncoder(Encoder):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> float32 (B, F)
+        images = beside(images, self.mean)
         features = self.forward_features(images).float()
         check_range(images)
         return features

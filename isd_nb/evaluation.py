@@ -20,7 +20,7 @@ from .embedding import embed, evaluating
 from .errors import InputError
 from .kernels.linear_classifier import LinearClassifier, fit_linear
 from .kernels.nearest_neighbours import check_features, nearest
-from .kernels.scores import Score, as_features, bootstrap_interval, check_labels, score, seed_interval
+from .kernels.scores import Score, as_features, as_tensor, bootstrap_interval, check_labels, score, seed_interval
 
 _all_ = ["embed", "evaluating", "nearest", "LinearClassifier", "fit_linear", "Score", "score", "bootstrap_interval",
          "seed_interval"]  # built in the machine room, imported from here
@@ -31,6 +31,7 @@ def vote(similarities: Tensor,  # (M, k), nearest first
          temperature: float | None = None,  # None: every neighbour counts one; else exp(similarity / temperature)
          ) -> Tensor:  # (M,) labels
     "The label with the most votes; a tie goes to the label whose nearest member is nearest."
+    similarities, labels = as_tensor(similarities, "similarities"), as_tensor(labels, "labels")
     weights = torch.ones_like(similarities)
     if temperature is not None:
         weights = ((similarities - similarities[:, :1]) / temperature).exp()

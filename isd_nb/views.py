@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .kernels.scores import as_tensor
 from .kernels.view_transforms import AugmentParams, augment, draw_params
 
 _all_ = ["AugmentParams", "augment"]
@@ -82,6 +83,7 @@ class Views:
 
     def __call__(self, images: Tensor, generator: torch.Generator, part: tuple[int, int, int] | None = None) -> Tensor:
         "New views (B, C, size, size); `part` = (start, stop, total) gives the rows of a larger batch that the images are."
+        images = as_tensor(images, "images")  # an array will do
         start, stop, total = part or (0, len(images), len(images))
         if not 0 <= start <= stop <= total or stop - start != len(images):
             raise InputError(f"part is {part} for {len(images)} images; it must be (start, stop, total) "

@@ -1,32 +1,45 @@
 """What was found is said before anything starts, and what ends a command is said when it ends."""
+import ast
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from configparser import ConfigParser
+from configparser import ConfigParser, SectionProxy
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import call
 from PIL import Image
 
 import isd_nb
+from isd_nb import ISD, AnchorQueue, EMATeacher, evaluation
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.explore import isd_explore
 from isd_nb.cli.export import isd_export
 from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train
-from isd_nb.data import held_out
+from isd_nb.data import ImageSet, held_out
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, channel_statistics
 from isd_nb.engine.evaluate_run import OneClass, evaluate_run
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
+from isd_nb.errors import InputError
+from isd_nb.kernels.linear_classifier import fit_linear
+from isd_nb.loss import soft_label_loss, soft_labels, streaming_soft_label_loss
+from isd_nb.protocols import collapse
 from isd_nb.recipe import find_recipe, replace
 from isd_nb.sources.door import load_sets
 from isd_nb.studies.compare import Task, work
 from isd_nb.studies.evidence import Study, ledger_of, read_result
+from isd_nb.views import STRONG, Views, augment, random_draw
 
 ROOT = Path(__file__).parents[1]
 TINY = replace(find_recipe("digits"), steps=4, batch_size=8, queue_size=16, width=4, projector=(8,), predictor=(8,),
@@ -124,11 +137,16 @@ def test_a_packed_set_keeps_what_was_left_out_and_no_place(pets: Path, tmp_path:
         assert "left out" not in str(load_sets(f"packed:{tmp_path / 'packed'}", 8).found)
 
 
+def settings() -> SectionProxy:
+    "What the package states about itself."
+    read = ConfigParser(delimiters=["="])
+    read.read(ROOT / "settings.ini")
+    return read["DEFAULT"]
+
+
 def commands() -> dict[str, str]:
     "The commands of the package, and where they are."
-    settings = ConfigParser(delimiters=["="])
-    settings.read(ROOT / "settings.ini")
-    return dict(entry.split("=") for entry in settings["DEFAULT"]["console_scripts"].split())
+    return dict(entry.split("=") for entry in settings()["console_scripts"].split())
 
 
 @pytest.mark.parametrize("name", commands())
@@ -192,3 +210,104 @@ def test_rows_of_a_claim_belong_to_their_images(tmp_path: Path, capsys: pytest.C
     assert (again["before"]["protocol_version"], again["before"]["rows"]) == (1, saved["rows"])
     read_result("toy", folder=tmp_path)
     assert "by protocol" not in capsys.readouterr().out
+
+
+def given_as(values: torch.Tensor, kind: str) -> object:
+    "The same numbers as other libraries have them."
+    return values.numpy() if kind == "array" else values.tolist() if kind == "list" else values
+
+
+def public_calls() -> dict[str, Callable[..., object]]:
+    "What README and the lessons name, each on numbers that `give` hands over."
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    floats, features, labels = pixels / 255, torch.randn(12, 5, generator=draw), torch.arange(12) % 4
+    torch.manual_seed(0)
+    unit, some = torch.nn.functional.normalize(features, dim=1), torch.arange(12) % 2
+    net = Encoder(build_backbone(BackboneConfig("tiny", 3, width=4)), [0.5] * 3, [0.2] * 3).eval()
+    layer, params = fit_linear(features, labels, epochs=1, min_steps=3), random_draw(STRONG, 6, 8, 8, draw)
+    short = dict(epochs=1, min_steps=3)
+    return {
+        "Views": lambda give: Views(STRONG, 8)(give(pixels), torch.Generator().manual_seed(1)),
+        "Views.apply": lambda give: Views(STRONG, 8).apply(give(floats), params),
+        "augment": lambda give: augment(give(floats), params, 8),
+        "channel_statistics": lambda give: channel_statistics(give(pixels)),
+        "Encoder": lambda give: net(give(floats)),
+        "Encoder.features": lambda give: net.features(give(floats)),
+        "bytes": lambda give: net(give(pixels)),
+        "EMATeacher": lambda give: EMATeacher(net)(give(floats)),
+        "ISD": lambda give: ISD(net, queue_size=12)(give(floats), give(floats)).keys,
+        "enqueue": lambda give: AnchorQueue(8, 5).enqueue(give(unit)),
+        "soft_labels": lambda give: soft_labels(give(unit), give(unit)),
+        "soft_label_loss": lambda give: soft_label_loss(give(unit), give(unit), give(unit)),
+        "streaming": lambda give: streaming_soft_label_loss(give(unit), give(unit), give(unit)),
+        "knn": lambda give: evaluation.knn_accuracy(give(features), give(labels), give(features), give(labels), k=2),
+        "linear": lambda give: evaluation.linear_accuracy(
+            give(features), give(labels), give(features), give(labels), **short),
+        "few": lambda give: evaluation.few_label_accuracy(
+            give(features), give(labels), give(features), give(labels), 0.5, **short).top1,
+        "nearest": lambda give: evaluation.nearest(give(features), give(features), 2),
+        "vote": lambda give: evaluation.vote(give(features.abs()), give(labels[None, :5].expand(12, 5).contiguous())),
+        "layer": lambda give: layer(give(features)),
+        "score": lambda give: evaluation.score(give(features), give(labels)).top1,
+        "bootstrap": lambda give: evaluation.bootstrap_interval(give(some > 0)),
+        "seeds": lambda give: evaluation.seed_interval(give(features[0])),
+        "embed": lambda give: evaluation.embed(net, give(pixels)),
+        "ImageSet": lambda give: ImageSet(give(pixels), give(labels[:6])).images,
+        "effective_rank": lambda give: collapse.effective_rank(give(features)),
+        "feature_spread": lambda give: collapse.feature_spread(give(features)),
+        "uniformity": lambda give: collapse.uniformity(give(features)),
+    }
+
+
+@pytest.mark.parametrize("name", public_calls())
+def test_arrays_and_lists_are_taken_or_refused_in_a_sentence(name: str) -> None:
+    for kind in ("array", "list"):
+        asked = public_calls()[name]  # made anew: a call may draw random numbers
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found = asked(lambda values, kind=kind: given_as(values, kind))
+        except InputError as refused:
+            assert "must be" in str(refused), refused
+            continue
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            torch.testing.assert_close(found, public_calls()[name](lambda values: values), check_dtype=False)
+
+
+LIBRARIES = dict(PIL="pillow", sklearn="scikit-learn", umap="umap-learn", faiss="faiss-cpu", IPython="ipython")
+WITH_TORCH = {"triton"}  # comes with PyTorch where it works; without it the code takes another way
+
+
+def imported(folder: str) -> dict[str, str]:
+    "The libraries that the code of a folder imports, each with a file that does."
+    found, own = dict[str, str](), {path.stem for part in (folder, "tests") for path in (ROOT / part).rglob("*.py")}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            tops = {name.partition(".")[0] for name in names} - {"isd_nb"} - sys.stdlib_module_names - WITH_TORCH
+            found |= {LIBRARIES.get(name, name): path.name for name in tops if folder == "isd_nb" or name not in own}
+    return found
+
+
+@pytest.mark.parametrize(("folder", "extras"), [
+    ("isd_nb", "explore timm parquet hub dicom onnx"), ("benchmarks", "bench dev")])
+def test_what_the_code_imports_is_declared(folder: str, extras: str) -> None:
+    lists = ("requirements", *(f"{extra}_requirements" for extra in extras.split()))
+    wanted = " ".join(settings()[name] for name in lists)
+    bounds = dict(re.match(r"([\w.-]+)(.*)", entry).groups() for entry in wanted.split())
+    assert not {name: file for name, file in imported(folder).items() if name not in bounds}
+    assert all(bound for bound in bounds.values())  # each has a lower bound
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_every_python_has_an_environment_of_its_own() -> None:
+    for python in ("python3", "python3.12", "/opt/bin/python3.13"):
+        venv = ".venv" if python == "python3" else f".venv-{Path(python).name}"
+        call = ["make", "-n", "-B", "book", f"PYTHON={python}"]
+        said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout
+        assert f"{python} -m venv {venv}\n" in said and f"{venv}/bin/python book/build.py" in said, said
+    tested = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert all(f'"3.{minor}"' in tested for minor in (10, 11, 12, 13))

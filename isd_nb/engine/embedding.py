@@ -328,7 +328,7 @@ def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, p
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-9f33cc
 def embed_to_file(source: Source,  # see `load_encoder`; or a function from images to features
-                  data: str,  # as `load_images` reads it
+                  data: str,  # as `load_sets` reads it
                   out: Path | str,  # ends in .npy, .csv or .parquet
                   size: int | None = None,  # of the images, in pixels; None: as the encoder was trained
                   batch_size: int = 256,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'StandInNorm',
-           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm', 'check_images']
+           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm', 'beside',
+           'check_images']
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
 import difflib
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .scores import as_tensor
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4fa5263c
 @dataclass(frozen=True)
@@ -243,6 +246,11 @@ def split_batch_norm(module: nn.Module,  # changed in place, except when it is a
     return replace_norms(module, split)
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4c227fb9
+def beside(images: Tensor | ArrayLike, other: Tensor) -> Tensor:
+    "A tensor as it is; an array or a list as a tensor on the device of the other."
+    return images if isinstance(images, Tensor) else as_tensor(images, "images").to(other.device)
+
+
 def check_images(images: Tensor, channels: int) -> None:
     "Refuse what is not a batch of float images (B, C, H, W) with this number of channels."
     if not images.is_floating_point():

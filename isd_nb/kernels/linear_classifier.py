@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from .scores import as_features, check_labels
+from .scores import as_features, as_tensor, check_labels
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #st1-m2
 block = 8192  # rows that are standardised at a time: 67 MB of 2,048 features
@@ -44,11 +44,12 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def standardise(self, features: Tensor) -> Tensor:  # (B, F) -> (B, F)
+    def standardise(self, features: Tensor | ArrayLike) -> Tensor:  # (B, F) -> (B, F)
         "Features of length 1, each with the mean 0 and the deviation 1 that it had in training."
+        features = as_tensor(features, "features").to(self.mean.device)
         return F.normalize(features.float(), dim=1).sub_(self.mean).div_(self.std)  # one copy of the features, not three
 
-    def forward(self, features: Tensor) -> Tensor:  # (B, F) -> logits (B, classes)
+    def forward(self, features: Tensor | ArrayLike) -> Tensor:  # (B, F) -> logits (B, classes)
         return self.linear(self.standardise(features))
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c08-2fb36f

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import InputError
 from .devices import has_bfloat16
+from .scores import as_tensor
 
 # %% ../../nbs/machine_room/07_nearest_neighbours.ipynb #c05-9d5cf2
 def top_of_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:  # (B, N) -> values, columns (B, k), best first
@@ -198,12 +200,13 @@ def check_features(train: Tensor, test: Tensor) -> None:
 
 # %% ../../nbs/machine_room/07_nearest_neighbours.ipynb #c33-f24287
 @torch.no_grad()
-def nearest(train_features: Tensor,  # (N, F) the bank that is searched
-            test_features: Tensor,  # (M, F)
+def nearest(train_features: Tensor | ArrayLike,  # (N, F) the bank that is searched
+            test_features: Tensor | ArrayLike,  # (M, F)
             k: int = 20,
             block: tuple[int, int] = (1024, 65536),  # test and train rows compared at a time: 268 MB
             ) -> tuple[Tensor, Tensor]:  # cosine similarities and row numbers in the bank, (M, k), nearest first
     "The k nearest rows of the bank by cosine similarity: exact, in float32, the first of equals, with bounded memory."
+    train_features, test_features = as_tensor(train_features, "train features"), as_tensor(test_features, "test features")
     check_features(train_features, test_features)
     if not 1 <= k <= len(train_features):
         raise InputError(f"k must lie between 1 and the {len(train_features)} rows of the bank, not {k}")

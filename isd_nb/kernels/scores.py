@@ -75,10 +75,13 @@ class Score:
     correct: Tensor = field(repr=False, compare=False)  # bool (M,): which images were right, for intervals
 
 
-def score(logits: Tensor,  # (M, classes)
-          labels: Tensor,  # (M,)
+def score(logits: Tensor | ArrayLike,  # (M, classes)
+          labels: Tensor | ArrayLike,  # (M,)
           ) -> Score:
     "Top-1 and top-5 of these logits."
+    logits, labels = as_tensor(logits, "logits"), as_tensor(labels, "labels")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise InputError(f"logits must be (M, classes) and labels (M,), not {tuple(logits.shape)} and {tuple(labels.shape)}")
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (M, 5)
     return Score(best[:, 0].double().mean().item(), best.any(1).double().mean().item(), best[:, 0])
 
@@ -101,6 +104,7 @@ def seed_interval(values: Sequence[float],  # one result for each seed
                   level: float = 0.95,
                   ) -> tuple[float, float, float]:  # (mean, low, high)
     "Mean over seeds and the t-interval of that mean."
+    values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         raise InputError(f"an interval over seeds needs at least two results, not {len(values)}")
     from scipy.stats import t

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from .scores import as_tensor
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #c872ac3b6
 def resize_weights(start: Tensor,  # first pixel of each crop, (B,)
@@ -229,6 +230,7 @@ def augment(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never wr
             size: int,  # height and width of the views, in pixels
             ) -> Tensor:  # float32 in [0, 1], (B, C, size, size), on the device of the images
     "Make the views that `params` describe: crop, flip, rotation, colours, grey, blur, noise."
+    images = as_tensor(images, "images")
     _check_images(images, params)
     if not len(images):
         return torch.empty(0, images.shape[1], size, size, device=images.device)
