@@ -7,7 +7,7 @@
 For every input: no stack trace (an exception that no one expects counts as found, with its trace), no hanging, a
 sentence where the command refuses, no file outside the run's directory and the cache, the user's images as they were,
 and nothing of a run lost. The commands run in this process: importing PyTorch once is what makes thousands possible.
-`isd_explore` is left out: a map takes seconds.
+`isd_explore` is left out, for a map takes seconds, and `isd_export` but for TorchScript, for other formats do.
 """
 
 import argparse
@@ -36,7 +36,10 @@ from PIL import Image
 
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.evaluate import isd_eval
+from isd_nb.cli.export import isd_export
+from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train
+from isd_nb.kernels.devices import machine
 
 SIDE, PATIENCE = 12, 90  # pixels of the small pictures; seconds before a command counts as hanging
 TINY = [
@@ -293,6 +296,8 @@ def reader(place: Path, rng: Random, encoder: Path, data: str | None = None) -> 
     spec, cache = data or f"folder:{place / 'data'}", ["--root", str(place / "cache")]
     if rng.random() < 0.1:
         return Case(isd_train, [*TINY, "--steps", "1", "--data", spec, "--dry-run", *cache])
+    if rng.random() < 0.2:
+        return Case(isd_pack, [spec, str(place / "out" / "packed"), *rng.choice([["--size", "8"], []]), *cache])
     if rng.random() < 0.5:
         return Case(
             isd_embed, [str(encoder), "--data", spec, "--out", str(place / "out" / "f.npy"), "--size", "8", *cache]
@@ -395,8 +400,19 @@ def encoders(place: Path, rng: Random, made: Path) -> Case:
     "Weights that are damaged, in our format and in PyTorch's."
     source = made / rng.choice(["encoder.safetensors", "resnet.pt"])
     shutil.copytree(made / "images", place / "data")
-    write(place / "out" / f"weights{source.suffix}", damaged(source.read_bytes(), rng))
-    return reader(place, rng, place / "out" / f"weights{source.suffix}")
+    weights = place / "out" / f"weights{source.suffix}"
+    write(weights, damaged(source.read_bytes(), rng))
+    if rng.random() < 0.2:
+        return Case(isd_export, [str(weights), "--out", str(place / "out" / "net.pt"), "--size", "8"])
+    return reader(place, rng, weights)
+
+
+def packed(place: Path, rng: Random, made: Path) -> Case:
+    "Packed sets that are damaged: what they state about themselves, their arrays, their names."
+    shutil.copytree(made / "packed", place / "data")
+    path = rng.choice(sorted((place / "data").iterdir()))
+    path.write_bytes(damaged(path.read_bytes(), rng))
+    return reader(place, rng, made / "encoder.safetensors", f"packed:{place / 'data'}")
 
 
 def checkpoints(place: Path, rng: Random, made: Path) -> Case:
@@ -561,6 +577,7 @@ KINDS: dict[Callable[[Path, Random, Path], Case], int] = {
     settings: 4,
     answers: 3,
     checkpoints: 1,
+    packed: 1,
 }  # how often
 
 
@@ -597,6 +614,9 @@ def prepare(made: Path) -> None:
     code, said, trace = called(Case(isd_eval, [str(made / "finished"), "--root", str(made / "cache")]), made)
     assert code == 0, said + trace
     shutil.copy(made / "finished" / "encoder.safetensors", made / "encoder.safetensors")
+    pack = [f"folder:{made / 'images'}", str(made / "packed"), "--size", "8", "--root", str(made / "cache")]
+    code, said, trace = called(Case(isd_pack, pack), made)
+    assert code == 0, said + trace
     torch.manual_seed(0)
     narrow = {
         k: v[..., :1, :1] if v.ndim == 4 else v
@@ -745,7 +765,8 @@ def main() -> int:
         )
         return 0 if result["found"] else 1
     only = next((kind for kind in KINDS if kind.__name__ == options.only), None)
-    result = fuzz(options.count, options.seed, only, show=True)
+    made = dict(command=" ".join(["python", "tests/fuzz.py", *sys.argv[1:]]), machine=machine())
+    result = made | fuzz(options.count, options.seed, only, show=True)
     result["planted"] = {} if only else {PLANTED[n][0]: len(planted(n, 40, options.seed)["found"]) for n in PLANTED}
     print("\n".join(f"{kind}: {dict(ends)}" for kind, ends in result["ends"].items()))
     print(

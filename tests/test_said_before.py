@@ -12,6 +12,7 @@ from configparser import ConfigParser, SectionProxy
 from importlib import import_module
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,7 @@ from isd_nb.engine.evaluate_run import OneClass, evaluate_run
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
+from isd_nb.kernels.devices import machine
 from isd_nb.kernels.linear_classifier import fit_linear
 from isd_nb.loss import soft_label_loss, soft_labels, streaming_soft_label_loss
 from isd_nb.protocols import collapse
@@ -311,3 +313,29 @@ def test_every_python_has_an_environment_of_its_own() -> None:
         assert f"{python} -m venv {venv}\n" in said and f"{venv}/bin/python book/build.py" in said, said
     tested = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     assert all(f'"3.{minor}"' in tested for minor in (10, 11, 12, 13))
+
+
+@pytest.mark.parametrize("damage", ["bank_8_names.npz", "bank_8.npy", "bank_8_labels.npy", "about.json"])
+def test_a_damaged_packed_set_is_refused_in_a_sentence(damage: str, pets: Path, tmp_path: Path) -> None:
+    assert call(isd_pack, tmp_path, f"folder:{pets}", "packed", "--size", "8", "--root", "cache").returncode == 0
+    file = tmp_path / "packed" / damage
+    whole = file.read_bytes()
+    for bad in (whole[:len(whole) // 2], whole[:60] + b"{((" + whole[63:], whole.replace(b"shape", b"shame")):
+        file.write_bytes(bad)
+        try:
+            load_sets(f"packed:{tmp_path / 'packed'}", 8)
+        except InputError as refused:
+            assert "pack" in str(refused)
+    file.write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"isd_pack|pack the images again"):
+        load_sets(f"packed:{tmp_path / 'packed'}", 8)
+
+
+def test_a_fuzz_run_keeps_its_command_and_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = dict(inputs=1, seconds=0.0, ends={}, found=["none"])
+    monkeypatch.setattr("fuzz.fuzz", lambda *given, **more: dict(nothing, found=[]))
+    monkeypatch.setattr("fuzz.planted", lambda *given, **more: nothing)
+    monkeypatch.setattr("sys.argv", ["tests/fuzz.py", "--count", "1", "--out", str(tmp_path / "fuzz.json")])
+    assert fuzz.main() == 0
+    saved = json.loads((tmp_path / "fuzz.json").read_text())
+    assert saved["command"].startswith("python tests/fuzz.py --count 1") and saved["machine"] == machine()
