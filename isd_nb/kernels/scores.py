@@ -104,11 +104,11 @@ def seed_interval(values: Sequence[float],  # one result for each seed
                   level: float = 0.95,
                   ) -> tuple[float, float, float]:  # (mean, low, high)
     "Mean over seeds and the t-interval of that mean."
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        raise InputError(f"an interval over seeds needs at least two results, not {len(values)}")
+    results = np.asarray(values, dtype=np.float64)
+    if len(results) < 2:
+        raise InputError(f"an interval over seeds needs at least two results, not {len(results)}")
     from scipy.stats import t
 
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
+    mean, error = float(np.mean(results)), float(np.std(results, ddof=1)) / math.sqrt(len(results))
+    half = float(t.ppf((1 + level) / 2, len(results) - 1)) * error
     return mean, mean - half, mean + half
