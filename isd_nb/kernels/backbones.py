@@ -246,7 +246,8 @@ def split_batch_norm(module: nn.Module,  # changed in place, except when it is a
     return replace_norms(module, split)
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4c227fb9
-def beside(images: Tensor | ArrayLike, other: Tensor) -> Tensor:
+def beside(images: Tensor | ArrayLike,  # (B, C, H, W)
+           other: Tensor) -> Tensor:  # of any shape, on the device that is wanted
     "A tensor as it is; an array or a list as a tensor on the device of the other."
     return images if isinstance(images, Tensor) else as_tensor(images, "images").to(other.device)
 
