@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.backbones import (BackboneConfig, ResidualBlock, SmallResNet, SplitBatchNorm, TinyNet, backbones,
-                                      beside, build_backbone, check_images, closest, num_features_of, split_batch_norm)
+                                      as_batch, build_backbone, check_images, closest, num_features_of, split_batch_norm)
 from .kernels.scores import as_tensor
 
 _all_ = ["BackboneConfig", "backbones", "build_backbone", "TinyNet", "ResidualBlock", "SmallResNet", "SplitBatchNorm",
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
         "What the backbone computes: the vectors that are evaluated, in the encoder's precision."
-        images = beside(images, self.mean)
+        images = as_batch(images, self.mean)
         check_images(images, len(self.mean))
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
@@ -104,7 +104,7 @@ class FrozenEncoder(Encoder):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> float32 (B, F)
-        images = beside(images, self.mean)
+        images = as_batch(images, self.mean)
         features = self.forward_features(images).float()
         check_range(images)
         return features

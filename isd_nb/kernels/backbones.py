@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'StandInNorm',
-           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm', 'beside',
+           'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm', 'as_batch',
            'check_images']
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
@@ -246,8 +246,8 @@ def split_batch_norm(module: nn.Module,  # changed in place, except when it is a
     return replace_norms(module, split)
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4c227fb9
-def beside(images: Tensor | ArrayLike,  # (B, C, H, W)
-           other: Tensor) -> Tensor:  # of any shape, on the device that is wanted
+def as_batch(images: Tensor | ArrayLike,  # (B, C, H, W)
+             other: Tensor) -> Tensor:  # of any shape, on the device that is wanted
     "A tensor as it is; an array or a list as a tensor on the device of the other."
     return images if isinstance(images, Tensor) else as_tensor(images, "images").to(other.device)
 
