@@ -6,9 +6,6 @@
 __all__ = ['place', 'digits']
 
 # %% ../../nbs/machine_room/26_digits.ipynb #cbc3c2f8
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,42 +34,6 @@ def place(glyphs: Tensor,  # float (N, 1, h, w) in [0, 1], light on dark
     bright = light[0] + (light[1] - light[0]) * draw[4].view(n, 1, 1, 1)
     return (255 * canvas * bright).round().to(torch.uint8)
 
-# %% ../../nbs/machine_room/26_digits.ipynb #dg2-h3
-def handwritten() -> tuple[np.ndarray, np.ndarray]:  # grey values (1797, 8, 8) from 0 to 16, labels (1797,)
-    "What `load_digits` of scikit-learn reads, without its import where the file is at its usual place."
-    spec = find_spec("sklearn")
-    table = Path(spec.origin if spec and spec.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
-    if not table.is_file():
-        from sklearn.datasets import load_digits
-        data = load_digits()
-        return data.images, data.target
-    rows = np.loadtxt(table, delimiter=",")
-    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int)
-
-# %% ../../nbs/machine_room/26_digits.ipynb #dg3-h3
-def shared_out(sizes: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:  # rows by class, `count` in all
-    "Of every class its share; where shares are no whole numbers, the largest fractions are rounded up, and chance decides ties."
-    exact = sizes / sizes.sum() * count
-    taken = np.floor(exact)
-    missing, fractions = int(count - taken.sum()), exact - np.floor(exact)
-    for fraction in np.unique(fractions)[::-1]:
-        alike = np.flatnonzero(fractions == fraction)
-        if missing > 0:
-            taken[random.choice(alike, min(len(alike), missing), replace=False)] += 1
-            missing -= min(len(alike), missing)
-    return taken.astype(int)
-
-
-def split_rows(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # rows to train on, and `held` others
-    "The rows that scikit-learn's `train_test_split(..., stratify=labels)` gives."
-    random, sizes = np.random.RandomState(seed), np.bincount(labels)
-    train = shared_out(sizes, len(labels) - held, random)
-    ends = np.stack([train, train + shared_out(sizes - train, held, random)], 1)
-    mixed = [np.flatnonzero(labels == c)[random.permutation(size)] for c, size in enumerate(sizes)]
-    parts = zip(*(np.split(rows, end)[:2] for rows, end in zip(mixed, ends, strict=True)))
-    first, second = (random.permutation(np.concatenate(part)) for part in parts)
-    return first, second
-
 # %% ../../nbs/machine_room/26_digits.ipynb #c50-0c8ed0
 def digits(size: int = 16,  # height and width of the canvas, in pixels
            copies: int = 4,  # how often each training digit is placed
@@ -80,13 +41,16 @@ def digits(size: int = 16,  # height and width of the canvas, in pixels
            seed: int = 0,  # of the split and the placing
            ) -> tuple[ImageSet, ImageSet]:  # (train, test)
     "scikit-learn's handwritten digits, placed at random on a canvas; 500 of the 1,797 are held out."
-    images, labels = handwritten()
-    glyphs = torch.from_numpy(images).float()[:, None] / 16
-    train_rows, test_rows = split_rows(labels, 500, seed)
-    rows = [np.repeat(train_rows, copies), test_rows]
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    glyphs = torch.from_numpy(data.images).float()[:, None] / 16
+    rows = train_test_split(np.arange(len(glyphs)), test_size=500, stratify=data.target, random_state=seed)
+    rows = [np.repeat(rows[0], copies), rows[1]]
     generator = torch.Generator().manual_seed(seed)
-    classes = tuple(str(c) for c in range(10))
+    classes = tuple(str(c) for c in data.target_names)
     how = f"digits of scikit-learn: size {size}, copies {copies}, zoom {tuple(zoom)}, seed {seed}"
-    train, test = (ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator), torch.from_numpy(labels[r]).long(),
+    train, test = (ImageSet(place(glyphs[r], size, zoom, 15, (0.5, 1.0), generator), torch.from_numpy(data.target[r]).long(),
                             classes, origin=f"{how}, {split}") for r, split in zip(rows, ("train", "test")))
     return train, test
