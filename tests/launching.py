@@ -136,7 +136,8 @@ def become(command: list[str], folder: str, environment: Mapping[str, str], stre
     np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     if "ISD_NB_COMPANION" in environment:
-        Path("/proc/self/comm").write_text("companion")  # a fork's variables cannot be seen from outside
+        with suppress(OSError):  # where there is no /proc, companions are not found by name
+            Path("/proc/self/comm").write_text("companion")  # a fork's variables cannot be seen from outside
     if deep:
         from isd_nb.engine import launch
         launch.subprocess = forking("fork")

@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launching import probe_quickly
 from isd_nb import embedding
 from isd_nb.kernels import linear_classifier
 from isd_nb.studies import few_labels, soft_and_binary, unbalanced
@@ -218,10 +219,12 @@ def test_paired_differences() -> None:
 
 
 @pytest.mark.parametrize("claim", [soft_and_binary, few_labels, unbalanced], ids=lambda c: c.__name__.split(".")[-1])
-def test_studies_go_on_where_they_stopped(claim, tmp_path: Path) -> None:
+def test_studies_go_on_where_they_stopped(claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A file that has lost rows is completed, to the same numbers; a second seed is added to the first."
+    probe_quickly(monkeypatch.setattr)
     more = dict(budgets=(1,), min_steps=3) if claim is few_labels else {}
-    study = Study("toy", RECIPE, 32, (0,), tmp_path / "out", tmp_path / "runs", "cpu")
+    recipe = replace(RECIPE, evaluations=1)
+    study = Study("toy", recipe, 32, (0,), tmp_path / "out", tmp_path / "runs", "cpu")
     rows = claim.measure(study, **more).rows
     path = tmp_path / "out" / "toy.json"
     saved = json.loads(path.read_text())

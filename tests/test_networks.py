@@ -176,7 +176,7 @@ def test_what_is_trained_is_the_network_given(changes: dict[str, object], folder
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: isd_eval(None, device="cpu"), "name what to evaluate"),
     (lambda: isd_explore(None), "name what to explore"),
-    (lambda: isd_explore(None, encoder=["timm:resnet18"]), "--data SPEC and --html FILE"),
+    (lambda: isd_explore(None, encoder=["timm:resnet18"]), "--encoder SOURCE --data SPEC"),
     (lambda: isd_train(backbone="timm:resnet_18", device="cpu"), "did you mean resnet18"),
     (lambda: isd_train(init="nowhere.pth", device="cpu"), "nowhere.pth")])
 def test_wrong_calls_get_one_sentence(call: object, words: str, capsys: pytest.CaptureFixture[str]) -> None:

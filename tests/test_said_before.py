@@ -176,7 +176,7 @@ def test_sigterm_outside_of_the_steps_is_said(run: Path, tmp_path: Path, monkeyp
                 patch.setattr(place, comes)
                 said = ended(tmp_path, isd_train, "--data", "digits", "--out", place, *OPTIONS)
             assert said == (143, "isd_train: stopped by SIGTERM; go on with --resume")
-        monkeypatch.setattr("isd_nb.cli.evaluate.evaluate_run", comes)
+        monkeypatch.setattr("isd_nb.cli.evaluate.evaluate_run_by", comes)
         again = "finished rows are saved, and the same command goes on from there"
         assert ended(tmp_path, isd_eval, run) == (143, f"isd_eval: stopped by SIGTERM; {again}")
     finally:

@@ -118,10 +118,10 @@ def produce(run: Path, html: Path | None, **settings: Any) -> Path:
         notebook_at(run / "explorer.ipynb")  # refused before anything is computed
     explorer = Explorer.from_run(run, **settings)
     path = explorer.html(html) if html else write_notebook(run, **settings)
-    return written(path)
+    return print_place(path)
 
 
-def written(path: Path) -> Path:
+def print_place(path: Path) -> Path:
     "Print where an explorer lies."
     print(f"{path} is written" + (f" ({path.stat().st_size / 1e6:.1f} MB): open it in a browser" if path.suffix != ".ipynb" else ""))
     return path
@@ -140,8 +140,8 @@ def explore_sources(run: Path | None, sources: Sequence[Source], data: str | Non
     if run is not None or data is None:
         raise InputError("weights are explored with --encoder SOURCE --data SPEC, without a run")
     if html is None:
-        return written(notebook_of_sources(sources, data, size, limit, root))
-    return written(Explorer(gallery_of_sources(sources, data, size, limit, root)).html(html))
+        return print_place(notebook_of_sources(sources, data, size, limit, root))
+    return print_place(Explorer(gallery_of_sources(sources, data, size, limit, root)).html(html))
 
 
 def report(run: Path | None, sources: Sequence[Source], data: str | None, size: int | None, limit: int, root: Path, folder: Path) -> str:

@@ -163,12 +163,13 @@ def plan_run(recipe: Recipe,
              processes: int = 1,  # that share a batch
              images_per_second: float | None = None,  # of all of them; None: measured here, on the CPU
              memory: int = 4 << 30,  # bytes; a larger set stays on disk
+             activations: tuple[float, float, float] | None = None,  # from `activation_line`; None: measured here
              ) -> RunPlan:
     "What a recipe will take with so many images."
     check_recipe(recipe, images, processes)
     method = pretend_method(recipe, images, channels)
     rows = recipe.batch_size // processes // recipe.accumulate
-    fixed, each, operations = activation_line(recipe, channels, images)
+    fixed, each, operations = activations or activation_line(recipe, channels, images)
     kept = round(fixed + rows * each)
     pixels = images * channels * (recipe.stored_size or recipe.image_size) ** 2
     in_memory = pixels if pixels <= memory else 0

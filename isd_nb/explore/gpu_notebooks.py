@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from ..data import ImageSet
-from ..engine.estimate import RunPlan, duration, plan_run, size
+from ..engine.estimate import RunPlan, activation_line, duration, plan_run, size
 from ..engine.finish import score_table
 from ..errors import InputError
 from .neighbours import show_image
@@ -118,8 +118,9 @@ def hours(plan: RunPlan,
 def cost_table(recipe: Recipe, images: int, teraflops: float, processes: Sequence[int] = (1, 8)) -> str:
     "Steps, memory, disk and expected hours for some numbers of GPUs, as text."
     lines = [f"{'GPUs':>5}{'batch':>15}{'steps':>11}{'memory each':>13}{'checkpoint':>12}{'expected':>14}"]
+    measured = activation_line(recipe, count=images)  # once for all
     for count in processes:
-        plan = plan_run(recipe, images, processes=count, images_per_second=1)
+        plan = plan_run(recipe, images, processes=count, images_per_second=1, activations=measured)
         time = duration(3600 * hours(plan, teraflops * count))
         lines.append(f"{count:>5}{recipe.batch_size:>15,}{plan.steps:>11,}{size(plan.memory_bytes):>13}"
                      f"{size(plan.checkpoint_bytes):>12}{time:>14}")
