@@ -27,7 +27,8 @@ html_extra_path = ["extra"]  # as they are: the explorer, the slides and the arc
 html_css_files = ["book.css"]
 html_show_sourcelink = False
 html_sidebars = {page: [] for page in (  # pages without others below them
-    "explorer", "install", "train_on_your_folder", "use_the_loss", "explore_any_network", "nbs/index", "nbs/notation")}
+    "explorer", "install", "train_on_your_folder", "use_the_loss", "explore_any_network", "commands",
+    "nbs/index", "nbs/notation")}
 html_theme_options = {
     "navigation_depth": 2, "show_prev_next": True, "show_toc_level": 2,
     "header_links_before_dropdown": 8, "navbar_align": "left",
