@@ -391,10 +391,3 @@ def subsample_evenly(images: ImageSet, most: int) -> ImageSet:
     if most < 1:
         raise InputError(f"at least 1 image must be left, not {most}")
     return images if len(images) <= most else images.subset(torch.linspace(0, len(images) - 1, most).long())
-
-# %% ../nbs/machine_room/16_images.ipynb #mv1-names
-def __getattr__(name: str) -> Any:
-    "Names that have moved to other modules still work for one release."
-    from isd_nb._moved import moved_name
-
-    return moved_name(__name__, name)

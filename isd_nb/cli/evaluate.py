@@ -16,9 +16,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from isd_nb.cli.options import (
-    DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount, SizeWithoutRun, Std, TestFolder, Threads,
-    Window, console)
+from .options import DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount
+from .options import SizeWithoutRun, Std, TestFolder, Threads, Window, console
 from ..engine.evaluate_run import OneClass, evaluate_run_by
 from ..engine.evaluate_source import as_given, evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads

@@ -213,7 +213,7 @@ def evaluate_run(run: Path | str,  # made by isd_train
     "Ask a run; rows that are in its file already are not computed again."
     return evaluate_run_by(run, [EvalConfig(protocol, data, **settings)], encoder, baselines, device, root, command, show)[0]
 
-
+# %% ../../nbs/machine_room/60_evaluate_run.ipynb #c35-by1
 def evaluate_run_by(run: Path | str, asked: Sequence[EvalConfig],  # one or several, all on the same images
                     encoder: str = "both", baselines: bool = False, device: str = "auto", root: Path | str = "data", command: str = "",
                     show: bool = False) -> list[dict[str, Any]]:  # what each file holds

@@ -189,7 +189,7 @@ def evaluate_source(source: Source,
     "Evaluate weights on labelled images; rows that are in its file already are not computed again."
     return evaluate_source_by(source, [EvalConfig(protocol, data, **settings)], size, out, baselines, device, root, command, show)[0]
 
-
+# %% ../../nbs/machine_room/61_evaluate_source.ipynb #n06-by1
 def evaluate_source_by(source: Source, asked: Sequence[EvalConfig],  # one or several, all on the same images
                        size: int | None = None, out: Path | str | None = None, baselines: bool = False, device: str = "auto",
                        root: Path | str = "data", command: str = "", show: bool = False) -> list[dict[str, Any]]:  # what each file holds

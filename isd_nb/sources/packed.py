@@ -147,7 +147,7 @@ def packed_about(folder: Path | str) -> dict[str, Any]:
         raise InputError(f"{printable(folder)} is no packed set of this version: pack the images again with isd_pack")
     return about
 
-
+# %% ../../nbs/machine_room/25_packed.ipynb #pk13-m2r
 def read_packed(folder: Path | str, size: int, stored_size: int | None = None) -> tuple[ImageSet, ImageSet, ImageSet | None]:
     "The images to train on, to look up and to test on (`None` where there are none), in these sizes."
     folder, parts = Path(folder).expanduser(), packed_about(folder)["parts"]
