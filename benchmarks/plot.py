@@ -182,7 +182,8 @@ def controls(saved: dict[str, Any]) -> None:
 def pages(saved: dict[str, Any]) -> None:
     ax = axes(1, 3.4)[0]
     seconds = {name.rpartition("/")[2].replace("_", " "): row["seconds"] for name, row in saved["pages"].items()}
-    bars(ax, seconds, "The start page and the lessons", "seconds from Run All Cells to the last output, median")
+    bars(ax, seconds, "The start page and the lessons",
+         f"seconds from Run All Cells to the last output, {saved['rounds']} round{'s' * (saved['rounds'] > 1)}")
     ax.axvline(60, ls="--", color=ORANGE)
 
 
