@@ -69,6 +69,7 @@ def test_what_trains_is_not_shared(isd_eval) -> None:
     two = ("run", "--processes", "2")
     assert "--protocol finetune trains in one process" in sentence(isd_eval(*two, "--protocol", "finetune"))
     assert "--augment trains in one process" in sentence(isd_eval(*two, "--protocol", "linear", "--augment"))
+    assert "did you mean 'finetune'" in sentence(isd_eval(*two, "--protocol", "knn,finetuned"))
 
 
 @pytest.mark.parametrize("protocol", ["linear", "few-labels", "finetune"])

@@ -85,10 +85,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_test_images_of_one_class_are_an_answer_without_accuracy(run: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "set" / "train", "a", "b", each=5), pictures(tmp_path / "set" / "test", "a", each=9)
-    for which in ([run], ["--encoder", run, "--size", "8"]):
-        result = call(isd_eval, tmp_path, *which, "--data", "folder:set", "--device", "cpu", "--root", tmp_path)
+    asked = ("--protocol", "knn,linear", "--data", "folder:set", "--device", "cpu", "--root", tmp_path)
+    for which, rows in (([run], ["teacher", "student"]), (["--encoder", run, "--size", "8"], [str(run)])):
+        result = call(isd_eval, tmp_path, *which, *asked)
         assert result.returncode == 0, result.stderr
-        assert "knn on folder:set, 9 test images" in result.stdout
+        assert "knn, linear on folder:set, 9 test images" in result.stdout
+        lines = result.stdout.splitlines()
+        assert [line.removesuffix("no accuracy").strip() for line in lines if line.endswith("no accuracy")] == rows
         assert "All images to test on are of one class, so no accuracy; nothing is saved" in result.stdout
         assert "1.000" not in result.stdout and "20-NN" not in result.stdout
     assert not list(run.glob("eval/*set*")) and not (tmp_path / "runs").exists()

@@ -18,12 +18,12 @@ from typer import Option
 
 from .options import DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount
 from .options import SizeWithoutRun, Std, TestFolder, Threads, Window, console
-from ..engine.evaluate_run import OneClass, evaluate_run_by
+from ..engine.evaluate_run import OneClass, encoders_of, evaluate_run_by
 from ..engine.evaluate_source import as_given, evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..kernels.devices import given_rank, pick_devices
-from ..protocols.answers import protocols, questions, table_of
+from ..protocols.answers import EvalConfig, protocols, questions, table_of
 from ..protocols.fine_tuning import FINETUNE
 from ..sources.given import with_given
 
@@ -49,10 +49,11 @@ evaluation = Program("isd_eval", ("-c", "from isd_nb.cli.evaluate import isd_eva
 
 
 @contextmanager
-def in_processes(count: int, device: str, protocol: str, augment: bool) -> Iterator[bool]:  # whether this is the first
+def in_processes(count: int, device: str, asked: Sequence[EvalConfig]) -> Iterator[bool]:  # whether this is the first
     "Run the body in so many processes that share the images."
     pick_devices(device, count)
-    if count > 1 and ("finetune" in protocol or augment):
+    augment = any(question.augment for question in asked)
+    if count > 1 and (augment or any(question.protocol == "finetune" for question in asked)):
         raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes")
     logs = Path(tempfile.gettempdir()) / f"isd_eval-{os.getpid()}"
     with companions(1 if given_rank() is not None else count, logs=logs, program=evaluation), joined(device) as first:
@@ -61,21 +62,28 @@ def in_processes(count: int, device: str, protocol: str, augment: bool) -> Itera
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #oc2-printed
 @contextmanager
-def one_class_printed(first: bool) -> Iterator[None]:  # whether this process prints
+def one_class_printed(first: bool,  # whether this process prints
+                      asked: Sequence[EvalConfig], run: Path | None, encoder: str) -> Iterator[None]:
     "Print what was found where all images to test on are of one class; nothing is measured then."
     try:
         yield
     except OneClass as none:
         if first:
-            print(none.said)
-
+            found, names = none.sets.found, [encoder] if run is None else encoders_of(run, encoder)
+            title = heading([question.protocol for question in asked], found.data if found else "", len(none.sets.test or ()))
+            print(found, title, *(f"{name:<16}no accuracy" for name in names), f"{none.why}; nothing is saved", sep="\n")
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #ot1-several
+def heading(names: Sequence[str], data: str, count: int) -> str:  # of protocols, and of images to test on
+    "The line above a table."
+    return f"{', '.join(names)} on {printable(data)}, {count:,} test images"
+
+
 def in_one_table(results: Sequence[Mapping[str, Any]]) -> str:
     "The rows of one protocol or several, and where they are kept."
     names = [result["question"]["protocol"] for result in results]
     rows = [row | {"protocol": name} for name, result in zip(names, results) for row in result["rows"]]
-    title = f"{', '.join(names)} on {results[0]['question']['data']}, {results[0]['test_images']:,} test images"
+    title = heading(names, results[0]["question"]["data"], results[0]["test_images"])
     return f"{title}\n{table_of(rows)}\nSaved in {', '.join(result['file'] for result in results)}"
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c56-4ae2c8
@@ -85,25 +93,23 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
             baselines: Baselines = False, epochs: ProtocolEpochs = None, min_steps: MinSteps = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", threads: Threads = None, processes: EmbedProcesses = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train; answers are kept in RUN/eval and not computed twice."
-    with (one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"),
-          in_processes(processes, device, protocol, augment) as first, one_class_printed(first), with_threads(threads)):
-        data = with_given(data, labels, test, window)
-        said = " ".join(["isd_eval", *sys.argv[1:]])
-        settings = dict(fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs, min_steps=min_steps,
-                        backbone_rate=backbone_rate)
-        asked = questions(protocol, data, **settings)
-        if run is None:
-            if encoder in ("teacher", "student", "both"):
-                raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
-            results = evaluate_source_by(as_given(encoder, mean, std), asked, size, None, baselines, device, root, said, first)
-        elif size is not None:
-            raise InputError("--size goes with --encoder; a run is evaluated at its own size")
-        elif mean is not None or std is not None:
-            raise InputError("--mean and --std go with --encoder; a run keeps its own normalisation")
-        else:
-            results = evaluate_run_by(run, asked, encoder, baselines, device, root, said, first)
-        if first:
-            print(in_one_table(results))
+    with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"):
+        asked = questions(protocol, with_given(data, labels, test, window), fractions=shares(fractions), seeds=seeds, augment=augment, epochs=epochs,
+                          min_steps=min_steps, backbone_rate=backbone_rate)
+        with in_processes(processes, device, asked) as first, one_class_printed(first, asked, run, encoder), with_threads(threads):
+            said = " ".join(["isd_eval", *sys.argv[1:]])
+            if run is None:
+                if encoder in ("teacher", "student", "both"):
+                    raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")
+                results = evaluate_source_by(as_given(encoder, mean, std), asked, size, None, baselines, device, root, said, first)
+            elif size is not None:
+                raise InputError("--size goes with --encoder; a run is evaluated at its own size")
+            elif mean is not None or std is not None:
+                raise InputError("--mean and --std go with --encoder; a run keeps its own normalisation")
+            else:
+                results = evaluate_run_by(run, asked, encoder, baselines, device, root, said, first)
+            if first:
+                print(in_one_table(results))
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c57-ac7ad0
 def isd_eval() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -74,30 +74,28 @@ def white_noted(data: str | None, own: str, white: float | None) -> dict[str, fl
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #oc2-said
 class OneClass(InputError):
-    "All images to test on are of one class, so nothing is measured; `said` is what a command prints."
+    "All images to test on are of one class, so nothing is measured."
 
-    def __init__(self, sentence: str, said: str) -> None:
+    def __init__(self, sentence: str, sets: Sets) -> None:
         super().__init__(sentence)
-        self.said = said
+        self.sets, self.why = sets, sets.unscorable()
 
 
-def unmeasured(sets: Sets, protocol: str, spec: str, names: Iterable[str]) -> InputError:  # of what was to be evaluated
+def unmeasured(sets: Sets, spec: str) -> InputError:  # of what was to be evaluated
     "Why there is no accuracy."
     why = sets.unscorable()
-    error = InputError(f"{printable(spec)}: {why[0].lower()}{why[1:]}, and nothing can be measured on it")
+    sentence = f"{printable(spec)}: {why[0].lower()}{why[1:]}, and nothing can be measured on it"
     if sets.test is None or sets.test.labels is None or sets.bank.labels is None or len(sets.bank.labels.unique()) < 2:
-        return error
-    lines = [str(sets.found), f"{protocol} on {printable(spec)}, {len(sets.test):,} test images", *(f"{name:<16}no accuracy" for name in names)]
-    return OneClass(str(error), "\n".join([*lines, f"{why}; nothing is saved"]))
-
+        return InputError(sentence)
+    return OneClass(sentence, sets)
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c17-87a633
-def images_for(question: EvalConfig, recipe: Recipe, root: Path | str, names: Iterable[str] = ()) -> Sets:  # of what is evaluated
+def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets:  # of what is evaluated
     "Labelled training and test images, read as isd_train reads them, in the size that is evaluated."
     spec, own = question.data or recipe.data, own_images(question.data, recipe.data)
     sets = load_sets(spec, recipe.image_size, None, root, white=recipe.white if own else None, resized=recipe.stored_size)
     if sets.unscorable():
-        raise unmeasured(sets, question.protocol, spec, names)
+        raise unmeasured(sets, spec)
     return sets
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c29-629e8a
@@ -182,20 +180,21 @@ def rows_for(everyone: Mapping[str, EvalTarget], asked: Asked) -> list[list[dict
     return rows
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c34-514af3p1
-def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str) -> ResultCache:
+def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, command: str,
+              own: Mapping[str, Any],  # weights and images, which all questions share
+              ) -> ResultCache:
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
-    weights = hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16]
-    about = dict(question.settings(), data=question.data or recipe.data, weights=weights, images=identities(sets), protocol_version=protocol_version,
+    about = dict(question.settings(), data=question.data or recipe.data, **own, protocol_version=protocol_version,
                  **reading_of(recipe, question), **white_noted(question.data, recipe.data, recipe.white))
     return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
                        images=len(sets.bank), test_images=len(sets.to_score()[1]))
 
 
-def why_again(then: Mapping[str, Any] | None, sets: Sets) -> str:  # "" where there is nothing to add
-    "Why saved rows are not used."
+def why_again(then: Mapping[str, Any] | None, sets: Sets, images: list) -> str:  # "" where there is nothing to add
+    "Why saved rows are not used; `images` is what `identities` returns of these sets."
     if then is not None and "images" not in then:
         return "the rows saved by an earlier version do not say which images they are of: computed again (the old ones stay in the file)"
-    changed = same_sets(then["images"], sets) if then else ""
+    changed = same_sets(then["images"], sets) if then and then["images"] != images else ""
     return f"the saved rows are of other images ({changed}): computed again" if changed else ""
 
 # %% ../../nbs/machine_room/60_evaluate_run.ipynb #c35-456caa
@@ -220,13 +219,14 @@ def evaluate_run_by(run: Path | str, asked: Sequence[EvalConfig],  # one or seve
     "The same by several protocols: images are read once, and features computed once for all."
     run, first = Path(run), asked[0]
     recipe, named = read_recipe(run), encoders_of(run, encoder)
-    sets = images_for(first, recipe, root, named)
+    sets = images_for(first, recipe, root)
     if first.data is None:
         check_own(run, recipe, sets, root)
     everyone = to_ask(named, sets, asked, recipe, baselines, device, show)
-    ledgers = [ledger_of(run, question, recipe, sets, command) for question in asked]
+    own = dict(weights=hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()[:16], images=(images := identities(sets)))
+    ledgers = [ledger_of(run, question, recipe, sets, command, own) for question in asked]
     if show:
-        print(*filter(None, (str(sets.found), *dict.fromkeys(why_again(ledger.replaced, sets) for ledger in ledgers))), sep="\n", flush=True)
+        print(*filter(None, (str(sets.found), *dict.fromkeys(why_again(ledger.replaced, sets, images) for ledger in ledgers))), sep="\n", flush=True)
     return as_results(rows_for(everyone, [*zip(asked, ledgers)]), ledgers)
 
 

@@ -202,7 +202,7 @@ def evaluate_source_by(source: Source, asked: Sequence[EvalConfig],  # one or se
         raise InputError("fine-tuning needs a network that learns, not a function")
     stored = resized_of(encoder, size) if data.startswith("folder:") else None
     recipe = Recipe(underscored(name), data=data, image_size=size, stored_size=stored, views=views_for(size), white=white_of(encoder, data))
-    sets = images_for(asked[0], recipe, root, [name])
+    sets = images_for(asked[0], recipe, root)
     if show:
         print(sets.found, flush=True)
         if isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
