@@ -24,11 +24,12 @@ from isd_nb.engine.evaluate_source import resized_of
 from isd_nb.engine.finish import train_supervised
 from isd_nb.engine.runs import read_metrics, read_recipe
 from isd_nb.engine.training import train as train_method
+from isd_nb.engine.whole import report_read
 from isd_nb.methods.networks import network_line
 from isd_nb.protocols import scorer
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.digits import digits
-from isd_nb.sources.door import load_images
+from isd_nb.sources.door import Sets, load_images
 
 SHORT = replace(find_recipe("digits"), steps=4, batch_size=8, queue_size=16, width=4, projector=(8,), predictor=(8,),
                 evaluations=1)
@@ -256,6 +257,11 @@ def test_python_states_the_size_of_views_as_the_command_does(photographs: str, t
     options = ["--recipe", "digits", "--data", photographs, "--set", "image_size=32", "--out", "none", *QUICK, *ALONE]
     said = call(train_command, tmp_path, *options, "--batch-size", "16")  # more than there are images: it ends early
     assert said.returncode and line in said.stdout.splitlines()
+
+
+def test_large_images_of_a_named_set_are_no_empty_warning(recwarn: pytest.WarningsRecorder) -> None:
+    report_read(replace(SHORT, data="torchvision:CIFAR10", image_size=16), Sets(IMAGES, IMAGES, None), show=False)
+    assert not recwarn.list
 
 
 def test_a_function_gets_the_hint_of_larger_views_as_our_networks_do() -> None:

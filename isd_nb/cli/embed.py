@@ -14,10 +14,9 @@ from typer import Option, Typer
 
 from torch import Tensor
 from .options import (
-    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window, console)
+    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window, as_given, console)
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
-from ..engine.evaluate_source import as_given
 from ..engine.launch import one_sentence
 from ..engine.report import report_files
 from ..errors import InputError

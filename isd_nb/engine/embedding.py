@@ -34,7 +34,6 @@ from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, report_files, write_report
 from ..errors import InputError, from_extra, locked, printable, suggest
 from ..evaluation import embed
-from ..encoders import FrozenEncoder
 from ..kernels.devices import pick_devices
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
@@ -352,8 +351,8 @@ def embed_to_file(source: Source,  # see `load_encoder`; or a function from imag
 def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: Path | str | None, processes: int, then: Then | None) -> tuple[int, int]:
     "The same, while no other process writes this file."
     encoder, sets, size, name = work.open(show)
-    if show and isinstance(encoder, FrozenEncoder) and "written_by" in encoder.metadata:
-        print(found_line(encoder, size, work.data), flush=True)
+    if show and (line := found_line(encoder, size, work.data)):
+        print(line, flush=True)
     one = sets[0][1].subset([0])
     width = finite(embed(encoder, one, device=place), one, work.source).shape[1]
     count = sum(len(images) for _, images in sets)

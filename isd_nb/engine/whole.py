@@ -84,14 +84,14 @@ def with_words(sets: Sets, test: ImageSet | None) -> Sets:  # the images to test
 
 def report_read(recipe: Recipe, sets: Sets, show: bool) -> None:
     "The first lines of a run, network, size and images; where nothing is shown, a warning if images are far larger than views."
+    if given_rank():
+        return
     given = recipe.data == in_python
     side = min(sets.train.shape[1:]) if given else typical_side(recipe.data)
     line = size_line(recipe, side, bool(given or recipe.init or ":" in recipe.backbone))
-    if given_rank():
-        return
     if show:
         print(*filter(None, (line, str(sets.found))), sep="\n", flush=True)
-    elif not given and side and side >= 2 * recipe.image_size:
+    elif line and not given and side and side >= 2 * recipe.image_size:
         warnings.warn(line, stacklevel=3)
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n06-585f45
