@@ -18,7 +18,8 @@ from typer import Option
 
 from .options import DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount
 from .options import SizeWithoutRun, Std, TestFolder, Threads, Window, as_given, console, numbers_in
-from ..engine.evaluate_run import OneClass, encoders_of, evaluate_run_by
+from ..engine.evaluate_run import OneClass, evaluate_run_by
+from ..engine.evaluate_run import encoders_of as encoders_in
 from ..engine.evaluate_source import evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError, printable
@@ -61,7 +62,7 @@ def one_class_printed(first: bool,  # whether this process prints
         yield
     except OneClass as none:
         if first:
-            found, names = none.sets.found, [encoder] if run is None else encoders_of(run, encoder)
+            found, names = none.sets.found, [encoder] if run is None else encoders_in(run, encoder)
             title = heading([question.protocol for question in asked], found.data if found else "", len(none.sets.test or ()))
             print(found, title, *(f"{name:<16}no accuracy" for name in names), f"{none.why}; nothing is saved", sep="\n")
 
