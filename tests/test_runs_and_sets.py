@@ -23,6 +23,7 @@ from isd_nb.engine.training import train
 from isd_nb.engine.whole import check_test, sets_of
 from isd_nb.engine.whole import train as train_whole
 from isd_nb.errors import refusal
+from isd_nb.explore.figures import train_or_go_on
 from isd_nb.methods.building import read_sets
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, recipe_to_json
@@ -119,6 +120,18 @@ def test_a_run_goes_on_with_its_own_test_images_only(small: Path, tmp_path: Path
         go, str(small), tmp_path / "run", resume=True)
 
 
+def test_a_notebook_for_gpus_notes_what_it_read_and_goes_on_with_it_only(small: Path, tmp_path: Path) -> None:
+    recipe = replace(QUICK, data=f"folder:{small}")
+    sets = read_sets(recipe, tmp_path)
+    train_or_go_on(recipe, sets, tmp_path / "run", show=False)
+    train_or_go_on(recipe, sets, tmp_path / "run", show=False)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["found"] == sets.found.to_json() and config["tested"]["images"] == 20
+    overwrite(small / "test")
+    said = refusal(train_or_go_on, recipe, read_sets(recipe, tmp_path), tmp_path / "run", show=False)
+    assert "other images to test on" in said
+
+
 @pytest.fixture(scope="module")
 def given_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A run on images that are given in Python, without labels: nothing is measured at its end."
@@ -132,6 +145,18 @@ def test_test_images_given_in_python_are_those_of_the_run(given_run: Path) -> No
     said = refusal(train_whole, QUICK, ImageSet(pictures().images), given_run, pictures(8, 2), True, "cpu")
     assert "other images to test on: 8 images of 2 classes then, as many but others now" in said
     assert (given_run / "summary.json").read_bytes() == kept
+
+
+def test_a_run_in_python_states_what_a_command_states(given_run: Path, tmp_path: Path) -> None:
+    summary = json.loads((given_run / "summary.json").read_text())
+    wanted = dict(has_teacher=True, command="", test_images=8, images_seen=32, images_seen_supervised=0)
+    assert summary | wanted == summary
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(pictures().images.numpy()):
+        Image.fromarray(image[0]).save(folder / f"{i:02}.png")
+    trained(tmp_path, "--data", f"folder:{folder}", "--out", "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text()).keys() == summary.keys()
 
 
 def test_a_run_without_a_note_of_its_test_images_goes_on_and_states_it(small: Path, tmp_path: Path) -> None:

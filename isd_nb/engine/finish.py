@@ -22,7 +22,6 @@ from ..encoders import FrozenEncoder, load_encoder
 from .model_card import write_model_card
 from .state import save_encoders
 from .training import Trained, train
-from ..errors import InputError
 from ..kernels.devices import machine
 from ..methods.building import build_method
 from ..protocols.scorer import agreed_precision, features_of, flat, score_encoders, score_features, device_of
@@ -100,7 +99,7 @@ def leave(recipe: Recipe, out: Path, trained: Trained, images: ImageSet, summary
     save_encoders(out / "encoder.safetensors", trained.method, recipe, images, scores=scores)
     try:
         write_model_card(out)
-    except (InputError, OSError) as error:  # a method of one's own may name its encoders otherwise
+    except (ValueError, OSError) as error:  # a method of one's own may name its encoders otherwise
         warnings.warn(f"{out / 'README.md'}, the model card, could not be written ({error}); everything else is complete", stacklevel=2)
 
 
@@ -123,9 +122,7 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
     kinds = agreed_precision(encoders, sets.bank, device)
     bank, test = (features_of(encoders, images, device, kinds) if images else {} for images in (sets.bank, sets.test))
-    summary = dict(recipe=recipe.name, method=recipe.method, data=recipe.data, seed=recipe.seed, machine=machine(),
-                   images=len(sets.train), images_seen=trained.images_seen, seconds=round(trained.seconds, 1),
-                   images_per_second=round(trained.images_per_second, 1)) | no_accuracy(sets)
+    summary = what_was_run(recipe, trained, None, sets)
     if device.type == "cuda":
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
     few = {"linear1percent": 0.01, "linear10percent": 0.1} if len(sets.bank) >= 1000 else {}

@@ -71,10 +71,10 @@ class LiveCurves:
 def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int | None = None, tracker: str | None = None,
                    show: bool = True,  # progress, a line for every evaluation, curves while it runs
                    ) -> Trained:
-    "Train into `out`, or go on with what is there."
+    "Train into `out`, or go on with what is there, by the same recipe and on the same images."
     out = Path(out)
     return train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume=out.exists(), workers=workers, tracker=tracker,
-                 show=show, watch=LiveCurves() if show else None)
+                 show=show, watch=LiveCurves() if show else None, found=sets.found.to_json() if sets.found else None, test=sets.test)
 
 # %% ../../nbs/machine_room/71_figures.ipynb #c39-810115
 def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
