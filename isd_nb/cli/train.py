@@ -19,6 +19,7 @@ from .options import (
 from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
 from ..engine.finish import final_scores, leave, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
+from ..engine.model_card import is_card
 from ..engine.runs import read_recipe
 from ..engine.state import save_encoders
 from ..engine.training import Trained, train
@@ -40,7 +41,8 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
     which = "" if summary["has_teacher"] else ', which="student"'
     lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
              f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
-    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors", out / "README.md")]
+    lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
+    lines += [f"  {card}"] if is_card(card := out / "README.md") else []  # it could not be written, or another file has its place
     lines += ["", "Next: look at the figures; load the encoder with",
               f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]

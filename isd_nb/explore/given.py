@@ -59,7 +59,9 @@ def check_distinct(names: Sequence[str]) -> None:
 def check_sources(sources: Sequence[Source], data: str, size: int | None, root: Path | str = "data", device: str = "auto") -> None:
     "Raise where `gallery_of_sources` would: a few images pass through each encoder."
     need_umap()
-    check_distinct([features_and_images(source, data, size, 4, root, device)[0] for source in sources])
+    check_distinct([*map(name_of, sources)])
+    for source in sources:
+        features_and_images(source, data, size, 4, root, device)
 
 
 # %% ../../nbs/machine_room/66_gallery_of_sources.ipynb #n06-0d0531
@@ -73,8 +75,8 @@ def gallery_of_sources(sources: Sequence[Source],  # one or several: what `load_
                        ) -> Gallery:
     "Images, features and layouts of weights that belong to no run."
     need_umap()
+    check_distinct([*map(name_of, sources)])
     found = [features_and_images(source, data, size, limit, root, device, show and i == 0) for i, source in enumerate(sources)]
-    check_distinct([name for name, _, _ in found])
     found = [(shown, *rest) for shown, (_, *rest) in zip(shown_names([name for name, _, _ in found]), found)]
     widest = max(features.shape[1] for _, features, _ in found)
     features = {(name, 0): F.pad(F.normalize(f, dim=1), (0, widest - f.shape[1])) for name, f, _ in found}
