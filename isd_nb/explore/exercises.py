@@ -7,13 +7,12 @@ __all__ = ['check', 'two_views', 'tiny_student']
 
 # %% ../../nbs/machine_room/75_exercises.ipynb #c766de4dc
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp
-from ..sources.digits import digits
-from ..views import GENTLE, Views
+if TYPE_CHECKING:
+    from isd_nb.encoders import Encoder
 
 # %% ../../nbs/machine_room/75_exercises.ipynb #ccf2f1d79
 def check(answer: Callable[[], Any],  # computes the answer: a number, a list or a tensor
@@ -54,13 +53,19 @@ def _short(values: torch.Tensor) -> str:
 # %% ../../nbs/machine_room/75_exercises.ipynb #ex-views
 def two_views(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, 16, 16) each
     "Two views of the first digits, always the same."
+    from isd_nb.sources.digits import digits
+    from isd_nb.views import GENTLE, Views
+
     images, generator = digits()[0].get(range(count)), torch.Generator().manual_seed(0)
     view = Views(GENTLE, 16)
     return view(images, generator), view(images, generator)
 
 # %% ../../nbs/machine_room/75_exercises.ipynb #ex-student
-def tiny_student(dim: int = 12) -> Encoder:
+def tiny_student(dim: int = 12) -> "Encoder":
     "An untrained student for digits with embeddings of `dim` numbers, always the same."
+    from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp
+    from isd_nb.sources.digits import digits
+
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig("tiny", channels=1, width=8))
     return Encoder(backbone, *channel_statistics(digits()[0].images), mlp(backbone.num_features, 2 * dim, dim))
