@@ -67,6 +67,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "methods.choosing": "change_setting choose_recipe",
     },
     "cli_eval": {
+        "cli.options": "Count=ProtocolEpochs Encoders=OneEncoder Seeds=SeedCount",
         "engine.evaluate_run": "answer encoders_of file_of images_for ledger_of to_ask",
         "kernels.devices": "pick_device",
         "protocols.answers": "Asked=EvalTarget Ledger=ResultCache Question=EvalConfig add_row answers as_saved "
@@ -74,9 +75,8 @@ LEFT = {  # by the module that names have left and the one where they are: names
                              "tuned",
     },
     "compare": {
-        "cli.compare": "Budget DataSpec Evaluations Jobs Names RecipeName Root Settings command every_method isd_compare "
-                       "listed numbers report",
-        "cli.options": "BatchSize=CompareBatch Device Out=CompareOut Seeds=SeedList",
+        "cli.compare": "Budget Evaluations Jobs Names Settings command every_method isd_compare listed numbers report",
+        "cli.options": "BatchSize=CompareBatch DataSpec Device Out=CompareOut RecipeName Root Seeds=SeedList",
         "studies.compare": "differences=changed_settings passes=count_passes",
     },
     "comparison": {
@@ -103,8 +103,8 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "kernels.linear_classifier": "one_thread",
     },
     "explorer": {
-        "cli.explore": "DataSpec HtmlFile LabOptions Limit Moments Opening Root RunFolder command isd_explore open_lab "
-                       "produce write_notebook",
+        "cli.explore": "HtmlFile LabOptions Limit Moments Opening command isd_explore open_lab produce write_notebook",
+        "cli.options": "DataSpec Root RunFolder",
     },
     "folders": {
         "sources.layout": "as_images read_indexed",
