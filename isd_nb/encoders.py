@@ -9,6 +9,7 @@ __all__ = ['mlp', 'channel_statistics', 'Encoder', 'BackboneConfig', 'backbones'
 from collections.abc import Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -32,7 +33,7 @@ def mlp(*dims: int,  # input, hidden ..., output
     return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=bias))
 
 # %% ../nbs/1_isd/2_encoders.ipynb #c8d56a3f3
-def channel_statistics(images: Tensor,  # uint8 (N, C, H, W)
+def channel_statistics(images: Tensor | ArrayLike,  # uint8 (N, C, H, W)
                        ) -> tuple[Tensor, Tensor]:  # mean and standard deviation in [0, 1], float32 (C, 1, 1) each
     "Mean and standard deviation of every channel, exact and without a float copy of the images."
     images = as_tensor(images, "images")
@@ -63,13 +64,13 @@ class Encoder(nn.Module):
         linear = [m for m in self.projector.modules() if isinstance(m, nn.Linear)]
         self.out_dim = linear[-1].out_features if linear else num_features_of(backbone)
 
-    def forward_features(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
+    def forward_features(self, images: Tensor | ArrayLike) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
         "What the backbone computes: the vectors that are evaluated, in the encoder's precision."
         images = as_batch(images, self.mean)
         check_images(images, len(self.mean))
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)
+    def forward(self, images: Tensor | ArrayLike) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)
         return self.projector(self.forward_features(images))
 
     features = forward_features  # its name in earlier versions

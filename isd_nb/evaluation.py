@@ -26,8 +26,8 @@ _all_ = ["embed", "evaluating", "nearest", "LinearClassifier", "fit_linear", "Sc
          "seed_interval"]  # built in the machine room, imported from here
 
 # %% ../nbs/1_isd/8_evaluation.ipynb #c12-a1dd55
-def vote(similarities: Tensor,  # (M, k), nearest first
-         labels: Tensor,  # (M, k) labels of the neighbours
+def vote(similarities: Tensor | ArrayLike,  # (M, k), nearest first
+         labels: Tensor | ArrayLike,  # (M, k) labels of the neighbours
          temperature: float | None = None,  # None: every neighbour counts one; else exp(similarity / temperature)
          ) -> Tensor:  # (M,) labels
     "The label with the most votes; a tie goes to the label whose nearest member is nearest."

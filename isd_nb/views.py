@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .errors import InputError
@@ -77,11 +78,11 @@ class Views:
         "All random numbers for `n` views of images of this size; see `random_draw`."
         return random_draw(self.recipe, n, height, width, generator)
 
-    def apply(self, images: Tensor, params: AugmentParams) -> Tensor:
+    def apply(self, images: Tensor | ArrayLike, params: AugmentParams) -> Tensor:
         "The views (B, C, size, size) that `params` describe; see `augment`."
         return augment(images, params, self.size)
 
-    def __call__(self, images: Tensor, generator: torch.Generator, part: tuple[int, int, int] | None = None) -> Tensor:
+    def __call__(self, images: Tensor | ArrayLike, generator: torch.Generator, part: tuple[int, int, int] | None = None) -> Tensor:
         "New views (B, C, size, size); `part` = (start, stop, total) gives the rows of a larger batch that the images are."
         images = as_tensor(images, "images")  # an array will do
         start, stop, total = part or (0, len(images), len(images))

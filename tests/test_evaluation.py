@@ -213,7 +213,7 @@ def test_a_classifier_that_forgets_to_train_its_backbone_is_noticed(sets, net, m
 def test_paired_differences() -> None:
     result = paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6])
     assert result.mean == pytest.approx(0.1) and (result.ahead, result.seeds) == (3, 3)
-    assert "is ahead of" in result.say("A", "B") and "cannot be told apart" in paired([1, 2], [2, 1]).say("A", "B")
+    assert "is ahead of" in result.say("A", "B") and "within the noise" in paired([1, 2], [2, 1]).say("A", "B")
     rows = [dict(seed=s, kind=k, v=s + k) for s in (0, 1, 2) for k in (0, 1)]
     assert pair_up(rows[:-1], "v", dict(kind=1), dict(kind=0)).seeds == 2  # the third seed has one side only
 

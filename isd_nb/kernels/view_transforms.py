@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import InputError
@@ -225,7 +226,7 @@ def draw_params(n: int, height: int, width: int,  # images, and their size in pi
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #c57340a8b
 @torch.no_grad()
-def augment(images: Tensor,  # uint8, or float in [0, 1], (B, C, H, W); never written to
+def augment(images: Tensor | ArrayLike,  # uint8, or float in [0, 1], (B, C, H, W); never written to
             params: AugmentParams,  # for B images
             size: int,  # height and width of the views, in pixels
             ) -> Tensor:  # float32 in [0, 1], (B, C, size, size), on the device of the images

@@ -46,7 +46,7 @@ class Paired:
         interval = f"95% interval {self.low * scale:+.1f} to {self.high * scale:+.1f}, ahead in {self.ahead} of {self.seeds} seeds"
         if self.low > 0 or self.high < 0:
             return f"{a} is {'ahead of' if self.mean > 0 else 'behind'} {b} by {size} ({interval})."
-        return f"{a} and {b} cannot be told apart: {self.mean * scale:+.1f} {unit} on average ({interval})."
+        return f"{a} and {b} are within the noise of each other: {self.mean * scale:+.1f} {unit} on average ({interval})."
 
 # %% ../../nbs/machine_room/65_evidence.ipynb #c10-7a11b3
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:  # one value per seed, in the same order
@@ -172,7 +172,8 @@ def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` 
     print(f"{rows}made by: {(saved.get('command') or command).replace('isd_nb.claims.', 'isd_nb.studies.')}\n  isd_nb {saved.get('version')}, "
           f"{saved.get('machine')}, {images:,} images seen by every training")
     if "question" in saved and (old := saved["question"].get("protocol_version", 1)) < protocol_version:
-        print(f"  by protocol {old} (today {protocol_version}), which did not note the images")
+        unnoted = "" if "images" in saved["question"] else ", which did not note the images"
+        print(f"  by protocol {old} (today {protocol_version}){unnoted}")
     if changed := changed_since(saved.get("question", {}).get("recipe", {})):
         print(f"  by an earlier form of the recipe: {changed}")
     return saved
