@@ -29,17 +29,22 @@ QUICK = "ISD_NB_TEST_QUICK_PROBES"  # in the environment of a fork: linear layer
 GRACE = 20  # seconds that the others get when a process has failed
 
 
+def settle(environment: Mapping[str, str], argv: Sequence[str], paths: Sequence[str], threads: int = 1) -> None:
+    "Gives a fork what a process of its own begins with; `paths` are the first where modules lie."
+    os.environ.clear()
+    os.environ.update(environment)
+    np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
+    torch.set_num_threads(threads)
+    sys.argv = list(argv)
+    sys.path[:0] = paths
+
+
 def run_script(script: str, arguments: tuple[str, ...], environment: Mapping[str, str], errors: str) -> None:
     "What a process does: `python script arguments` in this environment, with its errors in a file."
     with open(os.devnull, "w") as nowhere, open(errors, "a") as log:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    os.environ.clear()
-    os.environ.update(environment)
-    np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
-    torch.set_num_threads(1)
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).parent))
+    settle(environment, [script, *arguments], [str(Path(script).parent)])
     runpy.run_path(script, run_name="__main__")
 
 
@@ -131,10 +136,11 @@ def become(command: list[str], folder: str, environment: Mapping[str, str], stre
     if session:
         os.setsid()
     os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    np.random.seed()  # noqa: NPY002 (a fork has its parent's state; other code may draw from it)
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    kind, *rest = command
+    paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    settle(environment, command if kind not in ("-m", "-c") else ["-c" if kind == "-c" else rest[0], *rest[1:]],
+           [str(Path(kind).parent) if kind not in ("-m", "-c") else folder, *paths],
+           int(environment.get("OMP_NUM_THREADS", 1)))
     if "ISD_NB_COMPANION" in environment:
         with suppress(OSError):  # where there is no /proc, companions are not found by name
             Path("/proc/self/comm").write_text("companion")  # a fork's variables cannot be seen from outside
@@ -143,10 +149,6 @@ def become(command: list[str], folder: str, environment: Mapping[str, str], stre
         launch.subprocess = forking("fork")
     if QUICK in environment:
         probe_quickly()
-    kind, *rest = command
-    paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
-    sys.path[:0] = [str(Path(kind).parent) if kind not in ("-m", "-c") else folder, *paths]
-    sys.argv = command if kind not in ("-m", "-c") else ["-c" if kind == "-c" else rest[0], *rest[1:]]
     if kind == "-m":
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
