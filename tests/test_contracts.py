@@ -1,4 +1,4 @@
-"""What others rely on: names and signatures, one meaning for a name, old places of names, a light start."""
+"""What others rely on: names, signatures and arrays, one meaning for a name, old places of names, a light start."""
 import ast
 import importlib
 import inspect
@@ -15,14 +15,19 @@ import pytest
 import torch
 from torch import nn
 
+from isd_nb import evaluation
 from isd_nb._moved import NAMES
-from isd_nb.encoders import load_encoder
+from isd_nb.data import ImageSet
+from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, load_encoder
+from isd_nb.errors import InputError
 from isd_nb.evaluation import knn_accuracy, linear_accuracy
 from isd_nb.isd import ISD, Method
+from isd_nb.kernels.linear_classifier import fit_linear
 from isd_nb.loss import soft_label_loss, soft_labels, streaming_soft_label_loss
+from isd_nb.protocols import collapse
 from isd_nb.queue import AnchorQueue
 from isd_nb.teacher import EMATeacher
-from isd_nb.views import STRONG, Views
+from isd_nb.views import STRONG, Views, augment, random_draw
 
 PACKAGE = Path(__file__).parent.parent / "isd_nb"
 TEMPERATURES = dict(student_temperature=0.1, teacher_temperature=0.02)
@@ -128,6 +133,78 @@ def test_scores_are_numbers_between_0_and_1() -> None:
     features, labels = torch.cat([torch.randn(30, 4) + 9, torch.randn(30, 4) - 9]), torch.arange(60) // 30
     for score in (knn_accuracy, linear_accuracy):
         assert isinstance(found := score(features, labels, features, labels), float) and found == 1.0
+
+
+# ---- numbers of other libraries
+
+def given_as(values: torch.Tensor, kind: str) -> object:
+    "The same numbers as other libraries have them."
+    return values.numpy() if kind == "array" else values.tolist() if kind == "list" else values
+
+
+def public_calls() -> dict[str, Callable[..., object]]:
+    "What README and the lessons name, each on numbers that `give` hands over."
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    floats, features, labels = pixels / 255, torch.randn(12, 5, generator=draw), torch.arange(12) % 4
+    torch.manual_seed(0)
+    unit, some = torch.nn.functional.normalize(features, dim=1), torch.arange(12) % 2
+    net = Encoder(build_backbone(BackboneConfig("tiny", 3, width=4)), [0.5] * 3, [0.2] * 3).eval()
+    layer, params = fit_linear(features, labels, epochs=1, min_steps=3), random_draw(STRONG, 6, 8, 8, draw)
+    short = dict(epochs=1, min_steps=3)
+    return {
+        "Views": lambda give: Views(STRONG, 8)(give(pixels), torch.Generator().manual_seed(1)),
+        "Views.apply": lambda give: Views(STRONG, 8).apply(give(floats), params),
+        "augment": lambda give: augment(give(floats), params, 8),
+        "channel_statistics": lambda give: channel_statistics(give(pixels)),
+        "Encoder": lambda give: net(give(floats)),
+        "Encoder.features": lambda give: net.features(give(floats)),
+        "bytes": lambda give: net(give(pixels)),
+        "EMATeacher": lambda give: EMATeacher(net)(give(floats)),
+        "ISD": lambda give: ISD(net, queue_size=12)(give(floats), give(floats)).keys,
+        "enqueue": lambda give: AnchorQueue(8, 5).enqueue(give(unit)),
+        "soft_labels": lambda give: soft_labels(give(unit), give(unit)),
+        "soft_label_loss": lambda give: soft_label_loss(give(unit), give(unit), give(unit)),
+        "streaming": lambda give: streaming_soft_label_loss(give(unit), give(unit), give(unit)),
+        "knn": lambda give: evaluation.knn_accuracy(give(features), give(labels), give(features), give(labels), k=2),
+        "linear": lambda give: evaluation.linear_accuracy(
+            give(features), give(labels), give(features), give(labels), **short),
+        "few": lambda give: evaluation.few_label_accuracy(
+            give(features), give(labels), give(features), give(labels), 0.5, **short).top1,
+        "nearest": lambda give: evaluation.nearest(give(features), give(features), 2),
+        "vote": lambda give: evaluation.vote(give(features.abs()), give(labels[None, :5].expand(12, 5).contiguous())),
+        "layer": lambda give: layer(give(features)),
+        "score": lambda give: evaluation.score(give(features), give(labels)).top1,
+        "bootstrap": lambda give: evaluation.bootstrap_interval(give(some > 0)),
+        "seeds": lambda give: evaluation.seed_interval(give(features[0])),
+        "embed": lambda give: evaluation.embed(net, give(pixels)),
+        "ImageSet": lambda give: ImageSet(give(pixels), give(labels[:6])).images,
+        "effective_rank": lambda give: collapse.effective_rank(give(features)),
+        "feature_spread": lambda give: collapse.feature_spread(give(features)),
+        "uniformity": lambda give: collapse.uniformity(give(features)),
+    }
+
+
+REFUSED = {  # calls that take no such numbers: bytes must be uint8, and the parts of ISD take tensors alone
+    *(("array", name) for name in ("bytes", "enqueue", "soft_labels", "soft_label_loss", "streaming")),
+    *(("list", name) for name in ("Views", "channel_statistics", "bytes", "enqueue", "soft_labels", "soft_label_loss",
+                                  "streaming", "embed", "ImageSet")),
+}
+
+
+@pytest.mark.parametrize("kind", ["array", "list"])
+@pytest.mark.parametrize("name", public_calls())
+def test_arrays_and_lists_are_taken_or_refused_in_a_sentence(name: str, kind: str) -> None:
+    def found(kind: str) -> object:
+        asked = public_calls()[name]  # made anew: a call may draw random numbers
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return asked(lambda values: given_as(values, kind))
+    if (kind, name) in REFUSED:
+        with pytest.raises(InputError, match="must be"):
+            found(kind)
+    else:
+        torch.testing.assert_close(found(kind), found("tensor"), check_dtype=False)
 
 
 # ---- the package as a whole

@@ -17,6 +17,9 @@ import torch
 
 from conftest import SMALL, TINY, call
 from launching import run_forked
+from isd_nb.cli.evaluate import isd_eval
+from isd_nb.cli.explore import isd_explore
+from isd_nb.cli.export import isd_export
 from isd_nb.cli.options import own_directory
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.engine.runs import open_run, read_metrics
@@ -276,3 +279,39 @@ def test_no_run_of_several_processes_uses_what_is_deprecated() -> None:
         assert not model.forward_sync_buffers if hasattr(model, "forward_sync_buffers") else not model.broadcast_buffers
     finally:
         torch.distributed.destroy_process_group()
+
+
+def ended(place: Path, command: Callable[[], None], *arguments: str | Path) -> tuple[int, str]:
+    "Exit code and last line."
+    result = call(command, place, *arguments)
+    return result.returncode, result.stderr.strip().splitlines()[-1]
+
+
+def test_sigterm_outside_of_the_steps_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def comes(*given: object, **more: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+    safety = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal ended the process"))
+    try:
+        for place in ("isd_nb.cli.train.read_sets", "isd_nb.cli.train.final_scores"):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, comes)
+                said = ended(tmp_path, train_command, "--data", "digits", "--out", place, "--recipe", "digits", *TINY,
+                             "--no-supervised", "--no-figures", "--processes", "1")
+            assert said == (143, "isd_train: stopped by SIGTERM; go on with --resume")
+        monkeypatch.setattr("isd_nb.cli.evaluate.evaluate_run_by", comes)
+        again = "finished rows are saved, and the same command goes on from there"
+        assert ended(tmp_path, isd_eval, tmp_path) == (143, f"isd_eval: stopped by SIGTERM; {again}")
+    finally:
+        signal.signal(signal.SIGTERM, safety)
+
+
+def test_what_cannot_be_resumed_does_not_advise_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr("isd_nb.cli.explore.produce", interrupted)
+    monkeypatch.setattr("isd_nb.cli.export.export_encoder", interrupted)
+    method = train(QUICK, IMAGES, tmp_path, device="cpu", show=False).method
+    save_encoders(tmp_path / "encoder.safetensors", method, QUICK, IMAGES)
+    again = "stopped; the same command begins again"
+    assert ended(tmp_path, isd_explore, tmp_path, "--html", "page.html") == (130, f"isd_explore: {again}")
+    assert ended(tmp_path, isd_export, tmp_path, "--out", "net.pt") == (130, f"isd_export: {again}")

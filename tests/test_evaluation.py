@@ -18,10 +18,11 @@ from launching import probe_quickly
 from isd_nb import embedding
 from isd_nb.kernels import linear_classifier
 from isd_nb.studies import few_labels, soft_and_binary, unbalanced
-from isd_nb.studies.evidence import Study, pair_up, paired
+from isd_nb.studies.evidence import Study, ledger_of, pair_up, paired, read_result
 from isd_nb.studies.few_labels import labelled_rows
-from isd_nb.data import ImageSet, stratified_fraction
+from isd_nb.data import ImageSet, held_out, stratified_fraction
 from isd_nb.sources.digits import digits
+from isd_nb.sources.door import load_sets
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.errors import InputError
 from isd_nb.evaluation import LinearClassifier, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
@@ -233,3 +234,30 @@ def test_studies_go_on_where_they_stopped(claim, tmp_path: Path, monkeypatch: py
     assert claim.measure(study, **more).rows == rows
     wider = claim.measure(replace(study, seeds=(0, 1)), **more).rows
     assert wider[:len(rows)] == rows and {r["seed"] for r in wider} == {0, 1}
+
+
+def test_rows_of_a_claim_belong_to_their_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study("toy", RECIPE, 32, (0,), tmp_path, tmp_path / "runs", "cpu")
+    images, test = held_out(load_sets("digits", 8).bank.subset(range(80)))
+    others = images.subset(range(40))
+    assert ledger_of(study, images, test, tail=1).row({"seed": 0}, lambda: {"value": 1})["value"] == 1
+    assert ledger_of(study, images, test, tail=1).row({"seed": 0}, lambda: {"value": 2})["value"] == 1
+    with pytest.warns(UserWarning, match=r"toy.json holds rows of other images .*: computed again"):
+        assert ledger_of(study, others, test, tail=1).row({"seed": 0}, lambda: {"value": 3})["value"] == 3
+    saved = json.loads((tmp_path / "toy.json").read_text())
+    del saved["question"]["images"], saved["question"]["protocol_version"]  # as an earlier version saved it
+    (tmp_path / "toy.json").write_text(json.dumps(saved))
+    read_result("toy", folder=tmp_path)
+    assert "by protocol 1 (today 2), which did not note the images" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr("isd_nb.studies.evidence.protocol_version", 3)
+        noted = {**saved, "question": {**saved["question"], "images": [], "protocol_version": 2}}
+        (tmp_path / "later.json").write_text(json.dumps(noted))
+        read_result("later", folder=tmp_path)
+    assert "by protocol 2 (today 3)\n" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="rows of an earlier version, which did not note their images"):
+        assert ledger_of(study, others, test, tail=1).row({"seed": 0}, lambda: {"value": 4})["value"] == 4
+    again = json.loads((tmp_path / "toy.json").read_text())
+    assert (again["before"]["protocol_version"], again["before"]["rows"]) == (1, saved["rows"])
+    read_result("toy", folder=tmp_path)
+    assert "by protocol" not in capsys.readouterr().out

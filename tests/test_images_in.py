@@ -11,6 +11,7 @@ import torch
 from conftest import TINY, call
 from PIL import Image
 
+from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.engine.embedding import embed_to_file
 from isd_nb.errors import InputError, refusal
@@ -284,3 +285,20 @@ def test_a_named_test_folder_is_not_trained_on_through_a_link(tmp_path: Path) ->
         assert {path.name[:-5] for path in sets.test.paths} == {linked}
         assert not any(path.name.startswith(linked) for path in sets.train.paths)
         assert {*sets.train.classes} == {"a", "b", *other.split()}
+
+
+@pytest.mark.parametrize("damage", ["bank_8_names.npz", "bank_8.npy", "bank_8_labels.npy", "about.json"])
+def test_a_damaged_packed_set_is_refused_in_a_sentence(damage: str, tmp_path: Path) -> None:
+    pets = write(tmp_path / "pets", *(f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)))
+    assert call(isd_pack, tmp_path, f"folder:{pets}", "packed", "--size", "8", "--root", "cache").returncode == 0
+    file = tmp_path / "packed" / damage
+    whole = file.read_bytes()
+    for bad in (whole[:len(whole) // 2], whole[:60] + b"{((" + whole[63:], whole.replace(b"shape", b"shame")):
+        file.write_bytes(bad)
+        try:
+            load_sets(f"packed:{tmp_path / 'packed'}", 8)
+        except InputError as refused:
+            assert "pack" in str(refused)
+    file.write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"isd_pack|pack the images again"):
+        load_sets(f"packed:{tmp_path / 'packed'}", 8)

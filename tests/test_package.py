@@ -1,9 +1,16 @@
-"""The source distribution and the wheel: built, installed beside the environment's own dependencies, and used."""
+"""The source distribution and the wheel: built, installed beside the environment's own dependencies, and used.
 
+Commands, imports and environments are those that it declares.
+"""
+
+import ast
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+from configparser import ConfigParser, SectionProxy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -95,3 +102,61 @@ def test_your_code_of_readme_works_from_there(installed: Path) -> None:
     )
     said = run("-c", code[1] + more, cwd=installed.parent, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
     assert said.split() == [str(installed / "isd_nb"), "2", "2"]
+
+
+def settings() -> SectionProxy:
+    "What the package states about itself."
+    read = ConfigParser(delimiters=["="])
+    read.read(ROOT / "settings.ini")
+    return read["DEFAULT"]
+
+
+def commands() -> dict[str, str]:
+    "The commands of the package, and where they are."
+    return dict(entry.split("=") for entry in settings()["console_scripts"].split())
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_starts_as_the_others_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _, function = commands()[name].partition(":")
+    module, started = import_module(place), []
+    monkeypatch.setattr(module, "console", started.append)
+    getattr(module, function)()
+    assert started == [module.command]
+
+
+LIBRARIES = dict(PIL="pillow", sklearn="scikit-learn", umap="umap-learn", faiss="faiss-cpu", IPython="ipython")
+WITH_TORCH = {"triton"}  # comes with PyTorch where it works; without it the code takes another way
+
+
+def imported(folder: str) -> dict[str, str]:
+    "The libraries that the code of a folder imports, each with a file that does."
+    found, own = dict[str, str](), {path.stem for part in (folder, "tests") for path in (ROOT / part).rglob("*.py")}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            tops = {name.partition(".")[0] for name in names} - {"isd_nb"} - sys.stdlib_module_names - WITH_TORCH
+            found |= {LIBRARIES.get(name, name): path.name for name in tops if folder == "isd_nb" or name not in own}
+    return found
+
+
+@pytest.mark.parametrize(("folder", "extras"), [
+    ("isd_nb", "explore timm parquet hub dicom onnx"), ("benchmarks", "bench dev")])
+def test_what_the_code_imports_is_declared(folder: str, extras: str) -> None:
+    lists = ("requirements", *(f"{extra}_requirements" for extra in extras.split()))
+    wanted = " ".join(settings()[name] for name in lists)
+    bounds = dict(re.match(r"([\w.-]+)(.*)", entry).groups() for entry in wanted.split())
+    assert not {name: file for name, file in imported(folder).items() if name not in bounds}
+    assert all(bound for bound in bounds.values())  # each has a lower bound
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_every_python_has_an_environment_of_its_own() -> None:
+    for python in ("python3", "python3.12", "/opt/bin/python3.13"):
+        venv = ".venv" if python == "python3" else f".venv-{Path(python).name}"
+        call = ["make", "-n", "-B", "book", f"PYTHON={python}"]
+        said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout
+        assert f"{python} -m venv {venv}\n" in said and f"{venv}/bin/python book/build.py" in said, said
+    tested = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert all(f'"3.{minor}"' in tested for minor in (10, 11, 12, 13))
