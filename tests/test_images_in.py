@@ -18,6 +18,7 @@ from isd_nb.errors import InputError, refusal
 from isd_nb.sources.batches import EpochSampler, read_batches
 from isd_nb.sources.datasets import typical_side
 from isd_nb.sources.door import Sets, load_sets, load_shown
+from isd_nb.sources.given import with_given
 from isd_nb.sources.identity import fingerprint
 
 Pack = Callable[[Path, Path], Path]
@@ -220,9 +221,37 @@ def test_the_commands_carry_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_question_mark_in_a_name_is_a_name(tmp_path: Path) -> None:
     folder = write(tmp_path / "what?labels=x", *SPLIT)
     assert len(read(tmp_path, str(folder)).train) == 8
-    with pytest.raises(InputError, match="labels=FILE, test=PATH and window=CENTER,WIDTH"):
+    with pytest.raises(InputError, match="labels=FILE, test=PATH, window=CENTER,WIDTH and white=N"):
         read(tmp_path, f"{tmp_path}?label=x")
 
+
+
+def deep(folder: Path) -> Path:
+    "Files of 16 bits whose values end at 1,000."
+    for number, name in enumerate(SPLIT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.linspace(number, 1000, 144, dtype=np.uint16).reshape(12, 12)).save(folder / name)
+    return folder
+
+
+def test_what_is_white_can_be_stated_to_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep(tmp_path / "deep"), write(tmp_path / "flat", *SPLIT)
+    white = ("--white", "4095")
+    packed = call(isd_pack, tmp_path, "folder:deep", "packed", *white)
+    assert packed.returncode == 0 and "to 4095 (white), as white= says" in packed.stdout, packed.stderr
+    assert int(load_sets("packed:packed", 12).bank.get(range(8)).max()) == round(255 * 1000 / 4095)
+    planned = call(train_command, tmp_path, "--data", "folder:deep", *white, *TINY, "--batch-size", "8", "--dry-run")
+    assert planned.returncode == 0 and "to 4095 (white)" in planned.stdout, planned.stderr
+    brightest = [embed_to_file(lambda x: x.amax((2, 3)), with_given("folder:deep", white=w), f"{w}.npy", size=12) and
+                 float(np.load(f"{w}.npy").max()) for w in (None, 4095.0, 2000.0)]
+    assert brightest == pytest.approx([1000 / 1023, 1000 / 4095, 1000 / 2000], abs=0.003)
+    unused = load_sets("folder:flat?white=4095", 12, root=tmp_path)
+    assert "white is not used: no file has more than 8 bits" in str(unused.found)
+    refused = refusal(load_sets, "folder:deep?white=3", 12, white=2.0)
+    assert "white is 2 in the recipe and 3 in folder:deep?white=3" in refused
+    for wrong in ("0", "-1", "nan", "inf", "bright"):
+        assert f"not '{wrong}'" in refusal(load_sets, f"folder:deep?white={wrong}", 12)
 
 
 def write_dicom(path: Path, stored: np.ndarray, **tags: object) -> Path:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .options import CompareBatch, CompareOut, DataSpec, Device, Labels, RecipeName, Root, SeedList, TestFolder, Window, console
+from .options import CompareBatch, CompareOut, DataSpec, Device, Labels, RecipeName, Root, SeedList, TestFolder, White, Window, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
 from ..methods.building import methods
@@ -32,13 +32,13 @@ Evaluations = Annotated[int, Option(min=1, help="points of every learning curve"
 Jobs = Annotated[int, Option(min=1, help="runs side by side, each with its share of the processors")]
 
 # %% ../../nbs/machine_room/79_isd_compare.ipynb #c47-059300
-def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, recipe: RecipeName = None,
+def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, white: White = None, recipe: RecipeName = None,
             names: Names = every_method, seeds: SeedList = "0,1,2",
             budget_images: Budget = None, batch_size: CompareBatch = None, settings: Settings = None, out: CompareOut = None,
             evaluations: Evaluations = 20, jobs: Jobs = 1, device: Device = "auto", root: Root = Path("data")) -> None:
     "Train every method on the same images seen, and write comparison.json, a table and two figures."
     with one_sentence("isd_compare", "the same command goes on"):
-        base = replace(choose_recipe(recipe, with_given(data, labels, test, window)), evaluations=evaluations)
+        base = replace(choose_recipe(recipe, with_given(data, labels, test, window, white)), evaluations=evaluations)
         base = replace(base, batch_size=batch_size or base.batch_size)
         place = out or Path("runs") / f"compare-{base.name}"
         call = " ".join(["isd_compare", *sys.argv[1:]])

@@ -14,7 +14,7 @@ from typer import Option, Typer
 
 from torch import Tensor
 from .options import (
-    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, Window, as_given, console)
+    Device, EmbedBatch, EmbedProcesses, EmbedReport, FeatureFile, Labels, Mean, NeededData, Root, Size, SourceName, Std, TestFolder, White, Window, as_given, console)
 from ..data import ImageSet
 from ..engine.embedding import embed_to_file
 from ..engine.launch import one_sentence
@@ -28,7 +28,7 @@ Atlas = Annotated[Path | None, Option(help="a .parquet file with map and neighbo
 Thumbnails = Annotated[bool, Option("--thumbnails", help="pictures in the file of --atlas, too")]
 
 # %% ../../nbs/machine_room/81_isd_embed.ipynb #n05-79cc83
-def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labels = None, test: TestFolder = None, window: Window = None,
+def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labels = None, test: TestFolder = None, window: Window = None, white: White = None,
             report: EmbedReport = None, atlas: Atlas = None, thumbnails: Thumbnails = False, size: Size = None,
             mean: Mean = None, std: Std = None,
             batch_size: EmbedBatch = 256, processes: EmbedProcesses = 1, device: Device = "auto", root: Root = Path("data")) -> None:
@@ -41,7 +41,7 @@ def command(source: SourceName, data: NeededData, out: FeatureFile, labels: Labe
 
         def also(features: Tensor, rows: Sequence[tuple[str, str, str]], sets: Sequence[tuple[str, ImageSet]]) -> None:
             write_atlas(atlas or "", features, rows, sets if thumbnails else ())
-        count, width = embed_to_file(as_given(source, mean, std), with_given(data, labels, test, window) or data, out, size, batch_size, device, root, True, report,
+        count, width = embed_to_file(as_given(source, mean, std), with_given(data, labels, test, window, white) or data, out, size, batch_size, device, root, True, report,
                                      processes, also if atlas else None, [atlas] if atlas else [])
         print(closing(count, width, out, report, atlas, thumbnails))
 

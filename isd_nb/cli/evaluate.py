@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from .options import DataSpec, Device, EmbedProcesses, Labels, Mean, OneEncoder, ProtocolEpochs, Root, RunFolder, SeedCount
-from .options import SizeWithoutRun, Std, TestFolder, Threads, Window, as_given, console, numbers_in
+from .options import SizeWithoutRun, Std, TestFolder, Threads, White, Window, as_given, console, numbers_in
 from ..engine.evaluate_run import OneClass, evaluate_run_by
 from ..engine.evaluate_run import encoders_of as encoders_in
 from ..engine.evaluate_source import evaluate_source_by
@@ -81,13 +81,13 @@ def in_one_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 # %% ../../nbs/machine_room/78_isd_eval.ipynb #c56-4ae2c8
 def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = None, labels: Labels = None,
-            test: TestFolder = None, window: Window = None, encoder: OneEncoder = "both",
+            test: TestFolder = None, window: Window = None, white: White = None, encoder: OneEncoder = "both",
             size: SizeWithoutRun = None, mean: Mean = None, std: Std = None, fractions: Fractions = "0.01,0.1", seeds: SeedCount = 3, augment: Augment = False,
             baselines: Baselines = False, epochs: ProtocolEpochs = None, min_steps: MinSteps = None, backbone_rate: Rate = FINETUNE.backbone_rate,
             device: Device = "auto", threads: Threads = None, processes: EmbedProcesses = 1, root: Root = Path("data")) -> None:
     "Evaluate a run of isd_train, or weights without one; results are kept, in RUN/eval or runs/sources, and not computed twice."
     with one_sentence("isd_eval", "finished rows are saved, and the same command goes on from there"):
-        asked = questions(protocol, with_given(data, labels, test, window), fractions=numbers_in(fractions, "--fractions", "0.01,0.1"), seeds=seeds,
+        asked = questions(protocol, with_given(data, labels, test, window, white), fractions=numbers_in(fractions, "--fractions", "0.01,0.1"), seeds=seeds,
                           augment=augment, epochs=epochs, min_steps=min_steps, backbone_rate=backbone_rate)
         with in_processes(processes, device, asked) as first, one_class_printed(first, asked, run, encoder), with_threads(threads):
             said = " ".join(["isd_eval", *sys.argv[1:]])

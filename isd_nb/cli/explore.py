@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from .options import DataSpec, ExploreReport, Labels, ManyEncoders, Mean, Root, RunFolder, SizeWithoutRun, Std, TestFolder, Window, as_given, console
-from ..engine.evaluate_run import own_images
+from .options import DataSpec, ExploreReport, Labels, ManyEncoders, Mean, Root, RunFolder, SizeWithoutRun, Std, TestFolder, White, Window, as_given, console
+from ..engine.evaluate_run import own_white
 from ..engine.evaluate_source import Source, Weights
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
@@ -34,8 +34,8 @@ def from_anywhere(run: Path, data: str | None, root: Path) -> dict[str, Any]:
     recipe = read_recipe(run)
     text = data or recipe.data
     found: dict[str, Any] = {"data": absolute(text)} if data or text.startswith(("folder:", "packed:")) else {}
-    white = {"white": recipe.white} if recipe.white is not None and own_images(data, recipe.data) else {}
-    return found | white | {"root": str(root.expanduser().resolve())}
+    white = own_white(data, recipe.data, recipe.white)
+    return found | ({} if white is None else {"white": white}) | {"root": str(root.expanduser().resolve())}
 
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #nk2-keep
@@ -156,11 +156,11 @@ def report(run: Path | None, sources: Sequence[Source], data: str | None, size: 
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders = None, size: SizeWithoutRun = None,
             mean: Mean = None, std: Std = None,
             html: HtmlFile = None, report_folder: ExploreReport = None, limit: Limit = 5_000, moments: Moments = 8,
-            data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, root: Root = Path("data"),
+            data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, white: White = None, root: Root = Path("data"),
             opening: Opening = True) -> None:
     "Open the explorer of a run or of weights in JupyterLab, or write it as one HTML file; or list what to look at first."
     with one_sentence("isd_explore", "the same command begins again"):
-        data = with_given(data, labels, test, window)
+        data = with_given(data, labels, test, window, white)
         if html and not html.parent.is_dir():
             raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
         if run is not None and size is not None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .options import Labels, PackedSize, Root, TestFolder, console
+from .options import Labels, PackedSize, Root, TestFolder, White, Window, console
 from ..data import ImageSet
 from ..engine.launch import ended_by_sigterm, one_sentence
 from ..errors import InputError
@@ -50,10 +50,10 @@ StoredSize = Annotated[int | None, Option(min=1, help="of the images that views 
 
 
 def command(spec: SourceSpec, out: OutFolder, size: PackedSize = None, stored_size: StoredSize = None, labels: Labels = None,
-            test: TestFolder = None, root: Root = Path("data")) -> None:
+            test: TestFolder = None, window: Window = None, white: White = None, root: Root = Path("data")) -> None:
     "Decode a set of images once, into arrays that training reads at the speed of memory."
     with one_sentence("isd_pack", "nothing is kept of a part that is not whole"):
-        done = pack(with_given(spec, labels, test) or spec, out, size, stored_size, root, show=True)
+        done = pack(with_given(spec, labels, test, window, white) or spec, out, size, stored_size, root, show=True)
         print(f"{', '.join(f'{name}: {count:,} images' for name, count in done.items())}\nNext: isd_train --data packed:{out} {sizes_of(out)}")
 
 

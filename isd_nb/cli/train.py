@@ -15,7 +15,7 @@ from typing import Any
 
 from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
-    Resume, Root, Seed, Steps, Supervised, TestFolder, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
+    Resume, Root, Seed, Steps, Supervised, TestFolder, White, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
 from ..engine.finish import final_scores, leave, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
@@ -100,7 +100,7 @@ def run(recipe: Recipe,
         return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/77_isd_train.ipynb #c55-dd004b
-def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None,
+def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, white: White = None,
             method: MethodName = None, backbone: Backbone = None,
             init: Init = None, epochs: Epochs = None,
             steps: Steps = None, batch_size: BatchSize = None, seed: Seed = None, out: Out = None, resume: Resume = False,
@@ -110,7 +110,7 @@ def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = N
     "Train and evaluate: ISD on the digits that ship with scikit-learn, or as the options state."
     with one_sentence("isd_train"):
         pick_device(device)
-        data = with_given(data, labels, test, window)
+        data = with_given(data, labels, test, window, white)
         options = dict(method=method, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
         chosen = choose_recipe(recipe, data, **options)
         place = run_directory(out, chosen, resume)

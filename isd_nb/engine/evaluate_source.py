@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders import FrozenEncoder
-from .evaluate_run import as_results, fits, images_for, own_images, raw_pixels, rows_for, white_noted
+from .evaluate_run import as_results, fits, images_for, own_white, raw_pixels, rows_for, white_noted
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder, source_line
@@ -99,7 +99,7 @@ def recipe_of(encoder: Callable) -> dict[str, Any]:
 def white_of(encoder: Callable, data: str) -> float | None:  # None: as the set suggests
     "What is white in these images, if the encoder was trained on them and its recipe says so."
     recipe = recipe_of(encoder)
-    return recipe.get("white") if own_images(data, str(recipe.get("data"))) else None
+    return own_white(data, str(recipe.get("data")), recipe.get("white"))
 
 # %% ../../nbs/machine_room/61_evaluate_source.ipynb #rz2-own
 def shorter_side(encoder: FrozenEncoder, size: int) -> int | None:  # None: it is not known

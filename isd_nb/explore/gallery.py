@@ -31,7 +31,7 @@ from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder
 from ..evaluation import embed
 from .neighbours import other_neighbours, printable
-from ..engine.evaluate_run import own_images
+from ..engine.evaluate_run import own_white
 from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features
@@ -130,7 +130,7 @@ def run_files(run: Path, moments: int) -> dict[int, Path]:  # by step
 def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, channels: int | None = None,
                show: bool = False, white: float | None = None) -> ImageSet:
     "Held-out images of a run, or its training images where none were held out; at most `limit`, as grey or RGB as the net needs."
-    white = recipe.white if white is None and own_images(data, recipe.data) else white
+    white = own_white(data, recipe.data, recipe.white) if white is None else white
     images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white, resized=recipe.stored_size)  # as isd_eval
     if show:
         print(found)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageSet, subsample_evenly
-from ..errors import InputError, locked, suggest
+from ..errors import InputError, locked, printable, suggest
 from ..kernels.dicom import parse_window
 from .digits import digits
 from .given import parse_folder
@@ -106,16 +106,16 @@ def pixel_notes(train: ImageSet, test: ImageSet | None,
             *([f"{both:,} of the {len(test or ()):,} images to test on are training images, too"] if both else [])]
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #c14-folder
-def sets_of_folder(spec: str, plan: FolderPlan, size: int, stored_size: int | None, memory: int, white: float | None, resized: int | None) -> Sets:
+def sets_of_folder(spec: str, plan: FolderPlan, size: int, stored_size: int | None, memory: int, resized: int | None) -> Sets:
     "The images of a folder; settings as in `load_sets`."
-    train, test = read_plan(plan, stored_size or size, memory, white, None if stored_size else resized)
-    bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, white, resized or stored_size)
-    found = what_was_found(plan, spec, white)
+    train, test = read_plan(plan, stored_size or size, memory, None if stored_size else resized)
+    bank, test = (train, test) if stored_size in (None, size) else read_plan(plan, size, memory, resized or stored_size)
+    found = what_was_found(plan, spec)
     deep = any(seen and seen.oddities["deep"] for seen in plan.surveys)
     return Sets(train, bank, test, replace(found, notes=(*found.notes, *pixel_notes(bank, test, deep))))
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #c14-5f890e
-def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH), "torchvision:NAME" or "packed:PATH"
+def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH&white=N), "torchvision:NAME" or "packed:PATH"
               size: int,  # height and width of the images that are evaluated, in pixels
               stored_size: int | None = None,  # of those that views are cut from; None: the same
               root: Path | str = "data",  # where torchvision's sets and the index of folders lie
@@ -127,7 +127,7 @@ def load_sets(spec: str,  # "digits", "folder:PATH" (with ?labels=FILE&test=PATH
     check_pixels(spec, size, stored_size)
     kind, place = kind_of(spec)
     if kind == "folder":
-        return sets_of_folder(spec, plan_of(place, root, white), size, stored_size, memory, white, resized)
+        return sets_of_folder(spec, plan_of(place, root, white), size, stored_size, memory, resized)
     if kind == "packed":
         train, bank, test = read_packed(place, size, stored_size)
         about = packed_about(place)
@@ -161,8 +161,10 @@ def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:
     if white is not None and not 0 < white < float("inf"):
         raise InputError(f"white must be positive and finite, not {white}")
     spec = parse_folder(place)
+    if white is not None and spec.white not in (None, white):
+        raise InputError(f"white is {white:g} in the recipe and {spec.white:g} in {printable(f'folder:{place}')}: give it once")
     plan = plan_folder(spec.path, Path(root) / "index", unlabelled=False, labels=spec.labels, test=spec.test)
-    return replace(plan, window=parse_window(spec.window)) if spec.window else plan
+    return replace(plan, window=parse_window(spec.window) if spec.window else None, white=white if spec.white is None else spec.white)
 
 # %% ../../nbs/machine_room/30_one_door.ipynb #sh1-le2811
 def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memory: int = 4 << 30, white: float | None = None,
@@ -172,7 +174,7 @@ def load_shown(spec: str, size: int, most: int, root: Path | str = "data", memor
     kind, place = kind_of(spec)
     if kind == "folder":
         plan = plan_of(place, root, white)
-        return read_shown(plan, size, most, memory, white, resized), str(what_was_found(plan, spec, white))
+        return read_shown(plan, size, most, memory, resized), str(what_was_found(plan, spec))
     if kind == "torchvision" and place.lower() != "stl10":
         from isd_nb.sources.torchvision_sets import shown_torchvision
 

@@ -239,11 +239,12 @@ def survey(paths: Sequence[Path],
 def level_notes(levels: Levels | None, white: float | None) -> str:
     "How files of more than 8 bits are scaled."
     kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
-    how = "as white= says" if white is not None else "as the values of the set suggest; white=N sets it"
+    how = "as white= says" if white is not None else "as the values of the set suggest; --white N sets it"
     edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()}
     said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
+    unused = "" if white is None or said else "white is not used: no file has more than 8 bits"
     window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
-    return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", window) if part)
+    return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", unused, window) if part)
 
 # %% ../../nbs/machine_room/20_folders.ipynb #rf1-le2811
 def read_files(paths: Sequence[Path],  # the files

@@ -154,6 +154,7 @@ class FolderPlan:
     table: Path | None = None  # where labels come from, if not from folders
     split: str = ""  # what the table calls the rows that are held out
     window: tuple[float, float] | None = None  # what is black and white in DICOM files; None: as each states
+    white: float | None = None  # which value is white in files of more than 8 bits; None: as the set suggests
     most: int = 20_000  # files of more than 8 bits that are opened for the range of their values
 
     @cached_property
@@ -165,9 +166,9 @@ class FolderPlan:
             found = [survey(files, self.most, given) for files in parts]
         return found[0], found[1] if len(found) > 1 else None
 
-    def levels(self, white: float | None = None) -> Levels | None:
+    def levels(self) -> Levels | None:
         "One scale for training and test images."
-        return common_levels([seen for seen in self.surveys if seen], levels_of(self.window), white)
+        return common_levels([seen for seen in self.surveys if seen], levels_of(self.window), self.white)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly15-le28
 def indexed(folder: Path, cache: Path | str | None, flat: bool = False, without: Path | None = None) -> FolderIndex:
@@ -275,11 +276,10 @@ def part_(images: ImageSet, files: FileList, test_rows: np.ndarray) -> tuple[Ima
 def read_plan(plan: FolderPlan,
               size: int,  # height and width of every image, in pixels
               memory: int = 4 << 30,  # bytes; a larger set stays on disk
-              white: float | None = None,  # which value is white in files of more than 8 bits; None: as the set suggests
               resized: int | None = None,  # pixels of the shorter side before the middle is cut out; None: `size`
               ) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
     "Read what was planned."
-    levels = plan.levels(white)
+    levels = plan.levels()
     train = as_images(plan.train, plan.train.classes, size, memory, levels, resized=resized)
     if plan.test_rows is not None:
         train, held = part_(train, plan.train.files, plan.test_rows)
@@ -288,23 +288,23 @@ def read_plan(plan: FolderPlan,
     return same_channels(train, test)
 
 
-def read_shown(plan: FolderPlan, size: int, most: int, memory: int = 4 << 30, white: float | None = None, resized: int | None = None) -> ImageSet:
+def read_shown(plan: FolderPlan, size: int, most: int, memory: int = 4 << 30, resized: int | None = None) -> ImageSet:
     "At most so many of the test images, evenly spaced (of the training images, where there are none); no other file is decoded."
     index = plan.test or (plan.train if plan.test_rows is None else plan.train.take(plan.test_rows))
     total = len(index.files)
     if total > most:
         index = index.take(torch.linspace(0, total - 1, most).long().numpy())
     colour = any(seen and seen.coloured for seen in plan.surveys)
-    return as_images(index, plan.train.classes, size, memory, plan.levels(white), total, 3 if colour else None, resized)
+    return as_images(index, plan.train.classes, size, memory, plan.levels(), total, 3 if colour else None, resized)
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly20-le28
 def read_indexed(path: Path | str, size: int, cache: Path | str | None = "data/index", memory: int = 4 << 30,
                  white: float | None = None) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
     "Read a folder, listing it only when it has changed; a note states how files of more than 8 bits are scaled."
-    plan = plan_folder(path, cache)
-    if notes := level_notes(plan.levels(white), white):
+    plan = replace(plan_folder(path, cache), white=white)
+    if notes := level_notes(plan.levels(), white):
         warnings.warn(f"{printable(path)}: {notes}", stacklevel=2)
-    return read_plan(plan, size, memory, white)
+    return read_plan(plan, size, memory)
 
 
 def read_folder(path: Path | str, size: int, memory: int = 4 << 30, white: float | None = None) -> tuple[ImageSet, ImageSet | None]:
@@ -350,7 +350,7 @@ def left_out_text(left_out: Mapping[str, Mapping[str, int]], most: int = 6) -> s
     return "; ".join([*said, *([f"{len(ordered) - most} more kinds of files"] if len(ordered) > most else [])])
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly25-le28
-def what_was_found(plan: FolderPlan, data: str, white: float | None = None) -> Found:
+def what_was_found(plan: FolderPlan, data: str) -> Found:
     "A plan in words."
     held = 0 if plan.test_rows is None else len(plan.test_rows)
     where = f"in {printable(plan.layout.train)}"
@@ -362,7 +362,7 @@ def what_was_found(plan: FolderPlan, data: str, white: float | None = None) -> F
     elif plan.test is not None:
         test = dict(images=len(plan.test.files), classes=len(np.unique(plan.test.labels)),
                     where=f"in {printable(plan.test.files.folder)}", what=seen_text(plan.surveys[1]))
-    notes = [*(table_notes(plan.table, plan.split) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(white), white),
+    notes = [*(table_notes(plan.table, plan.split) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(), plan.white),
              *survey_notes([seen for seen in plan.surveys if seen])]
     return Found(data, train, test, all_left_out(plan), tuple(note for note in notes if note))
 
