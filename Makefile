@@ -5,14 +5,6 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-# An error in the notebooks, too: a tensor handed to matplotlib where it computes with NumPy (in pytest: pyproject.toml).
-TENSORS = error::DeprecationWarning:matplotlib.cbook,error::DeprecationWarning:matplotlib.axes._axes,error::DeprecationWarning:matplotlib.transforms
-
-# PyTorch for macOS and PyTorch without CUDA come without Triton, and then the notebook on the Triton kernel cannot run.
-# Without a GPU, Triton's interpreter runs its kernel; it must be asked for before anything imports Triton.
-INTERPRET = $$($(BIN)/python -c 'import torch; print(0 if torch.cuda.is_available() else 1)')
-WITHOUT_TRITON = $$($(BIN)/python -c 'import importlib.util as u; print("" if u.find_spec("triton") else "--skip_file_re 04_triton_attention")')
-
 .PHONY: help train test tests types lab book book-test slides handouts dist bench endure fuzz coverage browser clean
 help:
 	@echo "make train   train ISD on digits and report (a few minutes on 2 cores, no download of data)"
@@ -43,9 +35,8 @@ train: $(VENV)/ready
 test: $(VENV)/ready
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$folder $(MAKE) --no-print-directory tests
 
-tests: types
+tests:
 	$(BIN)/ruff check isd_nb tests benchmarks book course examples
-	TRITON_INTERPRET=$(INTERPRET) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=Agg PYTHONWARNINGS='$(TENSORS)' $(BIN)/nbdev_test --n_workers $(WORKERS) $(WITHOUT_TRITON)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder tests  # one more: many tests wait
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
@@ -53,7 +44,7 @@ browser:
 	@command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium) \
 	  || echo "chromium is missing and could not be installed with apt-get; the browser tests will be skipped"
 
-# Types of the package; mypy.ini says how much is checked.
+# Types of the package, as tests/test_types.py checks them; mypy.ini says how much.
 types:
 	$(BIN)/mypy
 

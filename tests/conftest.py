@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +27,27 @@ SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixtur
 
 # The files that take longest, so that no worker begins one of them when the others have nothing left.
 LONG = (
-    "test_browser", "test_training_scale", "test_processes", "test_gpu_notebooks", "test_checkpoints", "test_networks",
-    "test_day_that_goes_wrong", "test_companions", "test_command_line", "test_compare", "test_odd_runs", "test_methods",
+    "test_browser", "test_pages", "test_training_scale", "test_processes", "test_gpu_notebooks", "test_checkpoints",
+    "test_networks", "test_day_that_goes_wrong", "test_companions", "test_command_line", "test_compare",
+    "test_odd_runs", "test_methods",
     "test_benchmarks", "test_evaluation", "test_site", "test_isd_eval", "test_wrong_settings",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    "The tests of a file stay in one worker, for what they share; notebooks share nothing, and go to whichever is free."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith("test_pages.py") else file
+    return ByFile(config, log)
 
 
 def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> subprocess.CompletedProcess:

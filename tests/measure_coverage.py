@@ -9,7 +9,6 @@ It fails below 95%. `REASONS` says of the rest why it is not run here.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,9 +43,7 @@ skip_covered = True
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", nargs="*", default=["tests"])
-    parser.add_argument("--notebooks", default="nbs", help="a folder or a notebook; empty for none")
     parser.add_argument("--report", action="store_true", help="of the last run")
-    parser.add_argument("--workers", default="2")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "coveragerc"
@@ -58,7 +55,6 @@ def main() -> int:
                 "OMP_NUM_THREADS": "1",
                 "MPLBACKEND": "Agg",
                 "COVERAGE_RCFILE": str(config),
-                "TRITON_INTERPRET": "1",
                 "TMPDIR": folder,
             },
         )
@@ -66,13 +62,7 @@ def main() -> int:
             for old in ROOT.glob(".coverage*"):
                 old.unlink()
             run = [*cover, "run", "--rcfile", config]
-            nbdev_test = shutil.which("nbdev_test", path=str(Path(sys.executable).parent)) or "nbdev_test"
-            if options.notebooks:
-                subprocess.run(
-                    [*run, nbdev_test, "--n_workers", options.workers, "--path", options.notebooks], cwd=ROOT, env=env
-                )
-            if options.tests:
-                subprocess.run([*run, "-m", "pytest", "-q", "-p", "no:xdist", *options.tests], cwd=ROOT, env=env)
+            subprocess.run([*run, "-m", "pytest", "-q", "-p", "no:xdist", *options.tests], cwd=ROOT, env=env)
             subprocess.run([*cover, "combine", "--rcfile", config], cwd=ROOT, env=env)
         done = subprocess.run([*cover, "report", "--rcfile", config, "--fail-under", "95"], cwd=ROOT, env=env)
     print("\nWhy some of these are not run here:", *(f"  {name}: {why}" for name, why in REASONS.items()), sep="\n")

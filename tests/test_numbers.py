@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import pythons  # noqa: E402
 import readme  # noqa: E402
 
 TEXT = (ROOT / "README.md").read_text()
@@ -16,6 +17,13 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_tables_of_readme_are_the_saved_results() -> None:
     assert readme.filled(TEXT) == TEXT, "run python benchmarks/readme.py"
+
+
+def test_the_table_of_pythons_is_what_was_saved() -> None:
+    page = pythons.PAGE.read_text()
+    assert pythons.written(page, pythons.read()) == page, "run python tests/pythons.py"
+    assert pythons.counts("3 passed in 1s\n2 failed, 9 passed, 1 skipped in 1.0s\nmake: *** Error") == {
+        "failed": 2, "passed": 9, "skipped": 1}
 
 
 @pytest.mark.parametrize("name", readme.BLOCKS)

@@ -1,0 +1,54 @@
+"""Every notebook runs from its first cell to its last, by nbdev's own function, several of them beside each other."""
+import importlib.util
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Those that take longest come first, so that none of them is begun when the others are done.
+LONG = ("6_isd", "index", "4_from_pretrained_weights", "64_compare", "1_my_folder", "01_teacher_and_student",
+        "02_soft_and_binary", "3_someone_elses_weights", "68_umap", "72_explorer", "44_fine_tuning", "2_encoders",
+        "03_few_labels")
+PAGES = sorted((p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts),
+               key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), p))
+# An error in notebooks, as in tests (pyproject.toml): a tensor handed to matplotlib where it computes with NumPy.
+TENSORS = ",".join(f"error::DeprecationWarning:matplotlib.{part}" for part in ("cbook", "axes._axes", "transforms"))
+
+
+def run(page: Path) -> str:  # what went wrong
+    "One notebook, as `nbdev_test --path PAGE` runs it."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+
+    with redirect_stderr(io.StringIO()) as errors:
+        passed, _ = test_nb(page, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
+    return "" if passed else errors.getvalue() or "no error was printed"
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[ProcessPoolExecutor]:
+    "A process for notebooks alone, that begins as nbdev's do."
+    import torch
+
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # before anything imports Triton
+    usual = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": TENSORS, "NUMBA_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (usual | interpreted).items():
+            patch.setenv(name, value)
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool.submit(os.getpid).result()  # it has started
+    with pool:
+        yield pool
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+def test_a_notebook_runs(page: Path, pages: ProcessPoolExecutor) -> None:
+    if page.stem == "04_triton_attention" and importlib.util.find_spec("triton") is None:
+        pytest.skip("PyTorch for macOS and PyTorch without CUDA come without Triton")
+    assert not (errors := pages.submit(run, page).result()), errors
