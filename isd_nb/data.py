@@ -139,9 +139,9 @@ class ImageSet:
         return self if self.images is None else replace(self, images=self.images.to(device))
 
     @staticmethod
-    def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = ()) -> "ImageSet":
+    def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = (), white: float | None = None) -> "ImageSet":
         "Every image of a PyTorch data set, as `isd_nb.sources.datasets.from_dataset` reads it."
-        return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes)
+        return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes, white)
 
 # %% ../nbs/machine_room/16_images.ipynb #c12-0fd3c1
 def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)

@@ -1,12 +1,19 @@
 """What Python users have at hand, NumPy numbers, texts and empty sets, is taken or refused in one sentence."""
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from isd_nb import AnchorQueue, ImageSet, embed, knn_accuracy, streaming_soft_label_loss
-from isd_nb.data import held_out
-from isd_nb.errors import InputError
+from isd_nb.data import decode_image, held_out
+from isd_nb.errors import InputError, refusal
 from isd_nb.kernels.linear_classifier import fit_linear
+
+from_dataset = ImageSet.from_dataset
 
 G = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8, generator=G)
@@ -63,3 +70,116 @@ def test_features_that_single_precision_cannot_hold_are_refused():
     huge = FEATURES.double() * 1e60
     with pytest.raises(InputError, match="train features hold NaN or infinite"):
         knn_accuracy(huge, LABELS, huge, LABELS, k=1)
+
+
+def deep(value: float, kind: str = "i4") -> Image.Image:
+    return Image.fromarray(np.full((8, 8), value, kind))
+
+
+def test_deep_images_of_a_data_set_share_one_scale() -> None:
+    with pytest.warns(UserWarning, match=r"whole numbers of more than 8 bits from 0 \(black\) to 4095 \(white\), as "):
+        found = from_dataset([deep(v, kind) for v, kind in ((200, "i4"), (300, "u2"), (4000, "u2"))])
+    assert found.images[:, 0, 0, 0].tolist() == [12, 19, 249]
+    with pytest.warns(UserWarning, match=r"floating-point numbers from -1 \(black\) to 1 \(white\)"):
+        assert from_dataset([deep(-1, "f4"), deep(0, "f4"), deep(1, "f4")]).images[:, 0, 0, 0].tolist() == [0, 128, 255]
+    with pytest.warns(UserWarning, match=r"to 4095 \(white\), as white= says$"):
+        assert from_dataset([deep(2048, "u2")], white=4095).images.unique().tolist() == [128]
+    with pytest.warns(UserWarning, match="white is not used: no image has more than 8 bits"):
+        from_dataset([Image.new("L", (8, 8))], white=4095)
+    assert "image 1 of the data set cannot be read" in refusal(from_dataset, [deep(1, "f4"), deep(np.nan, "f4")])
+    assert "white must be positive" in refusal(from_dataset, [deep(1)], white=0)
+
+
+def test_images_of_eight_bits_are_read_once_and_deep_ones_twice() -> None:
+    class Counting(list):
+        def __getitem__(self, i: Any) -> Any:
+            read.append(i)
+            return super().__getitem__(i)
+
+    read: list[int] = []
+    from_dataset(Counting([Image.new("L", (8, 8))] * 3))
+    assert read == [0, 1, 2]
+    read.clear()
+    with pytest.warns(UserWarning, match="to 7 "):
+        from_dataset(Counting([Image.new("L", (8, 8)), deep(7), deep(5)]))
+    assert sorted(read) == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (33, 33)])
+def test_an_image_is_cut_alike_however_it_is_given(size: tuple[int, int], tmp_path: Any) -> None:
+    rows, columns = np.mgrid[:size[0], :size[1]]
+    pixels = np.stack([6 * rows, 6 * columns, 3 * rows + 3 * columns], 2).astype(np.uint8)
+    first, tensor = pixels.transpose(2, 0, 1), torch.tensor(pixels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    turned = torch.tensor(first)
+    for way in (Image.fromarray(pixels), pixels, first, tensor, turned, tensor / 255, turned / 255):
+        assert from_dataset([way], 8).images[0].equal(decode_image(tmp_path / "a.png", 8))
+        assert from_dataset([way]).images[0].equal(turned)
+    bands = from_dataset([np.concatenate([pixels, pixels], 2)], 8).images[0]  # 6 channels, each by itself
+    assert bands[:3].equal(bands[3:]) and bands[:3].equal(decode_image(tmp_path / "a.png", 8))
+
+
+def test_the_channels_of_an_image_are_found_by_its_shape() -> None:
+    bands, grid = np.zeros((6, 16, 16), np.uint8), torch.zeros(16, 16, 6)
+    assert from_dataset([bands]).shape == from_dataset([grid]).shape == (6, 16, 16)
+    for other in (bands.transpose(1, 2, 0), grid.permute(2, 0, 1)):
+        assert from_dataset([other], 8).shape == (6, 8, 8)
+    for shape in ((16, 16, 16), (16, 12, 10), (64, 32, 32), (8, 4, 4)):  # as tensors are by custom
+        assert from_dataset([torch.zeros(shape)]).shape == shape
+    for unclear in (torch.zeros(20, 12, 10), np.zeros((64, 224, 224), np.uint8)):
+        assert "no dimension is plainly that of the channels" in refusal(from_dataset, [unclear])
+
+
+class Stream(IterableDataset):
+    "Two images, one after the other."
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        yield from zip(PIXELS[:2], (0, 1))
+
+
+class Ending(Stream):
+    "The same, of known length."
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_what_can_be_counted_is_a_data_set() -> None:
+    assert from_dataset(Ending()).images.equal(PIXELS[:2]) and from_dataset(list(Stream())).labels.tolist() == [0, 1]
+    assert "give list(dataset), if it ends" in refusal(from_dataset, Stream())
+    assert "which is loader.dataset" in refusal(from_dataset, DataLoader(Ending()))
+
+
+def test_sizes_and_names_of_a_data_set() -> None:
+    pairs = [(image, i % 2) for i, image in enumerate(PIXELS)]
+    assert from_dataset(pairs, 8.0, np.array(["cat", "dog"])).classes == ("cat", "dog")
+    assert from_dataset(pairs, np.int64(4)).shape == (1, 4, 4)
+    for size in ((16, 16), "16", -4, 0, 8.5, float("nan"), True):
+        assert "size must be a whole number of pixels" in refusal(from_dataset, pairs, size)
+    assert "such as ('cat', 'dog'), not the text 'cat'" in refusal(from_dataset, pairs, classes="cat")
+    assert "not 2" in refusal(from_dataset, pairs, classes=2)
+
+
+@pytest.mark.parametrize("empty", [Image.new("L", (0, 8)), np.zeros((0, 8, 3), np.uint8), torch.zeros(3, 8, 0)])
+def test_an_image_without_pixels_is_named(empty: Any) -> None:
+    for size in (None, 8):
+        assert "image 1 of the data set has no pixels" in refusal(from_dataset, [PIXELS[0], empty], size)
+
+
+class Named(list):
+    "A data set with names of its own."
+
+    def __init__(self, classes: Any) -> None:
+        super().__init__([(image, i % 2) for i, image in enumerate(PIXELS)])
+        self.classes = classes
+
+
+def test_parts_of_a_data_set_keep_the_names_of_its_classes(recwarn: pytest.WarningsRecorder) -> None:
+    pets, other = Named(["cat", "dog"]), Named(["cat", "cow"])
+    part = Subset(pets, [1, 2])
+    for dataset in (pets, part, Subset(part, [0]), ConcatDataset([pets, part])):
+        assert from_dataset(dataset).classes == ("cat", "dog")
+    assert from_dataset(Named(None)).classes == from_dataset(ConcatDataset([list(pets)])).classes == ("0", "1")
+    assert not recwarn.list and "not a function" in refusal(from_dataset, Named(pets.copy))
+    with pytest.warns(UserWarning, match="name their classes differently"):
+        assert from_dataset(ConcatDataset([pets, other])).classes == ("0", "1")

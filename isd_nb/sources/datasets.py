@@ -7,7 +7,8 @@ __all__ = ['from_dataset', 'TransformViews', 'typical_side']
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #n02-0a5820
 import random
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -17,36 +18,63 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, IterableDataset, Subset
 
-from ..data import ImageSet, open_stored, resize_center_crop, to_eight_bits
+from ..data import ImageSet, Levels, deep_kind, levels_between, open_stored, resize_center_crop, to_eight_bits
 from ..errors import InputError
-from .folders import iter_image_files
+from .folders import iter_image_files, level_notes
 from .given import parse_folder
 from .packed import packed_about
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #n05-673d2f
-def to_pixels(item: Any, size: int | None, where: str) -> Tensor:  # uint8 (C, H, W)
-    "One image of a data set as bytes, square where a size is given."
+def channel_axis(shape: Sequence[int],  # of one image
+                 own: int,  # where the channels are by custom: 0 in tensors, 2 in arrays
+                 ) -> int | None:  # None: no dimension is plainly that of the channels
+    "`own`, unless the shape allows only the other end: it has 4 or fewer, or at most 16 and at most half of either side."
+    here, there, middle = shape[own], shape[2 - own], shape[1]
+    if here > 4 and there < middle and (there <= 4 or 2 * there <= min(here, middle, 32)):
+        return 2 - own
+    return None if here > 16 and (there < middle or middle <= 4 < there) else own
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da2-take
+def from_picture(image: Image.Image, where: str, levels: Levels | None) -> Tensor:  # uint8 (C, H, W)
+    "The bytes of a Pillow image; more than 8 bits are scaled by the levels."
+    if not all(image.size):
+        raise InputError(f"{where} has no pixels: it is {image.width} x {image.height}")
+    try:
+        pixels = torch.from_numpy(np.array(to_eight_bits(image, levels)))
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da3-take
+def from_numbers(item: Any, where: str) -> Tensor:  # uint8 (C, H, W)
+    "The bytes of an array or a tensor."
+    own, values = 0, item
     if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-        if item.ndim == 3 and item.shape[2] > 4 and item.shape[0] in (1, 3):
-            raise InputError(f"{where} is an array of shape {item.shape} with its channels first: transpose(1, 2, 0) brings them to the end")
-        item = torch.from_numpy(np.array(item if item.ndim == 3 else item[:, :, None])).permute(2, 0, 1)
-    if isinstance(item, Image.Image):
-        image = to_eight_bits(item)
-        if size:
-            return resize_center_crop(image, size)
-        item = torch.from_numpy(np.array(image))
-        item = item[None] if item.ndim == 2 else item.permute(2, 0, 1).contiguous()
-    if not isinstance(item, Tensor) or item.ndim != 3 or not (item.dtype == torch.uint8 or item.is_floating_point()):
+        own, values = 2, torch.from_numpy(np.array(item if item.ndim == 3 else item[:, :, None]))
+    if not isinstance(values, Tensor) or values.ndim != 3 or not (values.dtype == torch.uint8 or values.is_floating_point()):
         what = f"{item.dtype} of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else type(item).__name__
         raise InputError(f"{where} must be a Pillow image, an array of bytes (H, W, C), or a tensor (C, H, W), not {what}")
-    if item.is_floating_point():
-        if not 0 <= float(item.min()) <= float(item.max()) <= 1:  # also where they are not numbers
-            raise InputError(f"{where} has values from {float(item.min()):g} to {float(item.max()):g}; floats must lie in [0, 1]: leave normalisation out")
-        item = (item * 255).round().to(torch.uint8)
-    if size and item.shape[1:] != (size, size):
-        item = torch.nn.functional.interpolate(item[None].float(), (size, size), mode="bilinear", antialias=True)[0].round().to(torch.uint8)
-    return item
+    if not values.numel():
+        raise InputError(f"{where} has no pixels: its shape is {tuple(item.shape)}")
+    if (axis := channel_axis(values.shape, own)) is None:
+        raise InputError(f"{where} has the shape {tuple(item.shape)}, of which no dimension is plainly that of the channels: ImageSet(images) takes uint8 (N, C, H, W) as they are")
+    values = values.permute(2, 0, 1) if axis else values
+    if values.is_floating_point():
+        if not 0 <= float(values.min()) <= float(values.max()) <= 1:  # also where they are not numbers
+            raise InputError(f"{where} has values from {float(values.min()):g} to {float(values.max()):g}; floats must lie in [0, 1]: leave normalisation out")
+        values = (values * 255).round().to(torch.uint8)
+    return values
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da4-take
+def to_pixels(item: Any, size: int | None, where: str, levels: Levels | None = None) -> Tensor:  # uint8 (C, H, W)
+    "One image of a data set as bytes; with a size, the shorter side is resized to it and the middle kept."
+    pixels = from_picture(item, where, levels) if isinstance(item, Image.Image) else from_numbers(item, where)
+    if size and pixels.shape[1:] != (size, size):
+        pictures = [pixels.permute(1, 2, 0)] if len(pixels) == 3 else list(pixels)  # of Pillow: in colour, or one for each channel
+        pixels = torch.cat([resize_center_crop(Image.fromarray(picture.cpu().numpy()), size) for picture in pictures]).to(pixels.device)
+    return pixels.contiguous()
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #lo1-m1
 def label_of(value: Any, i: int) -> int:
@@ -65,24 +93,107 @@ def check_alike(first: Tensor, image: Tensor, i: int) -> None:  # (C, H, W) each
     if image.shape != first.shape:
         raise InputError(f"image {i} of the data set is {tuple(image.shape)}, but the first is {tuple(first.shape)}: give a size")
 
+# %% ../../nbs/machine_room/29_datasets.ipynb #da5-size
+def as_size(size: Any) -> int | None:  # pixels
+    "A whole number of pixels; 8.0 is one, too."
+    number = isinstance(size, int | float | np.number) and not isinstance(size, bool | np.complexfloating)
+    if size is not None and not (number and float(size).is_integer() and size >= 1):
+        raise InputError(f"size must be a whole number of pixels, at least 1, or None, not {size!r:.60}")
+    return None if size is None else int(size)
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da6-items
+def as_items(dataset: Any) -> Any:  # with `len` and numbers
+    "The data set; a list of its items where it has a length but no numbers."
+    if isinstance(dataset, DataLoader):
+        raise InputError("a DataLoader has batches, not images: give its data set, which is loader.dataset")
+    try:
+        count = len(dataset)
+    except TypeError as error:
+        raise InputError(f"a data set has a length, but a {type(dataset).__name__} has none: give list(dataset), if it ends") from error
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        dataset = list(dataset)
+        count = len(dataset)
+    if not count:
+        raise InputError("the data set is empty")
+    return dataset
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da7-parts
+def parted(item: Any) -> tuple[Any, Any]:  # image, and label or None
+    "An item of a data set taken apart."
+    image, *rest = item if isinstance(item, tuple | list) and len(item) else (item,)
+    return image, rest[0] if rest else None
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da8-names
+def as_names(classes: Any, whose: str) -> tuple[str, ...]:
+    "The names of classes as texts."
+    if isinstance(classes, str | bytes) or not isinstance(classes, Iterable) or getattr(classes, "shape", (1,)) == ():
+        what = "a function" if callable(classes) else f"{'the text ' * isinstance(classes, str)}{classes!r:.60}"
+        raise InputError(f"{whose} must be the names of all classes, such as ('cat', 'dog'), not {what}")
+    return tuple(map(str, classes))
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da9-own
+def own_names(dataset: Any) -> tuple[str, ...]:
+    "The names that a data set has for its classes; those of the set it is a part of, or of all sets that it joins."
+    if (names := getattr(dataset, "classes", None)) is not None:
+        return as_names(names, "the data set's own classes")
+    if isinstance(dataset, Subset):
+        return own_names(dataset.dataset)
+    joined = list(dataset.datasets) if isinstance(dataset, ConcatDataset | ChainDataset) else []
+    found = list(dict.fromkeys(map(own_names, joined)))
+    if len(found) > 1:
+        warnings.warn("the data sets that are joined name their classes differently, so the classes are numbered: classes=(...) names them", stacklevel=3)
+    return found[0] if len(found) == 1 else ()
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da11-lv
+def suggested_levels(dataset: Any, first: int, most: int = 20_000) -> Levels:
+    "What is black and white in images of more than 8 bits, from the values of at most so many; `first` is the number of the first of them."
+    values: dict[str, tuple[float, float]] = {}
+    for i in np.linspace(first, len(dataset) - 1, min(most, len(dataset) - first)).astype(int).tolist():
+        image, _ = parted(dataset[i])
+        if not isinstance(image, Image.Image) or not (kind := deep_kind(image.mode)) or not all(image.size):
+            continue
+        numbers = np.asarray(image, dtype=np.float64)
+        if np.isfinite(numbers).all():
+            low, high = values.get(kind, (np.inf, -np.inf))
+            values[kind] = min(low, float(numbers.min())), max(high, float(numbers.max()))
+    return {kind: levels_between(kind, *between) for kind, between in values.items()}
+
+# %% ../../nbs/machine_room/29_datasets.ipynb #da12-lv
+def stated_levels(white: Any) -> Levels | None:
+    "The same, where the user states what is white."
+    if white is not None and not (isinstance(white, int | float | np.number) and 0 < white < np.inf):
+        raise InputError(f"white must be positive and finite, not {white!r:.60}")
+    return None if white is None else dict.fromkeys(("whole", "real"), (0, float(white)))
+
+
+def scale_note(levels: Levels | None, kinds: set[str], white: float | None) -> str:
+    "How the images of more than 8 bits are scaled, in words."
+    used = {kind: edges for kind, edges in (levels or {}).items() if kind in kinds}
+    return level_notes(used, white).replace("--white N", "white=N").replace("no file", "no image")
+
 # %% ../../nbs/machine_room/29_datasets.ipynb #n06-32fb72
 def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, label) pairs; e.g. a torch.utils.data.Dataset
                  size: int | None = None,  # height and width; None: as they are, all the same
                  classes: Sequence[str] = (),  # names; by default `dataset.classes`
+                 white: float | None = None,  # which value is white in images of more than 8 bits; None: as the set suggests
                  ) -> ImageSet:
-    "Read every image of a data set once, as bytes in memory."
-    if not len(dataset):
-        raise InputError("the data set is empty")
-    pixels, labels = [], []
+    "Read every image of a data set once (those of more than 8 bits twice, if `white` is None), as bytes in memory."
+    size, levels = as_size(size), stated_levels(white)
+    names = as_names(classes, "classes") if classes is not None else ()
+    names, dataset = names or own_names(dataset), as_items(dataset)
+    pixels, labels, kinds = [], [], set()
     for i in range(len(dataset)):
-        item = dataset[i]
-        image, *rest = item if isinstance(item, tuple | list) else (item,)
-        pixels.append(to_pixels(image, size, f"image {i} of the data set"))
-        labels += [label_of(rest[0], i)] if rest and rest[0] is not None else []
+        image, label = parted(dataset[i])
+        if isinstance(image, Image.Image) and deep_kind(image.mode):
+            kinds.add(deep_kind(image.mode))
+            levels = suggested_levels(dataset, i) if levels is None else levels
+        pixels.append(to_pixels(image, size, f"image {i} of the data set", levels))
+        labels += [label_of(label, i)] if label is not None else []
         check_alike(pixels[0], pixels[-1], i)
     if labels and len(labels) != len(pixels):
         raise InputError(f"{len(labels)} of {len(pixels)} images of the data set have a label: all must, or none")
-    names = tuple(map(str, classes or getattr(dataset, "classes", ())))
+    if note := scale_note(levels, kinds, white):
+        warnings.warn(f"the data set: {note}", stacklevel=2)
     return ImageSet(torch.stack(pixels), torch.tensor(labels) if labels else None, names if labels else ())
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #n09-991c8e
