@@ -150,7 +150,8 @@ def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
     pixels = as_tensor(values, "images")
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise InputError(f"{what}, not {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}")
-    if pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3) and pixels.shape[2] != pixels.shape[3]:
+    last = pixels.shape[3] in (1, 3) or (pixels.shape[3] == 4 and pixels.shape[1] > 16)
+    if pixels.shape[1] not in (1, 3) and last and pixels.shape[2] != pixels.shape[3]:
         raise InputError(f"{what}; {tuple(pixels.shape)} has its channels last: transpose(0, 3, 1, 2) brings them to the front")
     return pixels
 

@@ -9,10 +9,13 @@ __all__ = ['embed_all', 'as_floats', 'embed']
 import contextlib
 import copy
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -20,12 +23,15 @@ from tqdm.auto import tqdm
 from .data import ImageSet, as_pixels
 from .encoders import Encoder
 from .errors import InputError
+from .kernels.scores import as_tensor
 
 # %% ../nbs/machine_room/19_embedding.ipynb #c06-833e47
-def check_images(images: ImageSet | Tensor, precision: str) -> None:
-    "Raise unless there are images, and the precision is one of two."
+def check_images(images: ImageSet | Tensor, precision: str, batch_size: int = 1) -> None:
+    "Raise unless there are images, the precision is one of two, and a batch holds one image or more."
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"unknown precision {precision!r}: known: bfloat16, float32")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number of images, at least 1, not {batch_size!r:.60}")
     if not len(images):
         raise InputError("there are no images to embed")
 
@@ -66,6 +72,35 @@ def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None)
         for module, mode in modes.items():
             module.training = mode
 
+# %% ../nbs/machine_room/19_embedding.ipynb #em-out1
+def as_output(found: Any, name: str, images: int) -> Tensor:  # of any shape: (images, ...)
+    "What an encoder returned for a batch as a tensor, one row for each image; an array will do."
+    found = as_tensor(found, f"what {name} returns") if isinstance(found, np.ndarray) else found
+    if not isinstance(found, Tensor):
+        parts = f" of {', '.join(map(str, found))}" if isinstance(found, Mapping) else f" of {len(found)}" if isinstance(found, tuple | list) else ""
+        raise InputError(f"{name} returns a {type(found).__name__}{parts}, not a tensor of features: give a module around it that returns the features alone")
+    if found.shape[:1] != (images,):
+        raise InputError(f"{name} returns the shape {tuple(found.shape)} for {images} images, not one row of features for each")
+    return found
+
+# %% ../nbs/machine_room/19_embedding.ipynb #em-out2
+@contextlib.contextmanager
+def explained(net: nn.Module | Callable, name: str, images: Tensor) -> Iterator[None]:  # float (B, C, H, W)
+    "Where a network fails inside for its weights' precision or the images' channels, an `InputError` states it."
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = {p.dtype for p in net.parameters() if p.is_floating_point()} - {torch.float32} if isinstance(net, nn.Module) else ()
+        said, shape = str(error).partition("\n")[0], tuple(images.shape[1:])
+        if kinds and re.search(r"dtype|scalar type|Input type", said):
+            raise InputError(f"{name} has weights of {', '.join(str(kind).removeprefix('torch.') for kind in kinds)}, but images are float32: net.float() converts them") from error
+        channels = re.search(r"to have (\d+) channels, but got (\d+) channels", said)
+        if channels and int(channels[2]) == len(images[0]):
+            raise InputError(f"{name} takes images of {channels[1]} channels, but these are {shape} (C, H, W)") from error
+        if channels or re.search(r"cannot be multiplied|running_mean should contain", said):
+            raise InputError(f"{name} does not take images of {shape} (C, H, W): {said}") from error
+        raise
+
 # %% ../nbs/machine_room/19_embedding.ipynb #c11-ce8bde
 @torch.no_grad()
 def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # by name; of an `Encoder` its backbone
@@ -80,16 +115,18 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
     kinds = {name: precision if isinstance(precision, str) else precision[name] for name in encoders}
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
-        check_images(images, kind)
+        check_images(images, kind, batch_size)
     found, done = dict[str, Tensor](), 0
     with contextlib.ExitStack() as modes:
         nets = {name: modes.enter_context(evaluating(net, device)) for name, net in encoders.items()}
-        batches = modes.enter_context(contextlib.closing(in_batches(images, batch_size)))
+        batches = modes.enter_context(contextlib.closing(in_batches(images, int(batch_size))))
         for batch in tqdm(batches, "features", math.ceil(len(images) / batch_size), leave=False, disable=not progress):
             pixels = {place: as_floats(batch, place) for place in {place for _, place in nets.values()}}
             for name, (encode, place) in nets.items():
-                with torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16"):
-                    features = encode(pixels[place])
+                label = "the encoder" if name == "encoder" else f"the encoder {name!r}"
+                autocast = torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16")
+                with autocast, explained(encoders[name], label, pixels[place]):
+                    features = as_output(encode(pixels[place]), label, len(batch))
                 if not done:
                     own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have
                     found[name] = torch.empty(len(images), *features.shape[1:], device=keep or own)

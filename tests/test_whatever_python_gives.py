@@ -1,5 +1,5 @@
 """What Python users have at hand, NumPy numbers, texts and empty sets, is taken or refused in one sentence."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from isd_nb import AnchorQueue, ImageSet, embed, knn_accuracy, streaming_soft_la
 from isd_nb.data import decode_image, held_out
 from isd_nb.errors import InputError, refusal
 from isd_nb.kernels.linear_classifier import fit_linear
+from isd_nb.views import STRONG, Views
 
 from_dataset = ImageSet.from_dataset
 
@@ -183,3 +184,46 @@ def test_parts_of_a_data_set_keep_the_names_of_its_classes(recwarn: pytest.Warni
     assert not recwarn.list and "not a function" in refusal(from_dataset, Named(pets.copy))
     with pytest.warns(UserWarning, match="name their classes differently"):
         assert from_dataset(ConcatDataset([pets, other])).classes == ("0", "1")
+
+
+def test_channels_that_come_last_are_refused() -> None:
+    for channels in (1, 3, 4):
+        last = torch.rand(4, 20, 20, channels)
+        assert "have their channels last; a batch is (B, C, H, W)" in refusal(Views(STRONG, 16), last, G)
+        assert Views(STRONG, 16)(last.permute(0, 3, 1, 2), G).shape == (4, channels, 16, 16)
+        assert channels == 1 or "channels last" in refusal(ImageSet, (255 * last[:, :, 1:]).byte())
+    assert Views(STRONG, 16)(torch.rand(4, 20, 20, 20), G).shape == (4, 20, 16, 16)
+
+
+OUTPUTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "the encoder returns a tuple of 2, not a tensor of features": lambda x: (x, x),
+    "the encoder returns a list of 1": lambda x: [x],
+    "the encoder returns a dict of logits, hidden": lambda x: {"logits": x, "hidden": x},
+    "the encoder returns a NoneType": lambda x: None,
+    "the encoder returns the shape (1, 64) for 6 images": lambda x: x.flatten(1)[:1],
+    "the encoder returns the shape () for 6 images": torch.mean,
+    "has weights of float16, but images are float32: net.float()": torch.nn.Conv2d(1, 2, 3).half(),
+    "has weights of bfloat16": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).bfloat16(),
+    "takes images of 3 channels, but these are (1, 8, 8) (C, H, W)": torch.nn.Conv2d(3, 2, 3),
+    "does not take images of (1, 8, 8) (C, H, W): ": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)),
+}
+
+
+@pytest.mark.parametrize("words", OUTPUTS)
+def test_an_encoder_that_returns_no_features_is_refused(words: str) -> None:
+    assert words in refusal(embed, OUTPUTS[words], PIXELS)
+
+
+def test_encoders_of_other_kinds_are_taken() -> None:
+    flat = PIXELS.flatten(1).float() / 255
+    assert torch.equal(embed(lambda x: x.flatten(1).numpy(), PIXELS, batch_size=np.int64(4)), flat)
+    half = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).half()
+    assert embed(half, PIXELS, precision="bfloat16").shape == (6, 2)
+    for size in (0, -1, 2.0, "8", True):
+        assert "batch_size must be a whole number of images, at least 1" in refusal(embed, half, PIXELS, size)
+    with pytest.raises(RuntimeError, match="of its own"):
+        embed(own_error, PIXELS)
+
+
+def own_error(images: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("an error of its own")

@@ -274,6 +274,8 @@ def _check_images(images: Tensor, params: AugmentParams) -> None:
     "Raise when `images` is not a batch of images, or not one that `params` can be applied to."
     if images.ndim != 4:
         raise InputError(f"images have shape {tuple(images.shape)}; a batch has four axes, (B, C, H, W)")
+    if images.shape[1] > 16 and images.shape[2] > 4 and images.shape[3] in (1, 3, 4):
+        raise InputError(f"images of shape {tuple(images.shape)} have their channels last; a batch is (B, C, H, W): permute(0, 3, 1, 2) brings them to the front")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; they must be uint8 (0 to 255) or float (0 to 1)")
     if images.is_floating_point():
