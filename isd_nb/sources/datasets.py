@@ -118,7 +118,7 @@ def as_items(dataset: Any) -> Any:  # with `len` and numbers
     return dataset
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #da7-parts
-def parted(item: Any) -> tuple[Any, Any]:  # image, and label or None
+def image_and_label(item: Any) -> tuple[Any, Any]:  # image, and label or None
     "An item of a data set taken apart."
     image, *rest = item if isinstance(item, tuple | list) and len(item) else (item,)
     return image, rest[0] if rest else None
@@ -132,14 +132,14 @@ def as_names(classes: Any, whose: str) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #da9-own
-def own_names(dataset: Any) -> tuple[str, ...]:
+def names_inside(dataset: Any) -> tuple[str, ...]:
     "The names that a data set has for its classes; those of the set it is a part of, or of all sets that it joins."
     if (names := getattr(dataset, "classes", None)) is not None:
         return as_names(names, "the data set's own classes")
     if isinstance(dataset, Subset):
-        return own_names(dataset.dataset)
+        return names_inside(dataset.dataset)
     joined = list(dataset.datasets) if isinstance(dataset, ConcatDataset | ChainDataset) else []
-    found = list(dict.fromkeys(map(own_names, joined)))
+    found = list(dict.fromkeys(map(names_inside, joined)))
     if len(found) > 1:
         warnings.warn("the data sets that are joined name their classes differently, so the classes are numbered: classes=(...) names them", stacklevel=3)
     return found[0] if len(found) == 1 else ()
@@ -149,7 +149,7 @@ def suggested_levels(dataset: Any, first: int, most: int = 20_000) -> Levels:
     "What is black and white in images of more than 8 bits, from the values of at most so many; `first` is the number of the first of them."
     values: dict[str, tuple[float, float]] = {}
     for i in np.linspace(first, len(dataset) - 1, min(most, len(dataset) - first)).astype(int).tolist():
-        image, _ = parted(dataset[i])
+        image, _ = image_and_label(dataset[i])
         if not isinstance(image, Image.Image) or not (kind := deep_kind(image.mode)) or not all(image.size):
             continue
         numbers = np.asarray(image, dtype=np.float64)
@@ -180,10 +180,10 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
     "Read every image of a data set once (those of more than 8 bits twice, if `white` is None), as bytes in memory."
     size, levels = as_size(size), stated_levels(white)
     names = as_names(classes, "classes") if classes is not None else ()
-    names, dataset = names or own_names(dataset), as_items(dataset)
+    names, dataset = names or names_inside(dataset), as_items(dataset)
     pixels, labels, kinds = [], [], set()
     for i in range(len(dataset)):
-        image, label = parted(dataset[i])
+        image, label = image_and_label(dataset[i])
         if isinstance(image, Image.Image) and deep_kind(image.mode):
             kinds.add(deep_kind(image.mode))
             levels = suggested_levels(dataset, i) if levels is None else levels
