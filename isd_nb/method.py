@@ -44,13 +44,31 @@ def functional_forward(module: nn.Module,
 def load_buffers_(module: nn.Module,  # the module that was called
                   buffers: Mapping[str, Tensor],  # what `functional_forward` returned
                   ) -> None:
-    "Write these buffers into the module, in place."
+    "Write these buffers into the module, in place where they fit there."
     own = dict(module.named_buffers())
     for name in buffers:
         if name not in own:
             raise InputError(f"the {type(module).__name__} has no buffer {name!r}; write to the module that was called")
-    if buffers:
-        torch._foreach_copy_([own[name] for name in buffers], list(buffers.values()))
+    fit = [name for name, value in buffers.items() if own[name].shape == value.shape and not overlaps(own[name])]
+    if fit:
+        torch._foreach_copy_([own[name] for name in fit], [buffers[name] for name in fit])
+    for name in buffers.keys() - fit:
+        replace_buffer(module, name, buffers[name])
+
+# %% ../nbs/machine_room/18_method.ipynb #me-buf-c1
+def overlaps(buffer: Tensor) -> bool:
+    "Whether several of its places are one in memory, as `expand` leaves them."
+    return any(size > 1 and not stride for size, stride in zip(buffer.shape, buffer.stride(), strict=True))
+
+
+def replace_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    "Put another tensor in the place of a buffer; of those that a file holds only one of the same shape."
+    place, _, last = name.rpartition(".")
+    owner = module.get_submodule(place)
+    if value.shape != owner.get_buffer(last).shape and last not in owner._non_persistent_buffers_set:
+        raise InputError(f"the {type(module).__name__} made its buffer {name!r} anew, of shape {tuple(value.shape)} and not {tuple(owner.get_buffer(last).shape)}, "
+                         "and no file could hold both: register it with persistent=False")
+    setattr(owner, last, value.clone())
 
 # %% ../nbs/machine_room/18_method.ipynb #c08-dc8b8b
 class FromRecipe:

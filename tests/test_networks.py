@@ -30,7 +30,8 @@ from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.methods.building import build_method, decays, make_optimizer
 from isd_nb.methods.checkpoints import fit_recipe
-from isd_nb.methods.networks import torchvision_statistics, with_network
+from isd_nb.methods.choosing import change_setting
+from isd_nb.methods.networks import network_line, torchvision_statistics, with_network
 from isd_nb.methods.sync_batch_norm import sync_batch_norm
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
@@ -497,3 +498,147 @@ def test_a_network_with_doubles_inside_is_exported(tmp_path: Path, monkeypatch: 
     file = tmp_path / "encoder.safetensors"
     save_encoder(file, {"teacher": Encoder(build_backbone(config), [0.5] * 3, [0.5] * 3)}, config, 16)
     assert export_encoder(f"doubling:doubles@{file}", tmp_path / "out.pt2") < 1e-5
+
+
+class Standardised(nn.Conv2d):
+    "A convolution that standardises its kernels, as published code does: `view` needs them in the plain order."
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.view(self.weight.size(0), -1)
+        flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)
+        return self._conv_forward(images, flat.view_as(self.weight), self.bias)
+
+
+class Held(nn.Module):
+    "Of several kinds: its first convolution, the one that it holds first, rows by `view`, buffers assigned anew."
+
+    def __init__(self, channels: int, kind: str = "plain") -> None:
+        super().__init__()
+        self.kind, inner = kind, nn.Conv2d(6, 4, 3, 2, 1)
+        if kind == "inner":
+            self.inner = inner
+        make, groups = Standardised if kind == "standardised" else nn.Conv2d, channels if kind == "groups" else 1
+        self.first = make(channels, 6, 5, 2, 2, groups=groups).requires_grad_(kind != "frozen")
+        self.inner, self.norm, self.pool = inner, nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2)
+        self.register_buffer("grid", torch.zeros(2, 2), persistent=kind == "kept")
+        self.register_buffer("three", torch.zeros(1).expand(3), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.inner(self.first(images).relu()))
+        if self.kind == "buffers" or (self.kind == "kept" and self.training):
+            self.grid = torch.linspace(0, 1, found[0, 0].numel()).view(found.shape[2:])
+            self.three = torch.arange(3.0)
+            found = found + self.grid
+        found = self.pool(found)
+        return found.view(found.size(0), -1) if self.kind == "rows" else found.flatten(1)
+
+
+def grey_alone(channels: int) -> nn.Module:
+    "Takes grey images alone."
+    assert channels == 1
+    return Held(channels)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    "These networks as a module of the user's."
+    module = ModuleType("held_networks")
+    module.held, module.grey = Held, grey_alone  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "held_networks", module)
+
+
+DRAWN = torch.randint(256, (40, 3, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+FEW = ImageSet(DRAWN, torch.arange(40) % 2, classes=("a", "b"))
+LITTLE = Recipe("little", steps=2, batch_size=8, queue_size=16, evaluations=1, image_size=20, projector=(16, 8),
+                predictor=(), warmup_steps=0)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "groups", "inner", "rows", "standardised", "buffers"])
+def test_a_network_of_ones_own_is_trained_as_it_is(kind: str, held: None, tmp_path: Path) -> None:
+    "From a recipe whose stem is small: no layer is exchanged, and what `view` or new buffers do in it is no obstacle."
+    recipe, how = replace(LITTLE, backbone=f"held_networks:held,kind={kind}"), dict(device="cpu", threads=1)
+    assert recipe.stem == "small"
+    student = isd_nb.train(recipe, FEW, tmp_path / "run", **how).encoders["student"]
+    net = isd_nb.load_encoder(tmp_path / "run").backbone.net
+    one, other = ({k: v.shape for k, v in n.state_dict().items()} for n in (net, Held(3, kind)))
+    assert one == other and type(net.first) is type(Held(3, kind).first)
+    if kind == "frozen":
+        begun = build_method(replace(recipe, stem="large"), FEW).student.backbone.net
+        assert torch.equal(net.first.weight, begun.first.weight) and not begun.first.weight.requires_grad
+    assert isd_nb.evaluation.embed(student, FEW).shape == (40, 16)
+    kernel = prepare_training(replace(recipe, stem="large"), FEW, "cpu").method.student.backbone.net.inner.weight
+    assert kernel.is_contiguous() == (kind in ("rows", "standardised"))  # else channels last, which is faster
+    isd_nb.train(replace(recipe, steps=3), FEW, tmp_path / "run", resume=True, **how)
+
+
+def test_a_stem_that_is_asked_for_is_made_or_refused(held: None, tmp_path: Path) -> None:
+    for kind, words in (("frozen", "begins with a Conv2d, and"), ("groups", "begins with a Conv2d, and"),
+                        ("standardised", "begins with a Standardised, and"), ("inner", "holds first")):
+        with pytest.raises(InputError, match=words):
+            change_setting(with_network(LITTLE, f"held_networks:held,kind={kind}"), "stem=small")
+    recipe = change_setting(with_network(LITTLE, "held_networks:held"), "stem=small")
+    assert recipe.stem == "small" and change_setting(LITTLE, "backbone=held_networks:held").stem == "large"
+    named = replace(LITTLE, backbone="held_networks:held,stem_padding=1")  # the way in Python
+    isd_nb.train(named, FEW, tmp_path / "run", device="cpu", threads=1)
+    first = isd_nb.load_encoder(tmp_path / "run").backbone.net.first
+    assert (first.kernel_size, first.stride) == ((3, 3), (1, 1))
+
+
+def test_a_run_whose_first_layer_was_replaced_goes_on_and_is_read(held: None, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    "As earlier versions did with every network of the user's."
+    recipe, how = replace(LITTLE, backbone="held_networks:held,kind=frozen"), dict(device="cpu", threads=1)
+    with monkeypatch.context() as before:
+        before.setattr("isd_nb.engine.whole.with_own_stem", lambda recipe: recipe)
+        isd_nb.train(recipe, FEW, tmp_path, **how)
+    left = isd_nb.train(replace(recipe, steps=3), FEW, tmp_path, resume=True, **how).encoders["teacher"]
+    read = isd_nb.load_encoder(tmp_path)
+    assert read.config.stem == "small" and read.backbone.net.first.kernel_size == (3, 3)
+    assert_close(read(FEW.images / 255), left(FEW.images / 255))
+
+
+def test_a_first_layer_that_does_more_than_convolve_stays() -> None:
+    for name in ("resnetv2_50x1_bit", "nf_resnet26", "resnet18", "tf_efficientnet_lite0"):
+        recipe, stem = with_network(LITTLE, f"timm:{name}", 40), "large" if "_bit" in name or "nf_" in name else "small"
+        assert recipe.stem == stem and ("stem as it is" in network_line(recipe, 40)) == (stem == "large")
+    with pytest.raises(InputError, match="begins with a ScaledStdConv2d, and a small stem"):
+        change_setting(with_network(LITTLE, "timm:nf_resnet26", 40), "stem=small")
+
+
+def test_weights_of_ones_own_network_are_read_into_it_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    "Names and shapes are those of a ResNet with a small stem; the stride is another one."
+    def strided(channels: int) -> nn.Module:
+        net = models.resnet18()
+        net.conv1, net.fc = nn.Conv2d(channels, 64, 3, 2, 1, bias=False), nn.Identity()
+        return net
+    module = ModuleType("strided_networks")
+    module.net = strided  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "strided_networks", module)
+    torch.save((given := strided(3).eval()).state_dict(), tmp_path / "weights.pth")
+    read = isd_nb.load_encoder(f"strided_networks:net@{tmp_path / 'weights.pth'}")
+    assert read.config.stem == "large"
+    mean, std = read.mean.view(1, 3, 1, 1), read.std.view(1, 3, 1, 1)
+    assert_close(read(FEW.images / 255), given((FEW.images / 255 - mean) / std).detach())
+
+
+def test_a_function_may_take_grey_images_alone(held: None, tmp_path: Path) -> None:
+    grey = ImageSet(FEW.images[:, :1].contiguous(), FEW.labels, classes=("a", "b"))
+    recipe = with_network(LITTLE, "held_networks:grey", 20)
+    isd_nb.train(recipe, grey, tmp_path / "run", device="cpu", threads=1)
+    torch.save(grey_alone(1).state_dict(), tmp_path / "weights.pth")
+    assert len(isd_nb.load_encoder(f"held_networks:grey@{tmp_path / 'weights.pth'}").mean) == 1
+    with pytest.raises(InputError, match="cannot be imported"):
+        with_network(LITTLE, "held_networks:none", 20)
+
+
+def test_a_buffer_that_a_file_holds_keeps_its_shape(held: None, tmp_path: Path) -> None:
+    words = r"'backbone.net.grid' anew, of shape \(5, 5\) and not \(2, 2\).*persistent=False"
+    with pytest.raises(InputError, match=words):
+        isd_nb.train(replace(LITTLE, backbone="held_networks:held,kind=kept"), FEW, tmp_path / "run", device="cpu")
+
+
+def test_a_network_for_images_that_are_not_square() -> None:
+    recipe = with_network(LITTLE, "timm:vit_tiny_patch16_224,img_size=[32,48],patch_size=8,depth=1", 40)
+    assert (recipe.image_size, recipe.stem) == (32, "large")
+    with pytest.raises(InputError, match="a height and a width"):
+        with_network(LITTLE, "timm:vit_tiny_patch16_224,img_size=wide", 40)

@@ -15,12 +15,13 @@ import torch
 
 from ..data import ImageSet, held_out
 from .finish import Finished, finish
+from .runs import read_recipe
 from .training import train as train_method
 from ..encoders import build_backbone
 from ..errors import InputError, printable
 from ..kernels.devices import given_rank
 from ..methods.building import backbone_config, find_method, read_sets
-from ..methods.choosing import size_line
+from ..methods.choosing import size_line, with_own_stem
 from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
@@ -73,6 +74,14 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
         except InputError as error:
             raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
 
+
+def with_stem(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+    "The recipe with a stem that leaves a network of another library what it is; a run that is resumed keeps the stem that it was begun with."
+    if not (resume and ":" in recipe.backbone and (out / "config.json").is_file()):
+        return with_own_stem(recipe)
+    begun = read_recipe(out)
+    return replace(recipe, stem=begun.stem) if begun.backbone == recipe.backbone else recipe
+
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-read
 def with_words(sets: Sets, test: ImageSet | None) -> Sets:  # the images to test on that were given
     "The same sets, and what they are in words, where images were given in Python."
@@ -107,7 +116,7 @@ def train(recipe: Recipe | str,  # or a recipe's name
           ) -> Finished:  # encoders, features, and what summary.json holds
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    recipe, sets = sets_of(images, test, recipe, root)
+    recipe, sets = sets_of(images, test, with_stem(recipe, Path(out), resume), root)
     if test is not None:
         check_test(sets.bank, test)
     for part in (sets.bank, sets.test or sets.bank):

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
+from ..kernels.backbones import is_own
 from .foreign_names import KeyLayout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, strays, unwrappings
 from .hub import hub_file
-from .networks import check_given, imagenet, need_timm, network_size, normalisation, parse_network, torchvision_statistics, view_size, with_network
+from .networks import as_it_is, check_given, imagenet, need_timm, network_size, normalisation, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n05-1ed085
@@ -121,10 +122,15 @@ def channels_of(state: Mapping[str, Tensor], name: str) -> int:
     "How many channels the images of a network have, by its first convolution; a file may hold its tensors in any order."
     first = next((k for k in ("conv1.weight", "patch_embed.proj.weight", "conv_stem.weight") if k in state), "")
     if not first:
-        with torch.random.fork_rng(devices=[]):
-            own = build_backbone(BackboneConfig(name, stem="large")).state_dict()
-        first = next((k for k, v in own.items() if v.ndim == 4), "").removeprefix("net.")
+        first = next((k for k, v in as_it_is(name)[0].state_dict().items() if v.ndim == 4), "").removeprefix("net.")
     return next((names[first].shape[1] for names in unwrappings(dict(state)) if first in names), 3)  # without it `fill` names what is missing
+
+
+def fits_as_it_is(state: Mapping[str, Tensor], config: BackboneConfig) -> bool:
+    "Whether tensors have the shapes of a user's network as its function returns it, though they look like those of a small stem."
+    with torch.random.fork_rng(devices=[]):
+        own = build_backbone(replace(config, stem="large")).net.state_dict()
+    return any(names.keys() & own.keys() and all(own[k].shape == v.shape for k, v in names.items() if k in own) for names in unwrappings(dict(state)))
 
 # %% ../../nbs/machine_room/39_checkpoints.ipynb #n17-c96a80
 def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tensor], network: str | None, stem: str | None,
@@ -139,6 +145,8 @@ def config_of(path: Path, values: Mapping[str, Tensor], state: Mapping[str, Tens
         raise InputError(f"the network in {path} is not recognised (its header does not describe a net, and it holds {', '.join(list(state)[:3])} ...): "
                          "put its name before the file, such as timm:NAME@FILE or package.module:function@FILE")
     config = BackboneConfig(name, channels_of(state, name), stem=stem or found_stem)
+    if stem is None and found_stem == "small" and is_own(name) and fits_as_it_is(state, config):
+        config = replace(config, stem="large")
     if padded_stem(config, values):
         config = replace(config, name=f"torchvision:{config.name.removeprefix('torchvision:')},stem_padding=2")
     return config

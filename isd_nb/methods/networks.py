@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['imagenet', 'parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'normalisation',
-           'torchvision_statistics', 'crop_size', 'view_size', 'has_batch_norm', 'with_network', 'takes_small_stem',
-           'network_line', 'check_network', 'check_own', 'size_hint', 'check_twin', 'same_features', 'check_given']
+           'torchvision_statistics', 'crop_size', 'view_size', 'has_batch_norm', 'with_network', 'as_it_is',
+           'refuse_stem', 'takes_small_stem', 'network_line', 'check_network', 'check_own', 'size_hint', 'check_twin',
+           'same_features', 'check_given']
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n02-5b9f43
 import copy
@@ -13,7 +14,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, FrozenEncoder, build_backbone, is_standard
 from ..errors import InputError, from_extra
-from ..kernels.backbones import num_features_of
+from ..kernels.backbones import check_stem, conv_like, is_own, num_features_of, replace_first, small_stem
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n05-a33ab7
@@ -161,33 +162,6 @@ def look_once(net: nn.Module, shape: tuple[int, ...], name: str, images: Tensor 
         raise InputError(f"{name} must compute float32 features, not {str(found.dtype).removeprefix('torch.')}: call .float() on what it returns")
     return found
 
-# %% ../../nbs/machine_room/36_networks.ipynb #n14-8e6b4d
-def conv_like(old: nn.Conv2d, channels: int, size: int, stride: int, padding: int) -> nn.Conv2d:
-    "A new convolution with the width of an old one, begun as ResNets begin theirs."
-    new = nn.Conv2d(channels, old.out_channels, size, stride, padding, bias=old.bias is not None)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    return new
-
-
-def replace_first(net: nn.Module, make: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
-    "Put another convolution in the place of the first one."
-    place, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    net.set_submodule(place, make(old))
-
-# %% ../../nbs/machine_room/36_networks.ipynb #n14-8e6b4dp1
-def small_stem(net: nn.Module, name: str, padding: int = 1) -> None:
-    "Let the first convolution and the pool keep the resolution; an `InputError` where a network begins with patches."
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None or first.kernel_size == first.stride != (1, 1):
-        raise InputError(f"{name} begins with patches, not with a convolution that could be made small: use stem=large, and choose the "
-                         "patches with an option that it knows, such as patch_size=4")
-    if first.kernel_size[0] > 3:
-        replace_first(net, lambda old: conv_like(old, old.in_channels, 3, 1, padding))
-    else:
-        first.stride = (1, 1)
-    if isinstance(getattr(net, "maxpool", None), nn.MaxPool2d):
-        net.maxpool = nn.Identity()
-
 # %% ../../nbs/machine_room/36_networks.ipynb #n16-aada5d
 def build_network(config: BackboneConfig) -> Network:  # (B, C, H, W) -> (B, F)
     "The network of a name with a colon, with random weights."
@@ -212,10 +186,13 @@ def build_network(config: BackboneConfig) -> Network:  # (B, C, H, W) -> (B, F)
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n22-c26ad9
 def network_size(name: str) -> int | None:  # pixels; None: any
-    "The height and width that a network was made for."
+    "The height and width that a network was made for, or the smaller of both."
     prefix, place, options = parse_network(name)
     if fixed := options.get("img_size") or options.get("image_size"):
-        return fixed
+        sides = fixed if isinstance(fixed, list) and fixed else [fixed]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f"the size of {name} must be a number of pixels, such as img_size=32, or a height and a width, img_size=[32,48], not {fixed!r}")
+        return min(sides)
     if prefix == "timm":
         config = need_timm().get_pretrained_cfg(place)
         return config.input_size[-1] if config else None
@@ -279,8 +256,8 @@ def with_network(recipe: Recipe,
     if ":" not in name:
         return recipe
     size = view_size(name, side, recipe.image_size)
-    stem = "small" if size < 96 and not init and takes_small_stem(name) else "large"
-    net = build_backbone(BackboneConfig(name, stem=stem))
+    stem = "small" if size < 96 and not init and takes_small_stem(name, size) else "large"
+    net, _ = as_it_is(name)
     changes: dict[str, Any] = dict(image_size=size, stem=stem)
     if not has_batch_norm(net) and recipe.optimizer != "adamw":
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
@@ -288,21 +265,44 @@ def with_network(recipe: Recipe,
     return replace(recipe, **changes)
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n27-972168p1
-def takes_small_stem(name: str) -> bool:
-    "Whether the first convolution of a network can be made small."
+def as_it_is(name: str) -> tuple[nn.Module, int]:  # the network, and for how many channels
+    "The network of a name with its own stem, for RGB; for the first number of channels that it takes where a function of the user's refuses that."
+    refused: list[Exception] = []
+    for channels in (3, 1, 2, *range(4, 17)) if is_own(name) else (3,):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return build_backbone(BackboneConfig(name, channels, stem="large")), channels
+        except Exception as error:  # whatever a user's function may raise
+            refused.append(error)
+            if isinstance(error, InputError) and "cannot take images" not in str(error):  # no such network
+                break
+    raise refused[0]
+
+# %% ../../nbs/machine_room/36_networks.ipynb #nw-stem-c1
+def refuse_stem(name: str, size: int = 64) -> None:  # of the images, in pixels
+    "Raise an `InputError` where a small stem would take more from a network than the size and the stride of its first convolution."
+    net, channels = as_it_is(name)
+    check_stem(net.net, name, (2, channels, size, size), is_own(name))
+
+
+def takes_small_stem(name: str, size: int = 64) -> bool:
+    "Whether the first convolution of a network is made small; of a function of the user's only where its name states how: `stem_padding=1`."
+    if is_own(name) and "stem_padding" not in parse_network(name)[2]:
+        return False
     try:
-        build_backbone(BackboneConfig(name, stem="small"))
+        refuse_stem(name, size)
     except InputError as error:
-        if "begins with patches" in str(error):
-            return False
-        raise
+        if is_own(name) or "use stem=large" not in str(error):
+            raise
+        return False
     return True
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n28-68687b
 def network_line(recipe: Recipe, side: int | None) -> str:
     "In one line: which network is trained at which size, on images of which size."
     seen = f"images of about {side} pixels" if side else "images"
-    how = f"{recipe.optimizer}, learning rate {recipe.learning_rate:.2g}, {recipe.stem} stem"
+    stem = "stem as it is" if ":" in recipe.backbone and recipe.stem == "large" else f"{recipe.stem} stem"
+    how = f"{recipe.optimizer}, learning rate {recipe.learning_rate:.2g}, {stem}"
     larger = side if side and side >= 2 * recipe.image_size and not (":" in recipe.backbone and network_size(recipe.backbone)) else 0
     hint = f" (larger: --set image_size={min(larger, 224) // 32 * 32})" if larger else ""
     return f"{recipe.backbone} is trained on {seen}, at {recipe.image_size} x {recipe.image_size}{hint}; {how}"

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageSet, stratified_fraction
 from ..errors import InputError, suggest
+from ..kernels.backbones import in_channels_last
 from ..kernels.devices import to_device
 from ..encoders import Encoder
 from ..evaluation import LinearClassifier, Score, check_labels, embed, score
@@ -201,7 +202,8 @@ def fit_classifier(encoder: Encoder,  # stays as it is
     labels = check_labels(torch.empty(len(images), 1), images.labels, "training")
     features = embed(encoder, images, device=device)
     classifier = Classifier(encoder, features, classes or int(labels.max()) + 1, tuning.backbone_rate > 0)
-    classifier = classifier.to(device, memory_format=torch.channels_last).train()
+    classifier = classifier.to(device).train()
+    in_channels_last(classifier, classifier.encoder.backbone, (2, *images.shape))
     tune(classifier, placed(images, device), tuning, Path(folder) if folder else None, progress, save_every)
     return classifier.eval().requires_grad_(False)
 
