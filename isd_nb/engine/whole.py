@@ -74,7 +74,7 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
         except InputError as error:
             raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
 
-
+# %% ../../nbs/machine_room/62_in_python.ipynb #ip-stem-c1
 def with_stem(recipe: Recipe, out: Path, resume: bool) -> Recipe:
     "The recipe with a stem that leaves a network of another library what it is; a run that is resumed keeps the stem that it was begun with."
     if not (resume and ":" in recipe.backbone and (out / "config.json").is_file()):

@@ -227,7 +227,8 @@ def is_plain(conv: nn.Conv2d) -> bool:
 def check_stem(net: nn.Module, name: str, shape: Sequence[int],  # (B, C, H, W)
                strict: bool) -> None:  # whether a convolution that would only get another stride must be plain, too
     "Raise an `InputError` where a small stem would take more from a network than the size and the stride of its first convolution."
-    first, entered = first_convolution(net, name), takes_images(net, shape)
+    first = first_convolution(net, name)
+    entered = takes_images(net, shape)
     if entered is first and (is_plain(first) or not (strict or first.kernel_size[0] > 3)):
         return
     what = f"a {type(entered).__name__}" if entered else "a layer that is not found"
