@@ -228,8 +228,8 @@ def check_stem(net: nn.Module, name: str, shape: Sequence[int],  # (B, C, H, W)
                strict: bool) -> None:  # whether a convolution that would only get another stride must be plain, too
     "Raise an `InputError` where a small stem would take more from a network than the size and the stride of its first convolution."
     first = first_convolution(net, name)
-    entered = takes_images(net, shape)
-    if entered is first and (is_plain(first) or not (strict or first.kernel_size[0] > 3)):
+    entered, takes = takes_images(net, shape), is_plain(first) or not (strict or first.kernel_size[0] > 3)
+    if takes and entered is first:
         return
     what = f"a {type(entered).__name__}" if entered else "a layer that is not found"
     other = ", which is not the convolution that it holds first" if entered and entered is not first else ""
