@@ -6,7 +6,7 @@
 __all__ = ['Output', 'functional_forward', 'load_buffers_', 'FromRecipe', 'Method', 'WithTeacher', 'shuffle_order', 'own_rows']
 
 # %% ../nbs/machine_room/18_method.ipynb #ce16d24b6
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from .kernels.attention import at_least_float32
 from .kernels.attention import similarities as similarities  # methods import it from here
 from .kernels.devices import processes
 from .queue import AnchorQueue, gather_keys
-from .teacher import EMATeacher, cosine_momentum
+from .teacher import EMATeacher, check_momentum, cosine_momentum
 from .views import Views
 
 # %% ../nbs/machine_room/18_method.ipynb #c06-db4ff5
@@ -148,6 +148,15 @@ def average_over_processes(buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor
     parts = flat.split([b.numel() for b in floats.values()])
     return {**buffers, **{n: p.view_as(b) for (n, b), p in zip(floats.items(), parts)}}
 
+# %% ../nbs/machine_room/18_method.ipynb #mt-mom-c1
+def momenta_of(momentum: Any) -> tuple[float, float]:  # at the first step, at the end
+    "One momentum for the whole training, or two of them; an `InputError` for anything else."
+    several = isinstance(momentum, Iterable) and not isinstance(momentum, str) and getattr(momentum, "ndim", 1) > 0
+    pair = tuple(momentum) if several else (momentum, momentum)
+    if len(pair) != 2:
+        raise InputError(f"the teacher's momentum is one number in [0, 1], or two, from and to, such as (0.9, 1.0), not {momentum!r}")
+    return check_momentum(pair[0]), check_momentum(pair[1])
+
 # %% ../nbs/machine_room/18_method.ipynb #c17-a2e7d2
 class WithTeacher(Method):
     "A method whose teacher is the moving average of its student."
@@ -157,7 +166,7 @@ class WithTeacher(Method):
                  predictor: nn.Module | None = None,  # (B, D) -> (B, D), the student's alone; None: queries as they are
                  momentum: float | tuple[float, float] = 0.99) -> None:  # a pair: from, to, along a cosine
         super().__init__()
-        self.momenta = (momentum, momentum) if isinstance(momentum, int | float) else tuple(momentum)
+        self.momenta = momenta_of(momentum)
         self.student, self.predictor = student, predictor or nn.Identity()
         self.teacher = EMATeacher(student, self.momenta[0])
 

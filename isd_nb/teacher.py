@@ -6,7 +6,6 @@
 __all__ = ['EMATeacher', 'cosine_momentum']
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cb271e3e4
-import copy
 import math
 from numbers import Real
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .kernels.backbones import copied
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cf5b77825
 def check_network(student: nn.Module) -> nn.Module:
@@ -38,9 +38,10 @@ def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor
 
 def check_momentum(momentum: float) -> float:
     "Refuse what is not a momentum."
-    if not isinstance(momentum, Real | Tensor) or not 0 <= momentum <= 1:
-        raise InputError(f"the teacher's momentum must lie in [0, 1], not {momentum}")
-    return momentum
+    single = isinstance(momentum, Real) or isinstance(momentum, Tensor) and momentum.numel() == 1
+    if not single or not 0 <= momentum <= 1:
+        raise InputError(f"the teacher's momentum is a number and must lie in [0, 1], not {momentum!r}")
+    return float(momentum)
 
 # %% ../nbs/1_isd/5_teacher.ipynb #c7f103242
 class EMATeacher(nn.Module):
@@ -49,7 +50,7 @@ class EMATeacher(nn.Module):
     def __init__(self, student: nn.Module,  # is copied, and not kept
                  momentum: float = 0.99) -> None:  # m, what the teacher keeps of itself at each update
         super().__init__()
-        self.module = copy.deepcopy(check_network(student)).requires_grad_(False)
+        self.module = copied(check_network(student)).requires_grad_(False)
         self.momentum = check_momentum(momentum)  # in [0, 1]; a schedule may set it before each update
         self.train()
 

@@ -1,13 +1,17 @@
 "The moving average: exact at its ends, strict about partners, and only over parameters."
 import copy
 import math
+import threading
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from isd_nb.errors import refusal
+from isd_nb.isd import ISD
 from isd_nb.teacher import EMATeacher, cosine_momentum
 
 
@@ -71,6 +75,61 @@ def test_a_momentum_lies_between_0_and_1(momentum: float) -> None:
     teacher = EMATeacher(filled(1))
     teacher.momentum = momentum
     assert "must lie in [0, 1]" in refusal(teacher.update, filled(1))
+
+
+@pytest.mark.parametrize("momentum", [(0.9, 1.5), (0.9, "1"), "0.9", None, (0.9, math.nan)])
+def test_both_momenta_of_a_method_lie_between_0_and_1(momentum: Any) -> None:
+    assert "is a number and must lie in [0, 1], not " in refusal(ISD, filled(1), queue_size=4, momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [(0.9, 0.95, 1), (0.9,), torch.ones(3)])
+def test_a_method_has_one_momentum_or_two(momentum: Any) -> None:
+    assert "one number in [0, 1], or two" in refusal(ISD, filled(1), queue_size=4, momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [np.float32(0.75), torch.tensor(0.75), [0.75, 0.75], np.full(2, 0.75)])
+def test_momenta_of_numpy_and_torch_are_numbers(momentum: Any) -> None:
+    isd = ISD(filled(1), queue_size=4, momentum=momentum)
+    isd.schedule(0.5)
+    assert isd.teacher.momentum == 0.75 and type(isd.teacher.momentum) is float
+
+
+class Keeps(nn.Module):
+    "A network that keeps what it computed last, or all of it."
+
+    def __init__(self, everything: bool = False) -> None:
+        super().__init__()
+        self.net, self.kept = nn.utils.weight_norm(nn.Linear(3, 2)), [] if everything else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.net(x)
+        self.kept = out if self.kept is None or isinstance(self.kept, torch.Tensor) else [*self.kept, out]
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_a_network_keeps_beside_its_parameters_is_copied_without_a_gradient() -> None:
+    torch.manual_seed(0)
+    student, x = Keeps(), torch.randn(5, 3)
+    student(x)
+    teacher = EMATeacher(student, momentum=0.5)
+    assert not teacher.module.kept.requires_grad and student.kept.requires_grad
+    assert_close(teacher(x), student(x).detach())
+    with torch.no_grad():
+        student.net.weight_g.mul_(3)
+    teacher.update(student)
+    assert_close(teacher(x) - teacher.module.net.bias, (student(x) - student.net.bias).detach() * 2 / 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_cannot_be_copied_is_named() -> None:
+    assert "lazy layers have no weights (0.weight): run one batch" in refusal(EMATeacher, nn.Sequential(nn.LazyLinear(2)))
+    student = Keeps(everything=True)
+    student(torch.randn(5, 3))
+    assert "Keeps cannot be copied, since it keeps what it computed" in refusal(EMATeacher, student)
+    student = filled(1)
+    student.lock = threading.Lock()
+    assert "keep no locks" in refusal(ISD, student, queue_size=4)
 
 
 def test_every_parameter_needs_its_partner() -> None:
