@@ -38,7 +38,7 @@ def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor
 
 def check_momentum(momentum: float) -> float:
     "Refuse what is not a momentum."
-    single = isinstance(momentum, Real) or isinstance(momentum, Tensor) and momentum.numel() == 1
+    single = isinstance(momentum, Real) or (isinstance(momentum, Tensor) and momentum.numel() == 1)
     if not single or not 0 <= momentum <= 1:
         raise InputError(f"the teacher's momentum is a number and must lie in [0, 1], not {momentum!r}")
     return float(momentum)

@@ -3,6 +3,7 @@ import copy
 import os
 import runpy
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,8 @@ class Odd(nn.Module):
         super().__init__()
         self.kind, self.layer, self.norm = kind, nn.Conv2d(channels, 6, 3, 2), nn.BatchNorm2d(6)
         self.register_buffer("scale", torch.rand(6) if kind == "hidden" else torch.ones(6), persistent=False)
+        if kind == "lock":
+            self.lock = threading.Lock()
         if kind == "hook":
             self.norm.register_forward_hook(lambda module, inputs, output: output.tanh())
         self.requires_grad_(kind != "frozen")
@@ -214,7 +217,8 @@ class Odd(nn.Module):
         found = found / 0 * 0 if self.kind == "nan" else found.half() if self.kind == "half" else found
         if self.kind == "tuple" and self.training:
             return found, images
-        return nn.functional.dropout(found, 0.5, self.training and self.kind == "chance")
+        by_chance = self.kind == "always" or (self.training and self.kind == "chance")
+        return nn.functional.dropout(found, 0.5, by_chance)
 
 
 def odd(channels: int, kind: str) -> nn.Module:
@@ -231,6 +235,16 @@ def test_what_no_file_can_hold_is_refused_before_training(own: None) -> None:
     images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(InputError, match="persistent buffers"):
         build_method(short("odd_networks:odd,kind=hidden"), images)
+
+
+def test_a_network_is_copied_and_not_random_where_it_is_evaluated(own: None) -> None:
+    images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    random, before = short("odd_networks:odd,kind=always"), torch.get_rng_state()
+    with pytest.raises(InputError, match="same images each time, in evaluation mode: let nothing be random there"):
+        build_method(random, images)
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(InputError, match="keep no locks, generators, open files"):
+        build_method(short("odd_networks:odd,kind=lock"), images)
 
 
 def test_a_hook_on_a_batch_norm_stays(own: None) -> None:

@@ -123,7 +123,8 @@ def test_what_a_network_keeps_beside_its_parameters_is_copied_without_a_gradient
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_cannot_be_copied_is_named() -> None:
-    assert "lazy layers have no weights (0.weight): run one batch" in refusal(EMATeacher, nn.Sequential(nn.LazyLinear(2)))
+    lazy = nn.Sequential(nn.LazyLinear(2))
+    assert "lazy layers have no weights (0.weight): run one batch" in refusal(EMATeacher, lazy)
     student = Keeps(everything=True)
     student(torch.randn(5, 3))
     assert "Keeps cannot be copied, since it keeps what it computed" in refusal(EMATeacher, student)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'is_own', 'copied',
-           'StandInNorm', 'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms', 'split_batch_norm',
-           'as_batch', 'check_images']
+           'check_steady', 'StandInNorm', 'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms',
+           'split_batch_norm', 'as_batch', 'check_images']
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
 import copy
@@ -282,6 +282,17 @@ def copied(net: nn.Module) -> nn.Module:
         raise InputError(f"{kind} cannot be copied, since it keeps what it computed in a list or the like, with its gradient: keep none of it, or keep it detached") from error
     except TypeError as error:
         raise InputError(f"{kind} cannot be copied ({error}): keep no locks, generators, open files and the like in a network") from error
+
+# %% ../../nbs/machine_room/13_backbones.ipynb #bb-chance-c1
+def check_steady(first: Tensor,  # features (B, F)
+                 again: Callable[[], Tensor],  # computes them once more
+                 name: str) -> None:
+    "Raise an `InputError` where features are random; the random numbers of the caller stay as they are."
+    with torch.random.fork_rng(devices=[]):
+        second = again()
+    if (first - second).norm() > 1e-2 * first.norm():
+        raise InputError(f"{name} computes other features of the same images each time, in evaluation mode: let nothing be random there, "
+                         "neither dropout (nn.Dropout, or F.dropout(x, p, self.training)) nor noise")
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #bn-base
 class StandInNorm(nn.modules.batchnorm._BatchNorm):

@@ -319,11 +319,11 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
     except InputError as error:
         raise InputError(f"{error}{size_hint(recipe, channels) if 'cannot take' in str(error) else ''}") from error
     if found.shape[1] != (stated := num_features_of(net)):
-        raise InputError(f"{recipe.backbone} makes {found.shape[1]} features of an image of {recipe.image_size} x {recipe.image_size} pixels, but {stated} "
-                         "of one of 64 x 64: end it with a mean over places, so that it makes equally many at any size")
+        raise InputError(f"{recipe.backbone} makes {found.shape[1]} features of an image of {recipe.image_size} x {recipe.image_size} pixels, but {stated} of one of 64 x 64: end it with a mean over places, so that it makes equally many at any size")
     if not found.is_meta and not found.isfinite().all():
         raise InputError(f"{recipe.backbone} computes features that are not finite of images that are grey all over")
     if not recipe.backbone.startswith(("timm:", "torchvision:")):
+        check_steady(found, lambda: look_once(copied(net), (2, channels, recipe.image_size, recipe.image_size), recipe.backbone), recipe.backbone)
         check_own(net, recipe, channels)
         check_twin(net, recipe, channels)
 
