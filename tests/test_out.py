@@ -1,6 +1,7 @@
 """What leaves the house: exported encoders, and the Hub through a cache and an API that are made up."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,26 @@ def test_exported_features_are_the_encoders(ending: str, run: Path, tmp_path: Pa
         found = torch.jit.load(out)(images) if ending == ".pt" else torch.export.load(out).module()(images)
     assert_close(found, want, atol=1e-5, rtol=1e-4)
     assert str(tmp_path).encode() not in out.read_bytes()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_network_that_onnx_cannot_hold_is_one_sentence(broken: bool, tmp_path: Path, capfd: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    config = BackboneConfig("tiny", 3, 4)
+    encoder = Encoder(build_backbone(config), [0.4] * 3, [0.2] * 3).eval()
+    save_encoder(tmp_path / "mine.safetensors", {"student": encoder}, config, 16)
+    frozen = load_encoder(tmp_path / "mine.safetensors", "student")
+    if broken:
+        layer = torch.nn.TransformerEncoderLayer(32, 2, 8, batch_first=True)
+        tail = (torch.nn.Unflatten(1, (1, 32)), torch.nn.TransformerEncoder(layer, 1), torch.nn.Flatten())
+        frozen.backbone = torch.nn.Sequential(frozen.backbone, *tail).eval()
+        with pytest.raises(InputError, match=r"tiny cannot be written as \.onnx \(Exporting the operator"):
+            export_encoder(frozen, tmp_path / "mine.onnx")
+    else:
+        export_encoder(frozen, tmp_path / "mine.onnx")
+    os.write(1, b"end\n")  # the standard output is there again
+    print("end")
+    assert capfd.readouterr().out == "end\nend\n"
 
 
 def test_an_unknown_ending_and_nothing_to_do(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ __all__ = ['export_encoder', 'to_share', 'push_to_hub']
 # %% ../../nbs/machine_room/58_export.ipynb #ex02-ld28
 import json
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -73,14 +74,34 @@ def to_exported_program(module: nn.Module, images: Tensor, out: Path, about: str
     torch.export.save(program, out, extra_files={"isd_nb.json": about})
     return torch.export.load(out).module()
 
+# %% ../../nbs/machine_room/58_export.ipynb #ex04-quiet
+@contextmanager
+def quiet() -> Iterator[None]:
+    "What compiled code prints on the standard output meanwhile is left out: PyTorch prints the whole graph of a network that ONNX cannot hold."
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    if sys.stdout:
+        sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
 # %% ../../nbs/machine_room/58_export.ipynb #ex04-ld28-s-s
 def to_onnx(module: nn.Module, images: Tensor, out: Path, about: str) -> Runs:
     "An ONNX file."
     with from_extra("onnx", "ONNX needs onnx and onnxruntime", ".pt and .pt2 need nothing"):
         import onnx
         import onnxruntime
-    torch.onnx.export(module, (images,), str(out), input_names=["images"], output_names=["features"],
-                      dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}}, dynamo=False)
+    with quiet():
+        torch.onnx.export(module, (images,), str(out), input_names=["images"], output_names=["features"],
+                          dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}}, dynamo=False)
     model = onnx.load(str(out))
     onnx.helper.set_model_props(model, {"isd_nb": about})
     onnx.save(model, str(out))
