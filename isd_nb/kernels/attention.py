@@ -39,6 +39,10 @@ def check_tensors(**given: Any) -> None:  # by what the sentence calls them
             what = value.dtype if hasattr(value, "dtype") else "values"
             raise InputError(f"{name} must be a tensor of floating-point numbers, not {type(value).__name__} of {what}: "
                              "torch.as_tensor(..., dtype=torch.float32) makes one")
+    (first, one), *others = given.items()
+    for name, value in others:
+        if value.device != one.device:
+            raise InputError(f"{first} are on {one.device} and {name} on {value.device}: bring both to one device, such as {name}.to({first}.device)")
 
 
 def check_vectors(vectors: Tensor, anchors: Tensor, temperature: float, name: str) -> None:  # (B, D), (K, D)

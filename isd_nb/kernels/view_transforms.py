@@ -205,6 +205,8 @@ def draw_params(n: int, height: int, width: int,  # images, and their size in pi
                 blur: float, blur_sigma: tuple[float, float], noise: float,  # as in `ViewRecipe`
                 ) -> AugmentParams:  # on the CPU
     "Draw everything that is random about `n` views."
+    if not isinstance(generator, torch.Generator):
+        raise InputError(f"generator must be a torch.Generator, where all chance comes from, not {type(generator).__name__}: torch.Generator().manual_seed(0) is one")
     if generator.device.type != "cpu":
         raise InputError(f"the generator is on {generator.device}; it must be on the CPU, so that all devices agree")
     u = torch.rand(33, n, generator=generator)
