@@ -89,6 +89,17 @@ forms = {  # by annotation: what a value must be, in words
     ViewRecipe: (lambda v: all_instances(ViewRecipe, v), 'settings of views, like {"blur": 0.5}'),
     Mapping[str, Any]: (lambda v: all_instances(Mapping, v), 'names and values, like {"weight": 0.5}')}
 
+# %% ../nbs/machine_room/32_recipes.ipynb #rc-short-c1
+named = {"method": "name the class as package.module:Class",
+         "backbone": "name a function that makes the network of a number of channels, as package.module:function, or __main__:function where your script has it"}
+
+
+def in_short(value: Any, name: str) -> str:
+    "A value that does not fit, as a sentence shows it; of a network, a function or a class its kind, and what is right."
+    if not callable(value):
+        return json.dumps(value, default=str)
+    return f"{getattr(value, '__name__', type(value).__name__)} itself" + (f": {named[name]}" if name in named else "")
+
 # %% ../nbs/machine_room/32_recipes.ipynb #c10-7f265e
 def coerce(kind: Any, value: Any, name: str) -> Any:
     "The value as a field of this annotation holds it; an `InputError` states what would fit."
@@ -102,7 +113,7 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
     if kind == tuple[float, float] and all_instances(int | float, value):
         value = (value, value)
     good, words = forms[kind]
-    require(good(value), f"{name} must be {words}, not {json.dumps(given, default=str)}")
+    require(good(value), f"{name} must be {words}, not {in_short(given, name)}")
     numbers = value if isinstance(value, tuple) else (value,)
     require(not any(isinstance(v, int) and abs(v) >= 2 ** 63 for v in numbers), f"{name} must be below 2 ** 63, not {given}")
     return value

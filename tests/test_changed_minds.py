@@ -113,6 +113,14 @@ def test_fewer_steps_and_other_settings_are_refused(options: str, ended: Path, g
     assert (ended / "config.json").read_bytes() == before
 
 
+def test_weights_to_start_from_are_another_recipe(ended: Path, go_on: Callable) -> None:
+    before = (ended / "config.json").read_bytes()
+    said = go_on("--steps", "8", "--init", "shipped:cifar10")  # a network that the run does not have
+    assert said.returncode and "changed from init '' to 'shipped:cifar10', steps 4 to 8" in said.stderr
+    assert "resume it without these options" in said.stderr and "tensor" not in said.stderr
+    assert (ended / "config.json").read_bytes() == before
+
+
 def test_more_steps_need_a_checkpoint(ended: Path, go_on: Callable) -> None:
     for path in (ended / "checkpoints").glob("state_*.pt"):
         path.unlink()

@@ -46,7 +46,7 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     assert features.shape == (3, 32) and not features.requires_grad
 
     again = isd_train("--out", "run")
-    assert "run exists already; add --resume" in one_sentence(again)
+    assert "run exists already; go on with it by resume=True (--resume)" in one_sentence(again)
     resumed = isd_train("--out", "run", "--resume", "--no-figures")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "summary.json").read_text())["knn20_teacher"] == summary["knn20_teacher"]

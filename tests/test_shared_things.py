@@ -236,7 +236,7 @@ def test_a_run_that_another_process_begins_keeps_its_recipe(tmp_path: Path, monk
     monkeypatch.undo()
     other.mkdir()
     (other / "one.png").touch()
-    for resume, why in ((False, "exists already; add --resume"), (True, "is no run")):
+    for resume, why in ((False, "exists already; go on with it by resume=True"), (True, "is no run")):
         assert why in refusal(train, SHORT, images, other, device="cpu", show=False, resume=resume)
     assert [path.name for path in other.iterdir()] == ["one.png"]
 

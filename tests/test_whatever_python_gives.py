@@ -1,5 +1,6 @@
 """What Python users have at hand, NumPy numbers, texts and empty sets, is taken or refused in one sentence."""
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
-from isd_nb import AnchorQueue, ImageSet, embed, knn_accuracy, streaming_soft_label_loss
+from isd_nb import (
+    ISD, STRONG, AnchorQueue, ImageSet, Views, embed, knn_accuracy, soft_label_loss, soft_labels,
+    streaming_soft_label_loss, train)
 from isd_nb.data import decode_image, held_out
 from isd_nb.errors import InputError, refusal
+from isd_nb.kernels.devices import pick_device
 from isd_nb.kernels.linear_classifier import fit_linear
-from isd_nb.views import STRONG, Views
+from isd_nb.recipe import Recipe, find_recipe
 
 from_dataset = ImageSet.from_dataset
 
@@ -227,3 +231,57 @@ def test_encoders_of_other_kinds_are_taken() -> None:
 
 def own_error(images: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("an error of its own")
+
+
+def test_vectors_lie_on_one_device():
+    here, away = torch.eye(3), torch.eye(3, device="meta")
+    for loss in (soft_label_loss, streaming_soft_label_loss):
+        assert "queries are on cpu and anchors on meta: bring both" in refusal(loss, here, here, away)
+        assert "queries are on cpu and keys on meta: bring both" in refusal(loss, here, away, here)
+    assert "keys are on cpu and anchors on meta: bring both" in refusal(soft_labels, here, away)
+
+
+def test_views_need_a_generator():
+    for given in (None, 3):
+        sentence = refusal(Views(STRONG, 8), PIXELS, given)
+        assert "generator must be a torch.Generator" in sentence and type(given).__name__ in sentence
+
+
+SHORT = replace(find_recipe("digits"), steps=1, batch_size=2, queue_size=4, width=4, evaluations=1)
+
+
+def test_a_run_takes_a_device_of_pytorch(tmp_path):
+    train(SHORT, ImageSet(PIXELS), tmp_path / "run", device=torch.device("cpu"), threads=1)
+    with pytest.raises(InputError, match="unknown device 'None'"):
+        train(SHORT, ImageSet(PIXELS), tmp_path / "other", device=None)
+
+
+@pytest.mark.parametrize("given", [torch.nn.Linear(2, 2), vars(SHORT), None])
+def test_a_recipe_is_a_recipe_or_its_name(given):
+    sentence = refusal(train, given, ImageSet(PIXELS), "nowhere")
+    assert f"the name of one, not {type(given).__name__}: isd_nb.recipe.find_recipe(" in sentence
+
+
+def test_a_run_has_a_directory_and_computes_in_single_precision():
+    assert "out must be the directory of the run" in refusal(train, SHORT, ImageSet(PIXELS), None)
+    torch.set_default_dtype(torch.float64)
+    try:
+        sentence = refusal(train, SHORT, ImageSet(PIXELS), "nowhere")
+        assert "has chosen float64: call torch.set_default_dtype(torch.float32)" in sentence
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_network_is_named_in_a_recipe():
+    def mine(channels):
+        return torch.nn.Conv2d(channels, 8, 3)
+
+    for given, kind in ((mine(3), "Conv2d"), (mine, "mine")):
+        assert f"must be a text, not {kind} itself: name a function" in refusal(Recipe, "mine", backbone=given)
+    assert "not ISD itself: name the class as package.module:Class" in refusal(Recipe, "mine", method=ISD)
+    assert "backbone must be a text, not 3" in refusal(Recipe, "mine", backbone=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named_for_python_too():
+    assert 'use device="cpu" (--device cpu), or auto' in refusal(pick_device, "cuda")

@@ -193,14 +193,14 @@ def test_a_dry_run_of_a_set_whose_size_is_unknown(tmp_path: Path, small: Path) -
 @pytest.mark.parametrize("place", ["file.png/x", "file.png/x/y", "/proc/nope/x", "/dev/null/x"])
 def test_a_place_where_nothing_can_be_written(place: str, small: Path, tmp_path: Path) -> None:
     (tmp_path / "file.png").write_text("a file")
-    assert "choose another --out" in sentence(isd_train(tmp_path, *SMALL, "--out", place))
+    assert "choose another out (--out)" in sentence(isd_train(tmp_path, *SMALL, "--out", place))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only(small: Path, tmp_path: Path) -> None:
     (tmp_path / "fixed").mkdir(mode=0o500)
-    assert "choose another --out" in sentence(isd_train(tmp_path, *SMALL, "--out", "fixed/x"))
-    assert "choose another --out" in sentence(isd_train(tmp_path, *SMALL, "--out", "fixed"))
+    assert "choose another out (--out)" in sentence(isd_train(tmp_path, *SMALL, "--out", "fixed/x"))
+    assert "choose another out (--out)" in sentence(isd_train(tmp_path, *SMALL, "--out", "fixed"))
 
 
 @pytest.fixture(scope="module")

@@ -85,14 +85,14 @@ def open_run(out: Path, recipe: Recipe, resume: bool,
     try:
         if out.exists() and (not out.is_dir() or written_in(out)):
             if not resume:
-                raise InputError(f"{out} exists already; add --resume to go on with it, or choose another --out")
+                raise InputError(f"{out} exists already; go on with it by resume=True (--resume), or choose another out (--out)")
             return go_on(out, recipe, images, tested, longer)
         out.mkdir(parents=True, exist_ok=True)
         about = {name: value for name, value in (("images", images), ("tested", tested), ("found", found)) if value is not None}
         versions = dict(isd_nb=__version__, torch=torch.__version__)
         write_json(out / "config.json", dict(recipe=recipe_to_json(recipe), versions=versions, **about))
     except OSError as error:
-        raise InputError(f"nothing can be written to {out} ({error.strerror}); choose another --out") from error
+        raise InputError(f"nothing can be written to {out} ({error.strerror}); choose another out (--out)") from error
 
 # %% ../../nbs/machine_room/52_runs.ipynb #lfdab63be8
 def written_in(out: Path) -> set[str]:
@@ -130,6 +130,14 @@ def is_longer(begun: Recipe, recipe: Recipe, images: int) -> bool:
     if not (changed := {k for k in new if old[k] != new[k]}) or changed - {"epochs", "steps"}:
         return False
     return total_steps(recipe, images) > total_steps(begun, images)
+
+
+def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
+    "Raise where a run was begun with another recipe; its images may lie elsewhere now."
+    if (out / "config.json").is_file():
+        same = replace(read_recipe(out), data=recipe.data)
+        if not (longer and is_longer(same, recipe, images)):
+            check_same_recipe(out, same, recipe)
 
 
 def check_checkpoint(out: Path, steps: int) -> None:
@@ -183,5 +191,5 @@ def only_one(out: Path) -> Iterator[None]:
     "Keep a run's directory for this process while the block runs; raise if another process has it."
     with locked(out, wait=False) as alone:
         if not alone:
-            raise InputError(f"another process is training in {out}; wait until it has ended, or stop it, then --resume")
+            raise InputError(f"another process is training in {out}; wait until it has ended, or stop it, then go on with resume=True (--resume)")
         yield

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from .runs import columns, note_longer, only_one, open_run, read_metrics, write_metrics, written_in
+from .runs import check_begun, columns, note_longer, only_one, open_run, read_metrics, write_metrics, written_in
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
@@ -201,7 +201,7 @@ def train(recipe: Recipe, images: ImageSet,
           out: Path | str,  # the run directory
           evaluate: Callable[[Method], Mapping[str, float]] | None = None,  # more columns for a row, e.g. knn20_teacher; with an attribute `shared`, all processes call it
           resume: bool = False,  # go on with `out` if it has a checkpoint
-          device: str = "auto",  # see `isd_nb.kernels.devices.pick_device`
+          device: torch.device | str = "auto",  # see `isd_nb.kernels.devices.pick_device`
           save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time
           show: bool = True,  # progress bar and a line for every evaluation
           threads: int | None = None,  # of every step; None: chosen while training, see `ThreadChoice`
@@ -214,7 +214,9 @@ def train(recipe: Recipe, images: ImageSet,
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
-    session = prepare_training(recipe, images, device, tracker, out := Path(out))
+    if resume:
+        check_begun(out := Path(out), recipe, len(images), longer)  # before what is built of another recipe is refused for something else
+    session = prepare_training(recipe, images, str(device), tracker, out := Path(out))
     first = session.accelerator.is_main_process
     with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(session, threads):
         session.accelerator.wait_for_everyone()

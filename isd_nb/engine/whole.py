@@ -6,6 +6,7 @@
 __all__ = ['train']
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n02-6bab3a
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -103,19 +104,32 @@ def report_read(recipe: Recipe, sets: Sets, show: bool) -> None:
     elif line and not given and side and side >= 2 * recipe.image_size:
         warnings.warn(line, stacklevel=3)
 
+# %% ../../nbs/machine_room/62_in_python.ipynb #n06-arg
+def recipe_and_place(recipe: Any, out: Any) -> Recipe:
+    "The recipe of a name; raises where there is no recipe, no place for the run, or another precision to compute in."
+    if not isinstance(recipe, Recipe | str):
+        raise InputError(f"recipe must be a Recipe or the name of one, not {type(recipe).__name__}: isd_nb.recipe.find_recipe(\"digits\") is one, and "
+                         "dataclasses.replace changes its settings")
+    if not isinstance(out, os.PathLike | str):
+        raise InputError(f"out must be the directory of the run, a text or a Path, not {type(out).__name__}")
+    if (kind := torch.get_default_dtype()) != torch.float32:
+        raise InputError(f"a run computes in float32, and torch.set_default_dtype has chosen {str(kind).removeprefix('torch.')}: call "
+                         "torch.set_default_dtype(torch.float32) first")
+    return find_recipe(recipe) if isinstance(recipe, str) else recipe
+
 # %% ../../nbs/machine_room/62_in_python.ipynb #n06-585f45
 def train(recipe: Recipe | str,  # or a recipe's name
           images: ImageSet | str | None,  # or what `--data` takes; None: the recipe's own
           out: Path | str,  # the run's directory
           test: ImageSet | None = None,  # labelled, instead of what a text names; None: that, or a fifth of every class, which is held out
           resume: bool = False,  # go on with `out`; the recipe may have more steps than it was begun with
-          device: str = "auto",
+          device: torch.device | str = "auto",
           root: Path | str = "data",  # where torchvision's sets and the index of folders lie
           show: bool = False,  # a progress bar and lines
           **how: Any,  # of `isd_nb.engine.training.train`: workers, tracker, save_every, watch
           ) -> Finished:  # encoders, features, and what summary.json holds
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
-    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe_and_place(recipe, out)
     recipe, sets = sets_of(images, test, with_stem(recipe, Path(out), resume), root)
     if test is not None:
         check_test(sets.bank, test)

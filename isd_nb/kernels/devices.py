@@ -69,11 +69,11 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"unknown device {device!r}: {suggest(device, [*known, 'cuda:1'])}")
     count = torch.cuda.device_count() if kind in ("auto", "cuda") and torch.cuda.is_available() else 0
     if kind == "cuda" and not count:
-        raise InputError(f"device {device} was asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
+        raise InputError(f"device {device} was asked for, but PyTorch finds no CUDA device; use device=\"cpu\" (--device cpu), or auto")
     if colon and int(number) >= count:
         raise InputError(f"device {device} was asked for, but PyTorch finds {count} CUDA device{'s' * (count > 1)}: the last is cuda:{count - 1}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device mps was asked for, but PyTorch finds no GPU of Apple's; use --device cpu or auto")
+        raise InputError("device mps was asked for, but PyTorch finds no GPU of Apple's; use device=\"cpu\" (--device cpu), or auto")
     return torch.device(("cuda" if count else "cpu") if kind == "auto" else device)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, FrozenEncoder, build_backbone, is_standard
 from ..errors import InputError, from_extra
-from ..kernels.backbones import check_stem, conv_like, is_own, num_features_of, replace_first, small_stem
+from ..kernels.backbones import check_steady, check_stem, conv_like, copied, is_own, num_features_of, replace_first, small_stem
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n05-a33ab7
