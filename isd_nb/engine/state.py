@@ -27,8 +27,7 @@ from .scale import compile_backbones, keep_freed_memory, merge_outputs
 from .threads import ThreadChoice
 from ..errors import InputError
 from ..evaluation import embed
-from ..kernels.backbones import in_channels_last
-from ..kernels.convolution import learn_by_products
+from ..kernels.convolution import in_channels_last, learn_by_products
 from ..kernels.devices import pick_device, pick_devices, to_device
 from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision

@@ -238,35 +238,6 @@ def check_stem(net: nn.Module, name: str, shape: Sequence[int],  # (B, C, H, W)
     raise InputError(f"{name} begins with {what}{other}, and a small stem takes the place of a plain nn.Conv2d alone, learned, in one group, without "
                      "dilation, hook or parametrization: use stem=large, which leaves the network as it is")
 
-# %% ../../nbs/machine_room/13_backbones.ipynb #bb-order-c1
-def in_channels_last(module: nn.Module,  # changed in place
-                     net: nn.Module | None = None,  # the part of it that is tried
-                     shape: Sequence[int] = (),  # (B, C, H, W), of the images that it is tried on
-                     ) -> bool:  # whether it is so now
-    "Its kernels in the order that convolutions of images read fast; plain where a network views its tensors as rows, which fails then."
-    values = [value for value in (*module.parameters(), *module.buffers()) if value.ndim == 4]  # kernels of volumes stay
-    for value in values:
-        value.data = value.data.to(memory_format=torch.channels_last)
-    if net is None or bears_order(net, shape):
-        return True
-    for value in values:
-        value.data = value.data.contiguous()
-    return False
-
-
-def bears_order(net: nn.Module, shape: Sequence[int]) -> bool:
-    "Whether a pass that changes nothing fails for no stride of a tensor."
-    training, buffers = net.training, {name: buffer.clone() for name, buffer in net.named_buffers()}
-    images = torch.full(tuple(shape), 0.5, device=next((p.device for p in net.parameters()), "cpu"))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.func.functional_call(net.eval(), buffers, (images,))
-    except RuntimeError as error:
-        return "stride" not in str(error)
-    finally:
-        net.train(training)
-    return True
-
 # %% ../../nbs/machine_room/13_backbones.ipynb #bb-copy-c1
 def copied(net: nn.Module) -> nn.Module:
     "A copy of a network; tensors that its layers keep beside parameters and buffers, as `weight_norm` does, have no gradient in it."

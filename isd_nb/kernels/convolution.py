@@ -6,6 +6,7 @@
 __all__ = ['learn_by_products']
 
 # %% ../../nbs/machine_room/14_convolution.ipynb #cv02
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,3 +123,32 @@ def learn_by_products(net: nn.Module) -> int:  # how many layers changed
     for module in found:
         module.__class__ = ProductConv2d
     return len(found)
+
+# %% ../../nbs/machine_room/14_convolution.ipynb #bb-order-c1
+def in_channels_last(module: nn.Module,  # changed in place
+                     net: nn.Module | None = None,  # the part of it that is tried
+                     shape: Sequence[int] = (),  # (B, C, H, W), of the images that it is tried on
+                     ) -> bool:  # whether it is so now
+    "Its kernels in the order that convolutions of images read fast; plain where a network views its tensors as rows, which fails then."
+    values = [value for value in (*module.parameters(), *module.buffers()) if value.ndim == 4]  # kernels of volumes stay
+    for value in values:
+        value.data = value.data.to(memory_format=torch.channels_last)
+    if net is None or bears_order(net, shape):
+        return True
+    for value in values:
+        value.data = value.data.contiguous()
+    return False
+
+
+def bears_order(net: nn.Module, shape: Sequence[int]) -> bool:
+    "Whether a pass that changes nothing fails for no stride of a tensor."
+    training, buffers = net.training, {name: buffer.clone() for name, buffer in net.named_buffers()}
+    images = torch.full(tuple(shape), 0.5, device=next((p.device for p in net.parameters()), "cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.func.functional_call(net.eval(), buffers, (images,))
+    except RuntimeError as error:
+        return "stride" not in str(error)
+    finally:
+        net.train(training)
+    return True

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageSet, stratified_fraction
 from ..errors import InputError, suggest
-from ..kernels.backbones import in_channels_last
+from ..kernels.convolution import in_channels_last
 from ..kernels.devices import to_device
 from ..encoders import Encoder
 from ..evaluation import LinearClassifier, Score, check_labels, embed, score
