@@ -1,10 +1,11 @@
 """What the tests share: commands run as a user would, and small image folders."""
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,16 @@ def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> su
         with pytest.raises(SystemExit) as ended:
             command()
     return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), errors.getvalue())
+
+
+@contextmanager
+def full_disk() -> Iterator[Callable[[], None]]:
+    "From the call of what this gives until the end of the block, no file of this process can grow."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

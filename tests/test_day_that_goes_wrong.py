@@ -1,13 +1,11 @@
 """Full disks, Ctrl-C with any kind of workers, runs that begin together, consoles without letters, lost figures."""
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, TINY, call
+from conftest import SMALL, TINY, call, full_disk
 from launching import run_forked
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.explore import isd_explore
@@ -35,16 +33,6 @@ from isd_nb.sources.digits import digits
 QUICK = replace(find_recipe("digits"), steps=12, batch_size=16, queue_size=32, width=4, projector=(8,), predictor=(8,),
                 evaluations=3, precision="float32")
 IMAGES = digits()[0].subset(range(100))
-
-
-@contextmanager
-def full_disk() -> Iterator[Callable[[], None]]:
-    "From the call of what this gives until the end of the block, no file of this process can grow."
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("write", ["checkpoint", "encoder", "summary"])

@@ -1,5 +1,6 @@
 """Features by several processes: the same file as by one, also when another number of processes goes on."""
 
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from conftest import call, full_disk
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -18,6 +19,8 @@ from isd_nb.engine import embedding
 from isd_nb.engine.embedding import embed_to_file
 from isd_nb.engine.evaluate_source import white_of
 from isd_nb.engine.whole import train
+from isd_nb.errors import refusal
+from isd_nb.explore.atlas import check_atlas, write_atlas
 from isd_nb.explore.given import features_and_images
 from isd_nb.recipe import Recipe
 from isd_nb.sources.door import load_images
@@ -99,6 +102,96 @@ def test_features_of_files_that_have_changed_are_not_gone_on_with(tmp_path: Path
     fill(110)  # the same names
     embed_to_file(brightness, f"folder:{tmp_path / 'set'}", tmp_path / "f.npy", **how)
     assert np.load(tmp_path / "f.npy").min() > 109
+
+
+def levels(images: torch.Tensor) -> torch.Tensor:
+    "An encoder: three means of each image."
+    return images.flatten(2).mean(2)
+
+
+DAMAGE = {  # what is done to the files of an earlier try, and what is printed of it
+    "nothing is marked": (lambda left: (left / "done").write_bytes(b""), "its done has 0 bytes, not 100"),
+    "half of the features": (lambda left: os.truncate(left / "features.raw", 600), "its features.raw has 600 bytes"),
+    "nothing is known": (lambda left: (left / "about.json").write_text(""), "its about.json is damaged"),
+    "no note": (lambda left: (left / "about.json").unlink(), "its about.json is not there"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_an_earlier_try_left_is_used_where_its_files_fit_each_other(damage: str, small: Path, tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    how = dict(size=8, batch_size=4, device="cpu", root=tmp_path, report=tmp_path / "report")
+    out, left = tmp_path / "f.npy", tmp_path / ".f.npy.unfinished"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "put_together", lambda *some: (_ for _ in ()).throw(KeyboardInterrupt))
+        embed_to_file(levels, f"folder:{small}", out, **how)
+    assert embedding.rows_done(left) == 100
+    harm, words = DAMAGE[damage]
+    harm(left)
+    with pytest.warns(UserWarning, match=f"is not used, and all 100 rows are computed anew: {words}"):
+        embed_to_file(levels, f"folder:{small}", out, **how)
+    found = np.load(out)
+    assert found.shape == (100, 3) and found.min() > 0.3 and not left.exists()
+
+
+@pytest.mark.parametrize("place", ["train/a/000.png", "train/d/000.png", "test/b/009.png"])
+def test_a_file_that_nothing_can_stand_in_for_has_no_features(place: str, small: Path, tmp_path: Path) -> None:
+    (small / place).parent.mkdir(exist_ok=True)
+    (small / place).write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=f"{Path(place).name} cannot be read"):
+        count, _ = embed_to_file(levels, f"folder:{small}", tmp_path / "f.npy", size=8, batch_size=1, root=tmp_path)
+    lost = np.flatnonzero(np.isnan(np.load(tmp_path / "f.npy")).any(1))
+    table = (tmp_path / "f.csv").read_text().splitlines()[1:]
+    assert len(table) == count and [table[row].partition(",")[0] for row in lost] == [place]
+
+
+def test_where_no_file_can_be_read_that_is_the_sentence(small: Path, tmp_path: Path) -> None:
+    for path in (path for path in small.rglob("*") if path.is_file()):
+        path.write_bytes(b"no image")
+    assert "none of the 100 files can be read, the first of them" in refusal(
+        embed_to_file, levels, f"folder:{small}", tmp_path / "f.npy", size=8, root=tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy", ".parquet"])
+def test_a_file_of_others_is_not_overwritten(ending: str, small: Path, tmp_path: Path) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    out, data = tmp_path / f"f{ending}", f"folder:{small}"
+    for content in (b"id,price\n1,2\n", b"file,class,split,price\n", b"\x93NUMPY"):
+        out.write_bytes(content)
+        said = refusal(embed_to_file, levels, data, out, size=8, root=tmp_path)
+        assert "isd_embed has not written it" in said and "choose another --out" in said
+        assert out.read_bytes() == content and [*tmp_path.glob(".f*")] == []
+    out.write_bytes(b"")  # as mktemp leaves it
+    for _ in range(2):  # its own is written again
+        assert embed_to_file(levels, data, out, size=8, root=tmp_path) == (100, 3)
+
+
+def test_an_atlas_takes_the_place_of_an_atlas_only(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    embed_to_file(levels, f"folder:{small}", tmp_path / "f.parquet", size=8, root=tmp_path)
+    assert "is no map of isd_embed" in refusal(check_atlas, tmp_path / "f.parquet")
+    about = [(f"{i}.png", "a", "train") for i in range(20)]
+    for _ in range(2):
+        write_atlas(tmp_path / "atlas.parquet", torch.rand(20, 4), about)
+    with full_disk() as fill, pytest.raises(OSError, match=r"atlas.parquet could not be written \("):
+        fill()
+        write_atlas(tmp_path / "atlas.parquet", torch.rand(20, 4), about)
+    assert sorted(path.name for path in tmp_path.glob("*.p*")) == ["atlas.parquet", "f.parquet"]
+
+
+@pytest.mark.parametrize("begins", ["features", "table"])
+def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(begins: str, small: Path, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    how = dict(size=8, batch_size=4, device="cpu", root=tmp_path)
+    filled = {"features": "compute", "table": "put_together"}[begins]
+    write = getattr(embedding, filled)
+    place = {"features": ".f.npy.unfinished/features.raw", "table": "f.npy"}[begins]
+    with full_disk() as fill, monkeypatch.context() as patch:
+        patch.setattr(embedding, filled, lambda *some: fill() or write(*some))
+        with pytest.raises(OSError, match=rf"{place} could not be written \(.*File too large.*\); what was"):
+            embed_to_file(levels, f"folder:{small}", tmp_path / "f.npy", **how)
+    assert embed_to_file(levels, f"folder:{small}", tmp_path / "f.npy", **how) == (100, 3)
 
 
 def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,15 +28,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n02-own
-from ..data import ImageSet
+from ..data import ImageSet, decode_image
 from .evaluate_source import Source, as_encoder, found_line, name_of, resized_of, weights_fingerprint, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
-from .report import check_report, check_written, described, has_columns, report_files, write_report
-from ..errors import InputError, from_extra, locked, printable, suggest
+from .report import check_report, check_written, described, has_columns, has_features, need_arrow, report_files, write_report
+from ..errors import InputError, locked, printable, suggest
 from ..evaluation import embed
 from ..kernels.devices import pick_devices
 from ..protocols.fine_tuning import with_channels
-from ..protocols.storage import write_json
+from ..protocols.storage import write_json, writing
 from ..sources.door import load_sets
 from ..sources.identity import identity
 
@@ -55,7 +55,24 @@ def pieces(sets: Named, rows: int) -> list[Piece]:
         start = end
     return found
 
+# %% ../../nbs/machine_room/57_embedding.ipynb #n05-alone
+class ByItself(ImageSet):
+    "Images of which none stands in for another: a file that cannot be read is noted, and black where an encoder needs something."
 
+    def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
+        "The images with these numbers."
+        return super().get(indices) if self.images is not None else torch.stack([self.read(int(i)) for i in indices])
+
+    def read(self, i: int) -> Tensor:  # uint8 (C, H, W)
+        "One file."
+        self.unreadable.tried += 1
+        try:
+            return decode_image(self.paths[i], self.shape[1], self.shape[0], self.levels, self.resized)
+        except OSError as error:
+            self.unreadable.note(self.paths[i], error)
+            return torch.zeros(self.shape, dtype=torch.uint8)
+
+# %% ../../nbs/machine_room/57_embedding.ipynb #n05-piece
 def images_of(sets: Named, piece: Piece) -> ImageSet:
     "The images of a piece."
     start = 0
@@ -63,7 +80,18 @@ def images_of(sets: Named, piece: Piece) -> ImageSet:
         if piece[0] < start + len(images):
             break
         start += len(images)
-    return images.subset(range(piece[0] - start, piece[1] - start))
+    piece_of = images.subset(range(piece[0] - start, piece[1] - start))
+    return ByItself(**{part.name: getattr(piece_of, part.name) for part in fields(ImageSet) if part.init})
+
+# %% ../../nbs/machine_room/57_embedding.ipynb #n05-first
+def first_readable(sets: Named) -> ImageSet:  # of one image
+    "The first image that can be read."
+    for one in (images.subset([i]) for _, images in sets for i in range(len(images))):
+        with suppress(OSError):
+            if one.images is None:
+                decode_image(one.paths[0], one.shape[1], one.shape[0], one.levels, one.resized)
+            return one
+    raise InputError(f"none of the {sum(len(images) for _, images in sets):,} files can be read, the first of them {printable(sets[0][1].paths[0])}")
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-a3f346
 @contextmanager
@@ -80,15 +108,30 @@ def alone_in(folder: Path, out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-begin
+def useless(folder: Path, expected: Mapping[str, Any], sizes: Mapping[str, int]) -> str:  # "" where it is of use, or nothing is there
+    "Why the files of an earlier try cannot be gone on with."
+    there = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
+    try:
+        if json.loads((folder / "about.json").read_text()) != expected:
+            return "it is of other weights or images, or of another size"
+    except FileNotFoundError:
+        return "its about.json is not there" if there else ""
+    except ValueError as error:
+        return f"its about.json is damaged ({error})"
+    return " and ".join(f"its {name} has {there.get(name, 0):,} bytes, not {size:,}" for name, size in sizes.items() if there.get(name) != size)
+
+
 def start_or_go_on(folder: Path, key: str, count: int, width: int) -> None:
-    "The files of an earlier try that computed the same, or empty ones."
-    about, expected = folder / "about.json", {"key": key, "rows": count, "width": width}
-    if about.is_file() and json.loads(about.read_text()) == expected:
+    "The files of an earlier try that computed the same, or empty ones; where what was there is of no use, a note states why."
+    about, expected, sizes = folder / "about.json", {"key": key, "rows": count, "width": width}, {"features.raw": 4 * count * width, "done": count}
+    if why := useless(folder, expected, sizes):
+        warnings.warn(f"what an earlier try left in {folder} is not used, and all {count:,} rows are computed anew: {why}", stacklevel=2)
+    elif about.is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)  # it stays, for its lock is held
     about.unlink(missing_ok=True)
-    for name, size in (("features.raw", 4 * count * width), ("done", count)):
-        with (folder / name).open("wb") as file:
+    for name, size in sizes.items():
+        with writing(folder / name), (folder / name).open("wb") as file:
             file.truncate(size)
     write_json(about, expected)
 
@@ -101,7 +144,7 @@ def rows_done(folder: Path) -> int:
 def missing(folder: Path, every: Sequence[Piece]) -> list[Piece]:
     "The pieces with rows that are still to be computed."
     done = np.fromfile(folder / "done", np.uint8)
-    return [(first, last) for first, last in every if not done[first:last].all()]
+    return [(first, last) for first, last in every if done[first:last].sum() < last - first]
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-key1
 def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
@@ -138,14 +181,14 @@ class Work:
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-com2
 def no_stand_ins(features: Tensor, images: ImageSet) -> Tensor:  # (B, F)
-    "NaN for files that could not be read; elsewhere another image stands in for them, and a table must not name its features after them."
+    "NaN for files that could not be read: a table must not name the features of something else after them."
     lost = [i for i, path in enumerate(images.paths) if path in images.unreadable.named] if images.unreadable.named else []
     return features.index_fill(0, torch.tensor(lost, dtype=torch.long, device=features.device), torch.nan)
 
 
 def finite(features: Tensor, images: ImageSet, source: Source) -> Tensor:  # (B, F), as they came
-    "Features; an `InputError` where an encoder makes NaN or infinity of an image."
-    for i in (~features.isfinite().all(1)).nonzero()[:1, 0].tolist():
+    "Features; an `InputError` where an encoder makes NaN or infinity of an image that could be read."
+    for i in [i for i in (~features.isfinite().all(1)).nonzero()[:, 0].tolist() if not images.paths or images.paths[i] not in images.unreadable.named][:1]:
         what = printable(images.paths[i]) if images.paths else f"image {i} of {len(images)}"
         raise InputError(f"{name_of(source)} makes NaN or infinite features, first of {what}: its weights are damaged, or not those of this network")
     return features
@@ -154,17 +197,15 @@ def finite(features: Tensor, images: ImageSet, source: Source) -> Tensor:  # (B,
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:
     "Embed these pieces, and write each where it belongs."
-    with (work.folder / "features.raw").open("r+b") as raw, (work.folder / "done").open("r+b") as done:
-        for first, last in share:
-            images = images_of(sets, (first, last))
-            features = no_stand_ins(finite(embed(encoder, images, work.batch_size, place), images, work.source), images)
-            raw.seek(4 * first * features.shape[1])
-            raw.write(features.cpu().numpy().astype("<f4").data)
-            raw.flush()
-            done.seek(first)
-            done.write(b"\1" * (last - first))
-            done.flush()
-            progress(last - first)
+    for first, last in share:
+        images = images_of(sets, (first, last))
+        features = no_stand_ins(finite(embed(encoder, images, work.batch_size, place), images, work.source), images)
+        values, ones = features.cpu().numpy().astype("<f4"), np.ones(last - first, np.uint8)
+        for name, at, rows in (("features.raw", 4 * first * features.shape[1], values), ("done", first, ones)):  # in this order
+            with writing(path := work.folder / name), path.open("r+b") as file:
+                file.seek(at)
+                file.write(rows.data)
+        progress(last - first)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n08-com4
 def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: int, failures: Any) -> None:
@@ -255,14 +296,6 @@ def write_parquet(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str
             features = arrow.FixedSizeListArray.from_arrays(arrow.array(piece.reshape(-1)), width)
             writer.write_table(arrow.Table.from_arrays([*map(arrow.array, texts), features], schema=schema))
 
-# %% ../../nbs/machine_room/57_embedding.ipynb #n10-59s283a
-def need_arrow() -> tuple[Any, Any]:
-    "The library that writes Parquet, or a sentence with the command that installs it."
-    with from_extra("parquet", "Parquet files need pyarrow", ".npy and .csv need nothing"):
-        import pyarrow
-        import pyarrow.parquet
-    return pyarrow, pyarrow.parquet
-
 # %% ../../nbs/machine_room/57_embedding.ipynb #n11-78ba7b
 writers = {".npy": write_npy, ".csv": write_csv, ".parquet": write_parquet}
 
@@ -270,13 +303,13 @@ writers = {".npy": write_npy, ".csv": write_csv, ".parquet": write_parquet}
 def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], width: int) -> None:
     "Write the file, and for an array the table beside it, with names as they are, see `write_csv`; then nothing unfinished is left."
     count = sum(len(images) for _, images in sets)
-    with (folder / "features.raw").open("rb") as raw:
+    with writing(out), (folder / "features.raw").open("rb") as raw:
         writers[out.suffix](folder / out.name, raw, described(sets), count, width)
-    if out.suffix == ".npy":
-        with (folder / "table.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *described(sets)])
-        os.replace(folder / "table.csv", out.with_suffix(".csv"))
-    os.replace(folder / out.name, out)
+        if out.suffix == ".npy":
+            with (folder / "table.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([columns, *described(sets)])
+            os.replace(folder / "table.csv", out.with_suffix(".csv"))
+        os.replace(folder / out.name, out)
     shutil.rmtree(folder)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n12-5e1d07
@@ -291,6 +324,8 @@ def check_out(out: Path, data: str, report: Path | str | None = None, beside: Se
     check_written([*written, *map(Path, beside), *(report_files(report) if report else ())], data)
     if len(written) > 1 and table.is_file() and not has_columns(table, columns):
         raise InputError(f"{table} is there already, and is no table of isd_embed; it would be overwritten: choose another --out")
+    if out.is_file() and out.stat().st_size and not has_features(out, columns):
+        raise InputError(f"{out} is there already, and isd_embed has not written it{f' with {table.name} beside it' if len(written) > 1 else ''}; it would be overwritten: choose another --out")
     if report:
         check_report(report)
 
@@ -311,7 +346,6 @@ def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: 
         write_report(report, vectors, rows)
     if then:
         then(vectors, rows, sets)
-
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n11-rest
 def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, place: torch.device, processes: int, show: bool) -> None:
@@ -353,7 +387,7 @@ def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: 
     encoder, sets, size, name = work.open(show)
     if show and (line := found_line(encoder, size, work.data)):
         print(line, flush=True)
-    one = sets[0][1].subset([0])
+    one = first_readable(sets)  # it states how wide features are
     width = finite(embed(encoder, one, device=place), one, work.source).shape[1]
     count = sum(len(images) for _, images in sets)
     start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)

@@ -11,12 +11,13 @@ import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import FileList, ImageSet
-from ..errors import InputError, printable
+from ..errors import InputError, from_extra, printable
 from ..kernels.nearest_neighbours import nearest
 from ..protocols.storage import in_one_piece
 from ..sources.given import parse_folder
@@ -80,6 +81,32 @@ def suspect_labels(rows: Tensor, labels: Tensor, classes: int) -> list[tuple[int
     found = [i for i in (own - best).argsort(stable=True).tolist() if best[i] > own[i]]
     return [(i, int(other[i]), float(best[i]), float(own[i])) for i in found]
 
+# %% ../../nbs/machine_room/59_report.ipynb #rp04-arrow
+def need_arrow() -> tuple[Any, Any]:
+    "The library that writes Parquet, or a sentence with the command that installs it."
+    with from_extra("parquet", "Parquet files need pyarrow", ".npy and .csv need nothing"):
+        import pyarrow
+        import pyarrow.parquet
+    return pyarrow, pyarrow.parquet
+
+# %% ../../nbs/machine_room/59_report.ipynb #rp04-names
+def column_names(path: Path) -> list[str]:
+    "The columns of a table, of Parquet or of text; none where it cannot be one."
+    if path.suffix == ".parquet":
+        try:
+            return need_arrow()[1].read_schema(path).names
+        except (OSError, ValueError):  # Arrow's errors are of these kinds
+            return []
+    with path.open(errors="replace", newline="") as file:
+        return file.readline().strip().split(",")
+
+
+def has_features(out: Path, columns: Sequence[str]) -> bool:
+    "Whether a file is one that isd_embed writes, with these columns and features; an array by the table beside it."
+    table = out.with_suffix(".csv") if out.suffix == ".npy" else out
+    names = column_names(table) if table.is_file() else []
+    return names in ([*columns], [*columns, "features"], [*columns, *(f"feature_{i}" for i in range(len(names) - len(columns)))])
+
 # %% ../../nbs/machine_room/59_report.ipynb #rp04-own
 tables = {  # their columns
     "near_duplicates": ("similarity", "file", "other_file", "class", "other_class", "splits"),
@@ -94,8 +121,7 @@ def report_files(folder: Path | str) -> list[Path]:
 
 def has_columns(path: Path, columns: Sequence[str]) -> bool:
     "Whether a file is a table that begins with these columns, and no others."
-    with path.open(errors="replace", newline="") as file:
-        return file.readline().strip() == ",".join(columns)
+    return column_names(path) == [*columns]
 
 
 def check_report(folder: Path | str) -> None:

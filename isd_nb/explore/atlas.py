@@ -7,7 +7,6 @@ __all__ = ['check_atlas', 'png_of', 'write_atlas']
 
 # %% ../../nbs/machine_room/70_atlas.ipynb #at02-m1
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import ImageSet
-from ..engine.embedding import need_arrow
-from ..engine.report import neighbours_of
+from ..engine.report import column_names, need_arrow, neighbours_of
 from ..errors import InputError
+from ..protocols.storage import in_one_piece
 from .umap_map import layout, umap_class
 
 # %% ../../nbs/machine_room/70_atlas.ipynb #at05-m1
 def check_atlas(path: Path | str) -> None:
-    "Raise unless the file can be written."
+    "Raise unless the file can be written, and takes the place of no other."
     if Path(path).suffix != ".parquet":
         raise InputError(f"Embedding Atlas reads a file that ends in .parquet, not {Path(path).name}")
     need_arrow()
     umap_class()
+    if (there := Path(path)).is_file() and there.stat().st_size and column_names(there)[:len(columns)] != [*columns]:
+        raise InputError(f"{path} is there already, and is no map of isd_embed; it would be overwritten: choose another --atlas")
 
 
 def png_of(pixels: Tensor) -> bytes:  # uint8 (C, H, W)
@@ -38,6 +39,9 @@ def png_of(pixels: Tensor) -> bytes:  # uint8 (C, H, W)
     return file.getvalue()
 
 # %% ../../nbs/machine_room/70_atlas.ipynb #at06-m1
+columns = ("file", "class", "split", "x", "y", "neighbors")  # and image, where pictures are in it
+
+
 def columns_of(features: Tensor, about: Sequence[tuple[str, str, str]], arrow: Any) -> dict[str, Any]:
     "Rows, places and neighbours."
     places = layout(features)  # (N, 2)
@@ -48,10 +52,9 @@ def columns_of(features: Tensor, about: Sequence[tuple[str, str, str]], arrow: A
     def lists(values: Tensor) -> Any:  # (N, k)
         flat = arrow.array(values.flatten().numpy())
         return arrow.ListArray.from_arrays(arrow.array(range(0, values.numel() + 1, values.shape[1]), arrow.int32()), flat)
-    names = ("file", "class", "split")
-    texts = {name: arrow.array([row[i] or None for row in about], arrow.string()) for i, name in enumerate(names)}
+    texts = [arrow.array([row[i] or None for row in about], arrow.string()) for i in range(3)]
     neighbours = arrow.StructArray.from_arrays([lists(ids), lists(distances)], ["ids", "distances"])
-    return {**texts, "x": arrow.array(places[:, 0]), "y": arrow.array(places[:, 1]), "neighbors": neighbours}
+    return dict(zip(columns, (*texts, arrow.array(places[:, 0]), arrow.array(places[:, 1]), neighbours)))
 
 # %% ../../nbs/machine_room/70_atlas.ipynb #at07-m1
 def write_atlas(path: Path | str,  # ends in .parquet
@@ -62,17 +65,13 @@ def write_atlas(path: Path | str,  # ends in .parquet
     "Write the table that Embedding Atlas opens; pictures are in it only where images are given."
     check_atlas(path)
     arrow, parquet = need_arrow()
-    columns = columns_of(features, about, arrow)
+    values = columns_of(features, about, arrow)
     if sets:
         pictures = (png_of(images[i]) for _, images in sets for i in range(len(images)))
         made = [{"bytes": picture, "path": Path(row[0]).with_suffix(".png").name} for picture, row in zip(pictures, about, strict=True)]
-        columns["image"] = arrow.array(made, arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())]))
+        values["image"] = arrow.array(made, arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())]))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        parquet.write_table(arrow.table(columns), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with in_one_piece(path) as unfinished:
+        parquet.write_table(arrow.table(values), unfinished)
     return path
