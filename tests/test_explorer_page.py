@@ -239,14 +239,16 @@ def test_a_run_need_not_have_a_utf8_name(run: Path, tmp_path: Path, monkeypatch:
 
 def test_an_old_page_stays_until_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, link = tmp_path / "page.html", tmp_path / "link.html"
-    page.write_text("old")
+    page.write_text("of another program")
+    assert "is no page of the explorer; it would be overwritten" in refusal(explorer.Explorer(made_up()).html, page)
+    page.write_text(old := '<div id="explorer">old</div>')
     link.symlink_to(page)
     shown = explorer.Explorer(made_up())
     with monkeypatch.context() as patch:
         patch.setattr(explorer, "to_html", lambda gallery: "\udce9")
         with pytest.raises(UnicodeEncodeError):
             shown.html(page)
-    assert page.read_text() == "old"
+    assert page.read_text() == old
     with monkeypatch.context() as patch:
         patch.setattr(explorer, "to_html", lambda gallery: "new")
         shown.html(link)

@@ -23,7 +23,7 @@ from ..engine.evaluate_source import Source, Weights
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
 from ..errors import InputError
-from ..explore.explorer import Explorer
+from ..explore.explorer import Explorer, check_page
 from ..explore.given import check_sources, file_of, gallery_of_sources, report_of_sources
 from ..protocols.storage import write_json
 from ..sources.given import absolute, with_given
@@ -163,6 +163,8 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
         data = with_given(data, labels, test, window, white)
         if html and not html.parent.is_dir():
             raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
+        if html:
+            check_page(html)
         if run is not None and size is not None:
             raise InputError("--size goes with --encoder; a run is explored at its own size")
         if not encoder and (mean is not None or std is not None):

@@ -323,6 +323,12 @@ def to_html(gallery: Gallery) -> str:
         data=base64.b64encode(data).decode())
 
 # %% ../../nbs/machine_room/72_explorer.ipynb #c39-write
+def check_page(path: Path) -> None:
+    "Raise where a page would take the place of a file that is no page of the explorer."
+    if path.is_file() and path.stat().st_size and b'<div id="explorer">' not in path.read_bytes():  # all of them have had it
+        raise InputError(f"{path} is there already, and is no page of the explorer; it would be overwritten: choose another file")
+
+
 def write_page(path: Path, text: bytes) -> None:
     "A file in one piece; into a pipe, such as /dev/stdout, as it comes."
     if path.exists() and not path.is_file():
@@ -359,7 +365,8 @@ class Explorer:
 
     def html(self, path: Path | str) -> Path:
         "Write one self-contained HTML file; what was there stays until the new one is complete."
-        write_page(path := Path(path), to_html(self.gallery).encode())
+        check_page(path := Path(path))
+        write_page(path, to_html(self.gallery).encode())
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
