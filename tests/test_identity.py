@@ -124,6 +124,30 @@ def test_moved_images_go_on(isd_train: Callable, small: Path, tmp_path: Path) ->
     )
 
 
+def test_a_run_goes_on_with_its_own_white_only(isd_train: Callable, tmp_path: Path) -> None:
+    for i, values in enumerate(np.random.default_rng(0).integers(0, 900, (20, 16, 16)).astype(np.uint16)):
+        path = tmp_path / "deep" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    for run, white in (("plain", ()), ("stated", ("--white", "4095")), ("set", ("--set", "white=4095"))):
+        quick = ("--recipe", "digits", "--no-figures", "--no-supervised", "--out", run)
+        assert isd_train(*quick, "--data", "folder:deep", *white).returncode == 0
+    shutil.copytree(tmp_path / "deep", tmp_path / "copy")
+    again = ("--no-figures", "--no-supervised", "--resume", "--out")
+    fits = [("plain", "deep"), ("stated", "copy"), ("stated", "deep", "--white", "4095.0"),
+            ("stated", "copy", "--set", "white=4095"), ("set", "copy", "--white", "4095"), ("set", "deep")]
+    for run, place, *more in fits:
+        result = isd_train(*again, run, "--data", f"folder:{place}", *more)
+        assert result.returncode == 0, (run, place, more, result.stderr)
+        assert run == "plain" or "to 4095 (white), as white= says" in result.stdout
+        assert Path(read_recipe(tmp_path / run).data.partition("?")[0].removeprefix("folder:")).name == place
+    for run, was, *more in (("plain", "None", "--white", "400"), ("stated", "4095.0", "--white", "400"),
+                            ("set", "4095", "--white", "400"), ("plain", "None", "--set", "white=400")):
+        result = isd_train(*again, run, "--data", "folder:deep", *more)
+        words = f"{run} was begun with another recipe, changed from white {was} to 400.0; resume it without these"
+        assert result.returncode == 2 and words in result.stderr, result.stderr
+
+
 def test_another_test_folder_is_no_move(isd_train: Callable, small: Path, tmp_path: Path) -> None:
     (small / "test").rename(tmp_path / "A")
     shutil.copytree(tmp_path / "A", tmp_path / "B")

@@ -20,7 +20,7 @@ from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
 from ..engine.finish import final_scores, leave, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
 from ..engine.model_card import is_card
-from ..engine.runs import read_recipe
+from ..engine.runs import read_recipe, with_own_white
 from ..engine.state import save_encoders
 from ..engine.training import Trained, train
 from ..errors import InputError
@@ -147,7 +147,7 @@ def recipe_of(out: Path, chosen: Recipe, asked: str | None, options: Mapping[str
         raise InputError(f"{out} was begun with the recipe {begun.name}, not {asked}; choose another --out")
     given = {name: value for name, value in options.items() if value is not None}
     budget = {"epochs": None, "steps": None} if {"epochs", "steps"} & given.keys() else {}
-    return replace(begun, **budget | given)
+    return with_own_white(begun, replace(begun, **budget | given))
 
 # %% ../../nbs/machine_room/77_isd_train.ipynb #c57-684ce0x
 def plan_in_words(recipe: Recipe, root: Path | str, count: int = 1) -> str:  # processes

@@ -10,7 +10,7 @@ import csv
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from ..errors import InputError, locked, printable
 from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json, total_steps
-from ..sources.given import parse_folder
+from ..sources.given import parse_folder, with_given, without_white
 from ..sources.identity import other_images
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c15-3fe15a
@@ -114,6 +114,25 @@ def check_same_recipe(out: Path, begun: Recipe, recipe: Recipe) -> None:
         raise InputError(f"{out} was begun with another recipe, changed from {was}; resume it without these options (a run can be "
                          f"given more steps, nothing else), or begin another from its weights with --init {out}")
 
+# %% ../../nbs/machine_room/52_runs.ipynb #c23-white
+def settled(recipe: Recipe) -> Recipe:
+    "The recipe with what its `data` states of white as its setting `white`."
+    with suppress(InputError):  # a place on another machine, with a question mark in its name
+        data, white = without_white(recipe.data)
+        return recipe if white is None else replace(recipe, data=data, white=white)
+    return recipe
+
+
+def with_own_white(begun: Recipe, recipe: Recipe) -> Recipe:
+    "A run's recipe with the images that are named now; a folder that states no white has that of the folder which was named then."
+    kind, _, place = recipe.data.partition(":")
+    stated, then = parse_folder(place).white if kind == "folder" else None, settled(begun).white
+    if stated:  # what is stated now counts, and `go_on` compares it
+        return recipe if recipe.white in (None, stated) else replace(recipe, white=None)
+    if kind != "folder" or recipe.white is not None or then is None:
+        return recipe
+    return replace(recipe, data=with_given(recipe.data, white=then) or recipe.data)
+
 # %% ../../nbs/machine_room/52_runs.ipynb #c23-tested
 def check_tested(out: Path, config: Mapping[str, Any], tested: Mapping[str, Any] | None) -> None:
     "Raise where a run was begun with other images to test on: its rows and its summary would be of two test sets."
@@ -164,7 +183,7 @@ def note_longer(out: Path, recipe: Recipe,
 def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: Mapping[str, Any] | None,
           longer: bool = False) -> None:
     "Raise unless the run was begun with this recipe and these images; images that lie elsewhere now are noted."
-    begun = read_recipe(out)
+    begun, recipe, given = settled(read_recipe(out)), settled(recipe), recipe
     config = json.loads((out / "config.json").read_text())
     then = config.get("images")
     if images and then and (changed := other_images(then, images)):
@@ -183,7 +202,7 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: M
                          "would be of two test sets; resume it as it was begun, or begin again with another --out")
     check_tested(out, config, tested)
     if moved:
-        write_json(out / "config.json", config | dict(recipe=recipe_to_json(same)))
+        write_json(out / "config.json", config | dict(recipe=recipe_to_json(replace(same, data=given.data, white=given.white))))
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c31-aa1fc0
 @contextmanager
