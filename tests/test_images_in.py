@@ -4,6 +4,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from isd_nb.sources.datasets import typical_side
 from isd_nb.sources.door import Sets, load_sets, load_shown
 from isd_nb.sources.given import with_given
 from isd_nb.sources.identity import fingerprint
+from isd_nb.sources.packed import in_bytes
 
 Pack = Callable[[Path, Path], Path]
 
@@ -248,10 +250,27 @@ def test_what_is_white_can_be_stated_to_every_command(tmp_path: Path, monkeypatc
     assert brightest == pytest.approx([1000 / 1023, 1000 / 4095, 1000 / 2000], abs=0.003)
     unused = load_sets("folder:flat?white=4095", 12, root=tmp_path)
     assert "white is not used: no file has more than 8 bits" in str(unused.found)
+    for name, words in (("flat", ""), ("deep", "whole numbers of more than 8 bits from 0 (black) to 400 (white), as ")):
+        stated = str(load_sets(f"folder:{name}?window=40,400&white=400", 12, root=tmp_path).found)
+        assert "window is not used: no file is DICOM" in stated and words in stated and "floating-point" not in stated
+    tiff = np.linspace(0, 900, 144, dtype=np.float32).reshape(12, 12)
+    Image.fromarray(tiff).save(tmp_path / "deep" / Path(SPLIT[0]).with_suffix(".tif"))
+    both = str(load_sets("folder:deep?white=400", 12, root=tmp_path).found)
+    assert "numbers of more than 8 bits from 0 (black) to 400 (white) and floating-point numbers from 0" in both
     refused = refusal(load_sets, "folder:deep?white=3", 12, white=2.0)
     assert "white is 2 in the recipe and 3 in folder:deep?white=3" in refused
     for wrong in ("0", "-1", "nan", "inf", "bright"):
         assert f"not '{wrong}'" in refusal(load_sets, f"folder:deep?white={wrong}", 12)
+
+
+def test_packed_images_that_have_no_room_are_counted_in_units_that_show_them(tmp_path: Path,
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "flat", *SPLIT)
+    monkeypatch.setattr("isd_nb.sources.packed.shutil.disk_usage", lambda place: SimpleNamespace(free=900))
+    said = call(isd_pack, tmp_path, "folder:flat", "packed")
+    assert said.returncode == 2 and " kB, and " in said.stderr and "has 900 bytes free" in said.stderr
+    shown = [in_bytes(count) for count in (0, 3_100, 20_000_000, 1_540_000_000, 999_999)]
+    assert shown == ["0 bytes", "3.1 kB", "20.0 MB", "1.5 GB", "1,000.0 kB"]
 
 
 def write_dicom(path: Path, stored: np.ndarray, **tags: object) -> Path:
@@ -287,7 +306,8 @@ def test_dicom_is_seen_through_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     assert "through a window" in str(own.found) and "as the values of the set suggest" in str(bare.found)
     for memory in (4 << 30, 0):
         wide = read(tmp_path, f"{tmp_path / 'own'}?window=500,2000", memory=memory)
-        assert torch.equal(wide.train.get([0])[0, 0], seen(-500, 1499)) and "as window= says" in str(wide.found)
+        assert torch.equal(wide.train.get([0])[0, 0], seen(-500, 1499))
+        assert "DICOM files are seen from -500 (black) to 1499 (white), as window= says" in str(wide.found)
     packed = read(tmp_path, f"{to_zip(tmp_path / 'own', tmp_path / 'own.zip')}?window=500,2000")
     assert torch.equal(packed.train.images, wide.train.get(range(len(wide.train)))[:, :1])
     assert len({fingerprint(sets.train) for sets in (own, wide)}) == 2

@@ -177,6 +177,7 @@ class Survey:
         return {kind: levels_between(kind, *between) for kind, between in self.values.items()} or None
 
 # %% ../../nbs/machine_room/20_folders.ipynb #od1-m1
+through_window = "DICOM through a window"  # in place of a mode
 odd_words = dict(
     transparent="have a channel of transparency and are laid on white",
     several="hold several pictures (frames or pages), of which the first is read",
@@ -211,7 +212,7 @@ def header_of(path: Path, levels: Levels | None = None) -> Header | None:  # Non
                 values = np.asarray(image, dtype=np.float64)
                 between = (float(values.min()), float(values.max())) if np.isfinite(values).all() else None
             grey = deep or (image.mode in ("L", "1") and "transparency" not in image.info)
-            mode = "DICOM through a window" if is_dicom(path) and not deep else image.mode
+            mode = through_window if is_dicom(path) and not deep else image.mode
             return exif_transpose(image).size, mode, not grey, between, odd
     except Exception:  # the decoder will raise the reason
         return None
@@ -236,14 +237,19 @@ def survey(paths: Sequence[Path],
     return Survey(tuple(sizes[:1] + sizes[1:][-1:]), modes, values, any(header[2] for header in found), odd)
 
 # %% ../../nbs/machine_room/20_folders.ipynb #ln2-m3
-def level_notes(levels: Levels | None, white: float | None) -> str:
-    "How files of more than 8 bits are scaled."
+def level_notes(levels: Levels | None, white: float | None,
+                surveys: Sequence[Survey | None] = (),  # of the files that are read; none: of every kind there are some
+                ) -> str:
+    "How files of more than 8 bits, and DICOM files, are scaled: of each kind that there is; what is stated and not used is named."
+    there = {kind for seen in surveys if seen for kind in (*seen.values, *(["dicom"] if seen.modes[through_window] else []))} if surveys else {*(levels or {})}
     kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
     how = "as white= says" if white is not None else "as the values of the set suggest; --white N sets it"
-    edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items()}
+    edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items() if kind in there}
     said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
     unused = "" if white is None or said else "white is not used: no file has more than 8 bits"
     window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
+    if "dicom" in (levels or {}) and not window:
+        window = "window is not used: no file is DICOM"
     return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", unused, window) if part)
 
 # %% ../../nbs/machine_room/20_folders.ipynb #rf1-le2811

@@ -302,7 +302,7 @@ def read_indexed(path: Path | str, size: int, cache: Path | str | None = "data/i
                  white: float | None = None) -> tuple[ImageSet, ImageSet | None]:  # (train, test)
     "Read a folder, listing it only when it has changed; a note states how files of more than 8 bits are scaled."
     plan = replace(plan_folder(path, cache), white=white)
-    if notes := level_notes(plan.levels(), white):
+    if notes := level_notes(plan.levels(), white, plan.surveys):
         warnings.warn(f"{printable(path)}: {notes}", stacklevel=2)
     return read_plan(plan, size, memory)
 
@@ -362,7 +362,7 @@ def what_was_found(plan: FolderPlan, data: str) -> Found:
     elif plan.test is not None:
         test = dict(images=len(plan.test.files), classes=len(np.unique(plan.test.labels)),
                     where=f"in {printable(plan.test.files.folder)}", what=seen_text(plan.surveys[1]))
-    notes = [*(table_notes(plan.table, plan.split) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(), plan.white),
+    notes = [*(table_notes(plan.table, plan.split) if plan.table else ()), *class_notes(present(plan.train)), level_notes(plan.levels(), plan.white, plan.surveys),
              *survey_notes([seen for seen in plan.surveys if seen])]
     return Found(data, train, test, all_left_out(plan), tuple(note for note in notes if note))
 
