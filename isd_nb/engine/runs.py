@@ -154,9 +154,10 @@ def is_longer(begun: Recipe, recipe: Recipe, images: int) -> bool:
 def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
     "Raise where a run was begun with another recipe; its images may lie elsewhere now."
     if (out / "config.json").is_file():
-        same = replace(read_recipe(out), data=recipe.data)
-        if not (longer and is_longer(same, recipe, images)):
-            check_same_recipe(out, same, recipe)
+        now = settled(recipe)
+        same = replace(settled(read_recipe(out)), data=now.data)
+        if not (longer and is_longer(same, now, images)):
+            check_same_recipe(out, same, now)
 
 
 def check_checkpoint(out: Path, steps: int) -> None:
