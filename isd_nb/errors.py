@@ -43,6 +43,31 @@ def printable(name: Path | str) -> str:
         return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
     return "".join(shown(letter) for letter in str(name))
 
+# %% ../nbs/machine_room/01_errors.ipynb #gp2-fx11
+def given_path(path: Path | str) -> Path:
+    "A path as a user gives it: what has this very name, else `~` and `~name` stand for a home; an `InputError` where there is no such home."
+    path = Path(path)
+    first = path.parts[0] if path.parts else ""
+    if not first.startswith("~") or path.exists():
+        return path
+    here = first != "~" and Path(first).exists()  # in it, or in an archive of this name
+    try:
+        home = path.expanduser()
+    except RuntimeError as error:
+        if here:
+            return path
+        raise InputError(f"{printable(path)} is not in {printable(Path.cwd())}, and {printable(first)} is the home of no user here: "
+                         "write the whole path") from error
+    return path if here and not home.exists() else home
+
+
+def is_there(path: Path | str) -> bool:
+    "Whether there is what a user's path leads to."
+    try:
+        return given_path(path).exists()
+    except InputError:
+        return False
+
 # %% ../nbs/machine_room/01_errors.ipynb #c33-858713x
 @contextmanager
 def kept_if_allowed(what: str, folder: Path, otherwise: str) -> Iterator[None]:

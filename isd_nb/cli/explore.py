@@ -35,7 +35,7 @@ def from_anywhere(run: Path, data: str | None, root: Path) -> dict[str, Any]:
     text = data or recipe.data
     found: dict[str, Any] = {"data": absolute(text)} if data or text.startswith(("folder:", "packed:")) else {}
     white = own_white(data, recipe.data, recipe.white)
-    return found | ({} if white is None else {"white": white}) | {"root": str(root.expanduser().resolve())}
+    return found | ({} if white is None else {"white": white}) | {"root": str(given_path(root).resolve())}
 
 
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #nk2-keep
@@ -90,7 +90,7 @@ def notebook_of_sources(sources: Sequence[Source], data: str, size: int | None, 
     path = Path("explorer.ipynb").absolute()
     notebook = notebook_at(path, about_sources)
     check_sources(sources, data, size, root)
-    settings = dict(size=size, limit=limit, root=str(root.expanduser().resolve()))
+    settings = dict(size=size, limit=limit, root=str(given_path(root).resolve()))
     parts = [repr([in_full(source) for source in sources]), repr(absolute(data)), *(f"{k}={v!r}" for k, v in settings.items())]
     arguments = f",\n{' ' * 39}".join(parts)
     return put_cell(path, notebook, "from isd_nb.explore.explorer import Explorer\nfrom isd_nb.explore.given import gallery_of_sources\n"

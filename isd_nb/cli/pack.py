@@ -14,7 +14,7 @@ from typer import Argument, Option
 from .options import Labels, PackedSize, Root, TestFolder, White, Window, console
 from ..data import ImageSet
 from ..engine.launch import ended_by_sigterm, one_sentence
-from ..errors import InputError
+from ..errors import InputError, given_path
 from ..sources.datasets import typical_side
 from ..sources.door import load_sets
 from ..sources.given import parse_folder, with_given
@@ -38,7 +38,7 @@ def pack(spec: str,  # as `load_sets` reads it
     parts: dict[tuple[str, int], ImageSet] = {} if sets.train is sets.bank else {("train", stored_size or size): sets.train}
     parts |= {("bank", size): sets.bank} | ({("test", size): sets.test} if sets.test else {})
     kind, _, place = spec.partition(":")
-    source = Path(parse_folder(place).path).expanduser() if kind == "folder" else None
+    source = given_path(parse_folder(place).path) if kind == "folder" else None
     with ended_by_sigterm():
         write_packed(out, parts, spec, source, show, sets.found.to_json() if sets.found else None)
     return {f"{role} ({pixels} pixels)": len(images) for (role, pixels), images in parts.items()}

@@ -142,7 +142,7 @@ def check_written(files: Sequence[Path],  # of which none may be another, nor a 
             raise InputError(f"{file} is a folder, so no file of this name can be written: choose another name")
         if not (above := next(folder for folder in place.parents if folder.exists())).is_dir():
             raise InputError(f"{file} cannot be written, for {above} is a file and no folder: choose another place")
-        if labels and place == Path(labels).expanduser().resolve():
+        if labels and place == given_path(labels).resolve():
             raise InputError(f"{labels} is the table of labels, and would be overwritten: choose another name for what is written")
         if other := next((other for other, there in before if there == place or there in place.parents or place in there.parents), None):
             raise InputError(f"{other} and {file} would be written to one place: choose another name for one of them")

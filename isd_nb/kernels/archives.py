@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
@@ -123,7 +124,7 @@ def check_end(file: Path, start: int) -> None:  # start: where the header was so
 
 # %% ../../nbs/machine_room/10_archives.ipynb #ar06b-ld28
 @lru_cache(maxsize=8)
-def contents_of(file: Path, time: int, size: int) -> Contents:  # time and size: those of the file, so that another file is read anew
+def contents_of(file: Path, state: int, size: int) -> Contents:  # state and size: those of the file, so that another file is read anew
     "Read the table of contents; an `OSError` where there is none."
     add = Adding()
     try:
@@ -144,8 +145,7 @@ def split_archive(path: Path | str) -> tuple[Path, str] | None:  # the archive, 
 
 def open_contents(archive: Path) -> Contents:
     "What an archive holds; read again when the file has changed."
-    status = os.stat(archive)
-    return contents_of(archive, status.st_mtime_ns, status.st_size)
+    return contents_of(archive, modified(archive), os.stat(archive).st_size)
 
 # %% ../../nbs/machine_room/10_archives.ipynb #ar09-ld28
 def entries_in(path: Path) -> list[tuple[str, str]] | None:  # (name, "folder" or "file"); None: an ordinary path
@@ -176,10 +176,11 @@ def is_file(path: Path) -> bool:
     return path.is_file() if found is None else found[1] in open_contents(found[0]).members
 
 
-def modified(path: Path) -> int:  # nanoseconds
-    "When a folder was changed last; in an archive, when the archive was."
+def modified(path: Path) -> int:  # positive, of 63 bits
+    "Another number whenever a folder (or the archive that it is packed in) was changed: of its times, also those that no program can set, and its place."
     found = split_archive(path)
-    return os.stat(found[0] if found else path).st_mtime_ns
+    status = os.stat(found[0] if found else path)
+    return int.from_bytes(blake2b(f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}".encode(), digest_size=8).digest(), "big") >> 1
 
 # %% ../../nbs/machine_room/10_archives.ipynb #ar10-ld28
 def size_of(path: Path | str) -> int:

@@ -252,7 +252,7 @@ def typical_side(spec: str,  # as `--data` names images
         return known.get(spec.lower())
     sides = []
     try:
-        for path in islice(iter_image_files(Path(parse_folder(place).path).expanduser()), sample):
+        for path in islice(iter_image_files(given_path(parse_folder(place).path)), sample):
             with suppress(Exception), open_stored(path) as image:  # damaged: the reader of the folder reports it
                 sides.append(min(image.size))
     except OSError:

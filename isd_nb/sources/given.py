@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, printable
+from ..errors import InputError, given_path, is_there, printable
 from ..kernels.archives import is_folder
 from ..kernels.dicom import parse_window
 from .folders import ending_of, suffixes
@@ -62,10 +62,10 @@ def options_in(text: str) -> dict[str, str]:  # nothing where anything else is i
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-pf
 def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
     "The parts of a text; a folder whose own name has a question mark in it is a folder, with options behind it or without."
-    if "=" not in place.partition("?")[2] or Path(place).expanduser().exists():
+    if "=" not in place.partition("?")[2] or is_there(place):
         return FolderSpec(place)
     ways = [(place[:i], place[i + 1:]) for i, letter in enumerate(place) if letter == "?"]
-    path, options = min(ways, key=lambda way: (not options_in(way[1]), not Path(way[0]).expanduser().exists()))
+    path, options = min(ways, key=lambda way: (not options_in(way[1]), not is_there(way[0])))
     if not (known := options_in(options)):
         raise InputError(f"after a folder's ? come labels=FILE, test=PATH, window=CENTER,WIDTH and white=N with & between them, not {options!r}")
     if "window" in known:
@@ -94,14 +94,14 @@ def absolute(data: str) -> str:
     "The same set for a process that starts in another folder."
     kind, _, place = data.partition(":")
     if kind == "packed":
-        return f"packed:{Path(place).expanduser().resolve()}"
+        return f"packed:{given_path(place).resolve()}"
     if kind != "folder":
         return data
     spec = parse_folder(place)
-    path = Path(spec.path).expanduser().resolve()
+    path = given_path(spec.path).resolve()
     inside = spec.test and is_folder(path / spec.test)
-    return str(replace(spec, path=str(path), labels=spec.labels and str(Path(spec.labels).expanduser().resolve()),
-                       test=spec.test if inside or not spec.test else str(Path(spec.test).expanduser().resolve())))
+    return str(replace(spec, path=str(path), labels=spec.labels and str(given_path(spec.labels).resolve()),
+                       test=spec.test if inside or not spec.test else str(given_path(spec.test).resolve())))
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #sn2-m2
 def without_white(data: str) -> tuple[str, float | None]:
@@ -195,7 +195,7 @@ def table_entry(entry: str) -> str:
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl08-rt
 def read_table(path: Path | str) -> dict[str, str]:  # label by file, as the table writes them
     "A table of files and labels."
-    path = Path(path).expanduser()
+    path = given_path(path)
     rows, where = read_rows(path), printable(path)
     file, label, header = columns_of(rows, where)
     table: dict[str, str] = {}

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..data import FileList
-from ..errors import InputError, kept_if_allowed, printable
+from ..errors import InputError, given_path, kept_if_allowed, printable
 from ..kernels.archives import modified, read_bytes
 from .folders import iter_image_folders, suffixes
 
@@ -40,7 +40,7 @@ class FolderIndex:
 def scan(folder: Path,
          flat: bool = False,  # list all images, without classes
          without: Path | None = None,  # a folder that is not listed, nor are links to it
-         ) -> tuple[FolderIndex, dict[str, int]]:  # and the modification time of every folder in it
+         ) -> tuple[FolderIndex, dict[str, int]]:  # and the state of every folder in it, see `modified`
     "List a folder of images; its subfolders, if any hold images, are the classes."
     found = sorted(iter_image_folders(folder), key=lambda entry: entry[0])
     if without:
@@ -76,14 +76,14 @@ def count_left_out(found: Sequence[tuple[tuple[str, ...], Any]]) -> dict[str, di
 
 # %% ../../nbs/machine_room/23_index.ipynb #c12-bf9a67
 def unchanged(folder: Path, names: Sequence[str], times: np.ndarray) -> bool:
-    "Whether every folder is there and as old as it was."
+    "Whether every folder is there and as it was."
     try:
         return all(modified(folder / name) == t for name, t in zip(names, times.tolist(), strict=True))
     except OSError:
         return False
 
 # %% ../../nbs/machine_room/23_index.ipynb #c13-e6ce96
-form = sha256(json.dumps(["3", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
+form = sha256(json.dumps(["4", *sorted(suffixes)]).encode()).hexdigest()[:12]  # of an index; another list of suffixes, another index
 
 
 def write_index(place: Path, index: FolderIndex, times: dict[str, int]) -> None:
@@ -121,7 +121,7 @@ def index_folder(folder: Path | str,
                  without: Path | None = None,  # a folder inside that is not listed
                  ) -> FolderIndex:
     "What is in a folder: from the index of an earlier start if that still holds, else listed anew."
-    folder = Path(folder).expanduser().resolve()
+    folder = given_path(folder).resolve()
     if cache is None:
         return scan(folder, flat, without)[0]
     which = os.fsencode(folder) + b"\0flat" * flat + (b"\0" + os.fsencode(without) if without else b"")
@@ -169,7 +169,7 @@ def annotated_folder(folder: Path,  # holds the table, and images at any depth
 # %% ../../nbs/machine_room/23_index.ipynb #c32-558ea5
 def link_classes(source: Path | str, target: Path | str, names: Sequence[str]) -> None:
     "Make `target` with train/ and val/ that link to only these classes of `source`."
-    source, target = Path(source).expanduser().resolve(), Path(target).expanduser()
+    source, target = given_path(source).resolve(), given_path(target)
     for split in ("train", "val"):
         if missing := [n for n in names if not (source / split / n).is_dir()]:
             raise InputError(f"{source / split} has no class {', '.join(missing[:3])}")

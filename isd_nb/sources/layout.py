@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..data import FileList, ImageSet, Levels, held_out_rows, take_paths
-from ..errors import InputError, printable
+from ..errors import InputError, given_path, printable
 from .folders import (
     Survey, class_folders, level_notes, look_into, read_files, runs_beside, same_channels, suffixes, survey, survey_notes, take_rows_)
 from ..kernels.archives import is_file, is_folder, left_out_of
@@ -99,7 +99,7 @@ def layout_with(path: Path, test: str, table: bool = False) -> Layout:  # table:
     "The same with a test folder that is named: inside the path, or anywhere else."
     outer, inner = path / test, enter(path)
     path = path if is_folder(outer) and (table or inner.resolve() not in outer.resolve().parents) else inner
-    place = next((folder for folder in (outer, inner / test) if is_folder(folder)), Path(test).expanduser())
+    place = next((folder for folder in (outer, inner / test) if is_folder(folder)), None) or given_path(test)
     if not is_folder(place) or not holds_images(place):
         raise InputError(f"--test {printable(test)} is no folder with images, neither in {printable(path)} nor in the current folder")
     if place.resolve().is_relative_to(path.resolve()):
@@ -199,14 +199,14 @@ def plan_folder(path: Path | str,
                 test: str | None = None,  # the folder to test on, inside the path or anywhere
                 ) -> FolderPlan:
     "Detect what is in a folder or an archive."
-    path = readable_folder(Path(path).expanduser())
+    path = readable_folder(given_path(path))
     layout = layout_with(path, test, bool(labels)) if test else find_layout(path)
     without = layout.tests[0].resolve() if test else None
     train = indexed(layout.train, cache, bool(labels), without)
     if len(train.files) < 2:
         raise InputError(f"{printable(path)} has {len(train.files)} image; learning from similarities takes at least 2")
     if labels:
-        return plan_with_table(path, layout, train, Path(labels).expanduser(), cache, bool(test))
+        return plan_with_table(path, layout, train, given_path(labels), cache, bool(test))
     tables = {f for f in layout.tests if train.classes and is_file(f / table_name)}
     tests = {f: annotated_folder(f, train.classes, cache) if f in tables else index_folder(f, cache) for f in layout.tests}
     chosen = pick_held_out({f: index.classes for f, index in tests.items()}, train.classes)

@@ -9,7 +9,8 @@ __all__ = ['write_packed', 'sound_parts', 'packed_about', 'read_packed']
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data import FileList, ImageSet
 from ..embedding import in_batches
-from ..errors import InputError, printable
+from ..errors import InputError, given_path, locked, printable
 from .given import without_place
 from .identity import fingerprint, pixels_into, places_of
 
@@ -113,6 +114,22 @@ def left_out_then(about: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return left_out if left_out and sound else {}
 
 
+# %% ../../nbs/machine_room/25_packed.ipynb #pl2-fx11
+@contextmanager
+def unfinished_folder(out: Path) -> Iterator[Path]:
+    "An empty folder beside `out`, for this process alone; nothing of it is left."
+    folder = out.with_name(f".{out.name}.unfinished")
+    with locked(folder, wait=False) as alone:
+        if not alone:
+            raise InputError(f"another process is writing {printable(out)}: wait for it, or choose another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in (path for path in folder.iterdir() if path.name != ".lock"):
+                left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../../nbs/machine_room/25_packed.ipynb #pk11-m2
 def write_packed(out: Path | str,  # a new folder
                  parts: Mapping[tuple[str, int], ImageSet],  # by role ("train", "bank", "test") and size in pixels
@@ -124,16 +141,13 @@ def write_packed(out: Path | str,  # a new folder
     "Pack sets of images."
     out, named = Path(out), {part_name(*key): images for key, images in parts.items()}
     check_place(out, named, source)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with unfinished_folder(out) as unfinished:
+        check_place(out, named, source)  # another process may have been first
         about = {name: write_part(unfinished, name, images, show) for name, images in named.items()}
         whole = dict(form=form, data=printable(without_place(data)), parts=about, **({"found": passed_on(found)} if found else {}))
         (unfinished / "about.json").write_text(json.dumps(whole, indent=1) + "\n")
         unfinished.replace(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (out / ".lock").unlink(missing_ok=True)
 
 # %% ../../nbs/machine_room/25_packed.ipynb #pk12-m2
 def sound_parts(parts: Any) -> bool:
@@ -146,7 +160,7 @@ def sound_parts(parts: Any) -> bool:
 
 def packed_about(folder: Path | str) -> dict[str, Any]:
     "What a packed folder states about itself."
-    place = Path(folder).expanduser() / "about.json"
+    place = given_path(folder) / "about.json"
     try:
         about = json.loads(place.read_text())
     except (OSError, ValueError) as error:
@@ -158,7 +172,7 @@ def packed_about(folder: Path | str) -> dict[str, Any]:
 # %% ../../nbs/machine_room/25_packed.ipynb #pk13-m2r
 def read_packed(folder: Path | str, size: int, stored_size: int | None = None) -> tuple[ImageSet, ImageSet, ImageSet | None]:
     "The images to train on, to look up and to test on (`None` where there are none), in these sizes."
-    folder, parts = Path(folder).expanduser(), packed_about(folder)["parts"]
+    folder, parts = given_path(folder), packed_about(folder)["parts"]
     roles = {"train": stored_size or size, "bank": size}
     roles["train"] = roles["train"] if part_name("train", roles["train"]) in parts or stored_size not in (None, size) else 0
     for role, wanted in roles.items():

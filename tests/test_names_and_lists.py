@@ -1,0 +1,104 @@
+"""Names and lists that others have made: folders of one date, homes, letters in two forms, spreadsheets."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from conftest import call
+from PIL import Image
+
+from isd_nb.cli.pack import isd_pack, pack
+from isd_nb.errors import refusal
+from isd_nb.kernels.archives import entries_in
+from isd_nb.sources.digits import digits
+from isd_nb.sources.door import load_sets
+from isd_nb.sources.given import absolute, parse_folder
+from isd_nb.sources.packed import read_packed, write_packed
+
+
+def pictures(place: Path, *names: str) -> Path:
+    "Grey images below a folder."
+    for i, name in enumerate(names):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 7 * i % 256, np.uint8)).save(place / name)
+    return place
+
+
+def dated(place: Path, day: int = 1577836800) -> None:
+    "Give everything one date, as some programs do."
+    for path in (place, *place.rglob("*")):
+        os.utime(path, (day, day))
+
+
+def test_what_comes_into_folders_of_one_date_is_seen(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "set", *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    counts = []
+    for more in (5, 25):
+        pictures(place, *(f"{c}/{i}.png" for c in "ab" for i in range(more)))
+        dated(place)
+        sets = load_sets(f"folder:{place}", 8, root=tmp_path / "cache")
+        counts.append(len(sets.train) + len(sets.test or ()))
+    assert counts == [10, 50]
+
+
+def test_an_archive_of_the_same_date_and_size_is_read_anew(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        with ZipFile(tmp_path / "set.zip", "w") as packed:
+            packed.writestr(name, b"pixels")
+        dated(tmp_path)
+        assert entries_in(tmp_path / "set.zip") == [(name, "file")]
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from isd_nb.sources.packed import unfinished_folder
+with unfinished_folder(Path(sys.argv[1])) as folder:
+    (folder / "half.npy").touch()
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_pack_to_one_place(tmp_path: Path) -> None:
+    images, out = digits(copies=1)[1].subset(range(8)), tmp_path / "packed"
+    with subprocess.Popen([sys.executable, "-c", HOLDING, out], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "holding\n"
+            said = refusal(write_packed, out, {("bank", 16): images}, "digits")
+            left = [path.name for path in (tmp_path / ".packed.unfinished").iterdir()]
+        finally:
+            other.kill()
+    assert said == f"another process is writing {out}: wait for it, or choose another folder"
+    assert sorted(left) == [".lock", "half.npy"], "the first one's work stays"
+    write_packed(out, {("bank", 16): images}, "digits")  # it was killed: what it left is removed
+    assert len(read_packed(out, 16)[1]) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert sorted(path.name for path in out.iterdir()) == ["about.json", "bank_16.npy", "bank_16_labels.npy"]
+
+
+def test_names_that_begin_like_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~root", "~no such user"):  # the first may be a user, too
+        pictures(tmp_path / name, *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+        assert len(load_sets(f"folder:{name}", 8, root="cache").train) == 8
+        assert absolute(f"folder:{name}?labels={name}") == f"folder:{tmp_path / name}?labels={tmp_path / name}"
+        pack(f"folder:{name}", f"packed{name}", 8, root="cache")
+    (tmp_path / "packed~root").rename("~packed")
+    assert len(load_sets("packed:~packed", 8).train) == 8
+    with ZipFile("~set.zip", "w") as packed:
+        for image in (tmp_path / "~root").rglob("*.png"):
+            packed.write(image, f"all/{image.relative_to(tmp_path / '~root')}")
+    assert len(load_sets("folder:~set.zip/all", 8, root="cache").train) == 8
+
+
+def test_a_home_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    pictures(tmp_path / "set", *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    said = f"~no user here/x is not in {tmp_path}, and ~no user here is the home of no user here: write the whole path"
+    for data in ("folder:", "packed:", "folder:set?labels=", "folder:set?test="):
+        done = call(isd_pack, tmp_path, f"{data}~no user here/x", "out", "--size", "8", "--root", "cache")
+        assert done.returncode != 0 and done.stderr.strip() == f"isd_pack: {said}", (data, done.stderr)
+    assert parse_folder("~no user here?labels=~no one").labels == "~no one"
