@@ -1,4 +1,5 @@
 """Names and lists that others have made: folders of one date, homes, letters in two forms, spreadsheets."""
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,19 @@ import pytest
 from conftest import call
 from PIL import Image
 
+from isd_nb.cli.compare import isd_compare
+from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.pack import isd_pack, pack
+from isd_nb.cli.train import isd_train
+from isd_nb.engine.runs import read_metrics, write_metrics
 from isd_nb.errors import refusal
 from isd_nb.kernels.archives import entries_in
+from isd_nb.recipe import find_recipe, recipe_to_json
 from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
 from isd_nb.sources.given import absolute, parse_folder
 from isd_nb.sources.packed import read_packed, write_packed
+from isd_nb.studies.compare import Task, read_result
 
 
 def pictures(place: Path, *names: str) -> Path:
@@ -102,3 +109,51 @@ def test_a_home_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         done = call(isd_pack, tmp_path, f"{data}~no user here/x", "out", "--size", "8", "--root", "cache")
         assert done.returncode != 0 and done.stderr.strip() == f"isd_pack: {said}", (data, done.stderr)
     assert parse_folder("~no user here?labels=~no one").labels == "~no one"
+
+
+def test_json_files_of_another_shape_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cmp").mkdir()
+    for text in ("[]", "5", '"text"', '{"images": 5}', '{"images": [5, 5]}', '{"images": [{"fingerprint": 5}]}'):
+        (tmp_path / "cmp" / "comparison.json").write_text(text)
+        done = call(isd_compare, tmp_path, "--recipe", "digits", "--methods", "isd", "--out", "cmp")
+        assert done.returncode == 2 and "cmp/comparison.json is damaged" in done.stderr, (text, done.stderr)
+        assert done.stderr.strip().endswith("; remove it, and the same command writes it again")
+    task = Task(find_recipe("digits"), str(tmp_path / "cmp"), {})
+    for text in ("[]", "{}", '{"scores": 5}'):
+        (tmp_path / "cmp" / "result.json").write_text(text)
+        assert "result.json is damaged" in refusal(read_result, task)
+
+
+def test_images_of_a_run_that_are_no_note_are_named(tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    for images in (5, [], {"fingerprint": "a1"}):
+        for name in ("images", "tested"):
+            about = {"recipe": recipe_to_json(find_recipe("digits")), name: images}
+            (run / "config.json").write_text(json.dumps(about))
+            for done in (call(isd_train, tmp_path, "--out", "run", "--resume"), call(isd_eval, tmp_path, "run")):
+                assert done.returncode == 2 and "run/config.json is damaged" in done.stderr, (images, done.stderr)
+                assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_file_of_settings_is_named_with_the_method_and_the_setting(tmp_path: Path) -> None:
+    for text, said in (('{"nope": 1}', 'isd cannot be trained with nope=1: there is no setting \'nope\': '),
+                       ('{"learning_rate": "high"}', 'isd cannot be trained with learning_rate="high": '),
+                       ('{"seed": 1}', "seed is the same for all methods and cannot be set for isd alone")):
+        (tmp_path / "s.json").write_text(f'{{"isd": {text}}}')
+        done = call(isd_compare, tmp_path, "--recipe", "digits", "--methods", "isd", "--settings", "s.json")
+        assert done.returncode == 2 and done.stderr.startswith(f"isd_compare: s.json: {said}"), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_rows_that_a_cut_has_lost_are_stated(tmp_path: Path) -> None:
+    write_metrics(tmp_path, [{"step": step, "loss": 0.125, "knn20_student": 0.5} for step in range(1, 9)])
+    file = tmp_path / "metrics.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:200])
+    with pytest.warns(UserWarning, match=r"is cut off in line 4: this line and what came after it are lost"):
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    file.write_bytes(whole.replace(b"4,,0.125,,,,,,,,,0.5,\r\n", b"4,,0.1\r\n"))
+    with pytest.warns(UserWarning, match=r"metrics.csv has 1 row of fewer values than columns"):
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 5, 6, 7, 8]
+    file.write_bytes(whole)
+    assert len(read_metrics(tmp_path)) == 8

@@ -23,6 +23,17 @@ from ..recipe import Recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.given import parse_folder, with_given, without_white
 from ..sources.identity import other_images
 
+# %% ../../nbs/machine_room/52_runs.ipynb #c15-fx11
+def note_lost(path: Path,
+              cut: int | None,  # the line in which the file ends; `None`: it ends with a whole one
+              short: int,  # rows with fewer values than columns
+              ) -> None:
+    "Warn of rows that cannot be read."
+    if cut is not None:
+        warnings.warn(f"{path} is cut off in line {max(1, cut)}: this line and what came after it are lost, and the others are used", stacklevel=3)
+    if short:
+        warnings.warn(f"{path} has {short} row{'s' * (short > 1)} of fewer values than columns, which cannot be used: the others are", stacklevel=3)
+
 # %% ../../nbs/machine_room/52_runs.ipynb #c15-3fe15a
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict per row; empty fields are left out
     "The rows of a run's `metrics.csv`."
@@ -31,7 +42,11 @@ def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict per row; empt
         return []
     try:
         with path.open(newline="") as file:
-            rows = [numbers(row) for row in csv.DictReader(file) if None not in row.values()]
+            lines = list(file)
+        cut = not lines or not lines[-1].endswith(("\n", "\r"))  # within a number, perhaps
+        listed = [*csv.DictReader(lines[:-1] if cut else lines)]
+        rows = [numbers(row) for row in listed if None not in row.values()]
+        note_lost(path, len(lines) if cut else None, len(listed) - len(rows))
         if all("step" in row for row in rows):
             return rows
         reason = "a row has no step"
@@ -68,6 +83,9 @@ def read_recipe(run: Path) -> Recipe:
         raise InputError(f"{run} is no run: it has no config.json; give the directory that isd_train names at its end")
     try:
         values = json.loads(config.read_text())
+        for name in ("images", "tested") if isinstance(values, dict) else ():
+            if not sound_identity(noted := values.get(name)):
+                raise ValueError(f"{name!r} must be a fingerprint and two numbers, not {noted!r}")
         return recipe_from_json(values.get("recipe", {}) if isinstance(values, dict) else values)
     except (OSError, ValueError) as error:
         raise InputError(f"{config} is damaged ({error}); mend it, or begin again with another --out") from error

@@ -104,6 +104,13 @@ def read_json(path: Path, what: str = "") -> Any:  # what to do about it
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}){f'; {what}' if what else ''}") from error
 
+# %% ../../nbs/machine_room/42_storage.ipynb #c14-fx11
+def read_object(path: Path, what: str) -> dict[str, Any]:  # what: to do about a file that is damaged
+    "The names and values that a JSON file holds."
+    if not isinstance(values := read_json(path, what), dict):
+        raise InputError(f"{path} is damaged (it must hold names and values, not {str(values)[:40]}); {what}")
+    return values
+
 # %% ../../nbs/machine_room/42_storage.ipynb #c35-602d19
 class Stopped(Exception):
     "Training was asked to stop, has saved, and can go on with `resume`."

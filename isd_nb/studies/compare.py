@@ -36,11 +36,24 @@ from ..methods.building import build_method, check_method, find_method, methods,
 from ..methods.choosing import change_setting
 from ..protocols.answers import protocol_version
 from ..protocols.scorer import device_of, sample_evaluator, score_encoders
-from ..protocols.storage import Stopped, read_json, stop_signals, write_json
+from ..protocols.storage import Stopped, read_object, stop_signals, write_json
 from ..recipe import Recipe, check_recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.batches import seeded
 from ..sources.door import Sets, identities, same_sets
+from ..sources.identity import sound_identity
 from .tables import best_of
+
+# %% ../../nbs/machine_room/64_compare.ipynb #c07-fx11
+def with_setting(recipe: Recipe, name: str, value: Any, whose: str) -> Recipe:
+    "A recipe with one setting of a method; where there is none of this name, the sentence begins with `whose` it should be."
+    if name.startswith("options."):
+        return replace(recipe, options={**recipe.options, name.removeprefix("options."): value})
+    setting = f"{name}={json.dumps(value)}"
+    try:
+        return change_setting(recipe, setting)
+    except InputError as error:
+        reason = str(error).replace(f"--set takes name=value, not {setting!r}", f"there is no setting {name!r}")
+        raise InputError(f"{whose} cannot be trained with {setting}: {reason}") from error
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c07-887528
 # settings of the recipe that are the same for all methods
@@ -51,16 +64,14 @@ def recipe_for(method: str,  # a name in `methods`, or "package.module:Class"
                base: Recipe,  # what all methods share
                budget: int,  # images seen
                settings: Mapping[str, Any] | None = None,  # this method's, as `isd_train --set` names them
+               source: Path | str = "the settings",  # where they are stated, for messages
                ) -> Recipe:
     "The base recipe with the changes of the method's paper, its tuned settings, and steps that see `budget` images."
     recipe = with_method(base, method)
     for name, value in (settings or {}).items():
         if name in shared:
-            raise InputError(f"{name} is the same for all methods and cannot be set for {method} alone")
-        if name.startswith("options."):
-            recipe = replace(recipe, options={**recipe.options, name.removeprefix("options."): value})
-        else:
-            recipe = change_setting(recipe, f"{name}={json.dumps(value)}")
+            raise InputError(f"{source}: {name} is the same for all methods and cannot be set for {method} alone")
+        recipe = with_setting(recipe, name, value, f"{source}: {method}")
     check_method(recipe)
     return replace(recipe, epochs=None, steps=max(1, round(budget / recipe.batch_size)))
 
@@ -279,6 +290,7 @@ def plan(base: Recipe,
          budget: int,  # images seen
          out: Path,
          settings: Mapping[str, Mapping[str, Any]],  # by method
+         source: Path | str = "the settings",  # where they are stated, for messages
          **where: Any,  # device, root and workers
          ) -> list[Task]:  # in the order in which they can be done
     "All runs of a comparison."
@@ -289,7 +301,7 @@ def plan(base: Recipe,
         for name in sorted(names, key=guided.__contains__):  # those that need a guide last
             guide = str(out / f"isd-{seed}") if name in guided else None
             own = {**settings.get(name, {}), **({"options.guide": guide} if guide else {})}
-            recipe = recipe_for(name, replace(base, seed=seed), budget, own)
+            recipe = recipe_for(name, replace(base, seed=seed), budget, own, source)
             place = str(out / f"{name.replace(':', '.')}-{seed}")
             tasks.append(Task(recipe, place, changed_settings(recipe, base), after=guide, **where))
     return tasks
@@ -303,7 +315,10 @@ def changed_settings(recipe: Recipe, base: Recipe) -> dict[str, Any]:  # by name
 # %% ../../nbs/machine_room/64_compare.ipynb #c40-564689
 def read_result(task: Task) -> dict[str, Any]:
     "What a finished run reports."
-    return read_json(Path(task.out) / "result.json", "remove it, and the same command makes it again")
+    what = "remove it, and the same command makes it again"
+    if not isinstance((result := read_object(file := Path(task.out) / "result.json", what)).get("scores"), dict):
+        raise InputError(f"{file} is damaged (it has no scores); {what}")
+    return result
 
 # %% ../../nbs/machine_room/64_compare.ipynb #c40-fin
 def finished(task: Task) -> bool:
@@ -341,8 +356,8 @@ def compare(base: Recipe,
     images = len(sets.train)
     budget = budget or total_steps(base, images) * base.batch_size
     tuned = read_settings(settings)
-    tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, device=device, root=str(root),
-                 workers=max(1, cores() // jobs) if jobs > 1 else None)
+    tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, settings or "the settings",
+                 device=device, root=str(root), workers=max(1, cores() // jobs) if jobs > 1 else None)
     for task in tasks:
         check_recipe(task.recipe, images)
     about = dict(recipe=recipe_to_json(base), data=base.data, budget_images=budget, seeds=list(seeds), machine=machine(),
@@ -357,7 +372,10 @@ def comparable_sets(base: Recipe, root: Path | str, out: Path) -> Sets:
     sets, file = read_sets(base, root), out / "comparison.json"
     if why := sets.unscorable():
         raise InputError(f"{base.data}: {why[0].lower()}{why[1:]}, and methods cannot be compared on it")
-    then = read_json(file, "remove it, and the same command writes it again").get("images") if file.is_file() else None
+    what = "remove it, and the same command writes it again"
+    then = read_object(file, what).get("images") if file.is_file() else None
+    if then is not None and not (isinstance(then, list) and all(map(sound_identity, then))):
+        raise InputError(f"{file} is damaged ('images' must be a list of fingerprints with two numbers each, not {str(then)[:40]}); {what}")
     if changed := same_sets(then, sets):
         raise InputError(f"{out} holds results of other images ({changed}); choose another --out, or remove it")
     return sets
