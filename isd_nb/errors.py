@@ -61,7 +61,7 @@ def given_path(path: Path | str) -> Path:
     return path if here and not home.exists() else home
 
 
-def is_there(path: Path | str) -> bool:
+def leads_somewhere(path: Path | str) -> bool:
     "Whether there is what a user's path leads to."
     try:
         return given_path(path).exists()

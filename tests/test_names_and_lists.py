@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -21,7 +22,7 @@ from isd_nb.kernels.archives import entries_in
 from isd_nb.recipe import find_recipe, recipe_to_json
 from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
-from isd_nb.sources.given import absolute, parse_folder
+from isd_nb.sources.given import absolute, parse_folder, read_table
 from isd_nb.sources.packed import read_packed, write_packed
 from isd_nb.studies.compare import Task, read_result
 
@@ -157,3 +158,70 @@ def test_rows_that_a_cut_has_lost_are_stated(tmp_path: Path) -> None:
         assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 5, 6, 7, 8]
     file.write_bytes(whole)
     assert len(read_metrics(tmp_path)) == 8
+
+
+CAFE, THE = "caf\u00e9", "th\u00e9"  # composed; decomposed below, as a Mac writes them
+
+
+def apart(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def test_classes_of_two_splits_are_one_in_either_form(tmp_path: Path) -> None:
+    for number, (train, test) in enumerate(((str, apart), (apart, str))):
+        three = CAFE, THE, "tea"
+        place = pictures(tmp_path / str(number), *(f"train/{train(c)}/{i}.png" for c in three for i in range(4)),
+                         *(f"test/{test(c)}/{i}.png" for c in three for i in range(2)))
+        sets = load_sets(f"folder:{place}", 8, root=tmp_path / "cache")
+        assert sets.test is not None and sets.test.classes == sets.train.classes == tuple(sorted(map(train, three)))
+        for path, label in zip(sets.test.paths, sets.test.labels.tolist()):
+            assert apart(path.parent.name) == apart(sets.train.classes[label])
+
+
+def test_two_forms_in_one_split_are_two_classes(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "set", *(f"train/{c}/{i}.png" for c in (CAFE, apart(CAFE)) for i in range(4)),
+                     f"test/{CAFE}/0.png", f"test/{apart(CAFE)}/1.png")
+    sets = load_sets(f"folder:{place}", 8, root=tmp_path / "cache")
+    assert len(sets.train.classes) == 2 and sets.test is not None and sorted(sets.test.labels.tolist()) == [0, 1]
+    pictures(tmp_path / "one", *(f"train/{c}/{i}.png" for c in (CAFE, THE) for i in range(4)),
+             *(f"test/{c}/0.png" for c in (CAFE, apart(CAFE), THE)))
+    assert "has classes that the training images lack" in refusal(load_sets, f"folder:{tmp_path / 'one'}", 8)
+
+
+def test_files_of_a_table_are_found_in_either_form(tmp_path: Path) -> None:
+    names = [f"K\u00e4fer{i}.png" for i in range(10)]
+    for number, (file, entry) in enumerate(((apart, str), (str, apart), (str, str))):
+        place = pictures(tmp_path / f"set{number}", *map(file, names))
+        table = tmp_path / f"t{number}.csv"
+        for ending in (".png", ""):
+            lines = [f"{entry(name).removesuffix('.png')}{ending},{'ab'[i % 2]}" for i, name in enumerate(names)]
+            table.write_text("\n".join(lines))
+            sets = load_sets(f"folder:{place}?labels={table}", 8, root=tmp_path / "cache")
+            assert len(sets.train) + len(sets.test or ()) == 10
+            for path, label in zip(sets.train.paths, sets.train.labels.tolist()):
+                assert label == int(path.stem[-1]) % 2
+    pictures(tmp_path / "both", *names[:4], apart(names[0]))  # the exact one is meant
+    table.write_text("\n".join(f"{name},{'ab'[i % 2]}" for i, name in enumerate(names[:4])))
+    assert load_sets(f"folder:{tmp_path / 'both'}?labels={table}", 8, root=tmp_path / "cache").found.left_out == {
+        f"images that {table.name} lacks": {"": 1}}
+
+
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for first, mark in (("sep=;", ";"), ("SEP=,", ","), ('"sep=|"', "|"), ("sep=\t", "\t"), ("\ufeffsep=;", ";")):
+        for header in ("", f"label{mark}file\n"):
+            rows = ("cat", "a.png"), ("dog", "b, c.png" if mark != "," else "b.png")
+            lines = [mark.join(row if header else row[::-1]) for row in rows]
+            table.write_text(f"{first}\n{header}" + "\n".join(lines))
+            assert list(read_table(table).items()) == [row[::-1] for row in rows], (first, header)
+    for text in ("cat,a.png\ncat,b.png", "kind?;picture\ncat;a.png\ncat;b.png", "Art,file\ncat,a.png",
+                 "cat a.png\ndog b.png"):
+        table.write_text(text)
+        assert refusal(read_table, table) == (
+            f"{table} has no file names of images in column 1, and column 2 has: write the file first and then the "
+            "label, or name the columns file and label in the first line")
+    table.write_text("b.png,v1.jpg\na,cat\nc,dog")  # names without endings, and a label that looks like a file
+    assert read_table(table) == {"a": "cat", "b.png": "v1.jpg", "c": "dog"}
+    for start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1"):
+        table.write_bytes(start + bytes(range(256)))
+        assert refusal(read_table, table) == f"{table} is an Excel workbook: save it as CSV"

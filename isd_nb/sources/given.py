@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, given_path, is_there, printable
+from ..errors import InputError, given_path, leads_somewhere, printable
 from ..kernels.archives import is_folder
 from ..kernels.dicom import parse_window
 from .folders import ending_of, suffixes
-from .index import FolderIndex
+from .index import FolderIndex, composed
 from .splits import plain, test_names, train_names
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-ld28
@@ -62,10 +62,10 @@ def options_in(text: str) -> dict[str, str]:  # nothing where anything else is i
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-pf
 def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
     "The parts of a text; a folder whose own name has a question mark in it is a folder, with options behind it or without."
-    if "=" not in place.partition("?")[2] or is_there(place):
+    if "=" not in place.partition("?")[2] or leads_somewhere(place):
         return FolderSpec(place)
     ways = [(place[:i], place[i + 1:]) for i, letter in enumerate(place) if letter == "?"]
-    path, options = min(ways, key=lambda way: (not options_in(way[1]), not is_there(way[0])))
+    path, options = min(ways, key=lambda way: (not options_in(way[1]), not leads_somewhere(way[0])))
     if not (known := options_in(options)):
         raise InputError(f"after a folder's ? come labels=FILE, test=PATH, window=CENTER,WIDTH and white=N with & between them, not {options!r}")
     if "window" in known:
@@ -147,7 +147,9 @@ def named_column(header: Sequence[str], names: Sequence[str]) -> int | None:
 def split_lines(text: str) -> list[list[str]]:
     "The entries of every line that has any."
     lines = [line for line in re.split(r"\r\n|\r|\n", text.lstrip("\ufeff")) if line.strip()]
-    mark = next((mark for mark in "\t;," if lines and mark in lines[0]), None)
+    stated = re.fullmatch(r'"?sep=([;,|\t])"?[;, ]*', lines[0], re.IGNORECASE) if lines else None  # a line for spreadsheets
+    lines = lines[1:] if stated else lines
+    mark = stated[1] if stated else next((mark for mark in "\t;," if lines and mark in lines[0]), None)
     if mark:
         rows = [*csv.reader(lines, delimiter=mark, skipinitialspace=True, strict=True)]
         if len(rows) < len(lines):
@@ -164,6 +166,10 @@ def columns_of(rows: Sequence[Sequence[str]], where: str) -> tuple[int, int, int
         return file, label, 1
     if file is not None and len(first) > 2:
         raise InputError(f"{where} has the columns {', '.join(map(printable, first[:6]))}: none of them is called label, class or category")
+    kinds = [[ending_of(entry) in suffixes for entry in row[:2]] for row in rows[1:] or rows]
+    if all(kind == [False, True] for kind in kinds) and ending_of(first[0]) not in suffixes:
+        raise InputError(f"{where} has no file names of images in column 1, and column 2 has: write the file first and then the label, "
+                         "or name the columns file and label in the first line")
     images = [bool(row) and ending_of(row[0]) in suffixes for row in rows[:2]]
     return 0, 1, int(images == [False, True] or file is not None)
 
@@ -179,6 +185,8 @@ def read_rows(path: Path) -> list[list[str]]:
     where = printable(path)
     try:
         data = path.read_bytes()
+        if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # .xlsx and .xls
+            raise InputError(f"{where} is an Excel workbook: save it as CSV")
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # what spreadsheets call Unicode text
         rows = split_lines(data.decode("utf-16") if utf16 else data.decode(errors="surrogateescape"))
     except (OSError, UnicodeError, csv.Error) as error:
@@ -238,13 +246,19 @@ def ways_to_name(path: str) -> tuple[str, ...]:  # the most exact first
     return path, os.path.splitext(path)[0]
 
 
+def ways_below(path: str) -> list[str]:
+    "The same with a table that may begin at a folder further down."
+    parts = path.split("/")
+    return [way for i in range(len(parts)) for way in ways_to_name("/".join(parts[i:]))]
+
+
 def match(table: Mapping[str, str], paths: Sequence[str], where: str) -> tuple[list[str | None], set[str]]:
     "The table's name for each file, or none; and the names that were used."
-    found: list[str | None] = []
-    for path in paths:
-        parts = path.split("/")
-        below = ["/".join(parts[i:]) for i in range(len(parts))]  # the table may begin at a folder further down
-        found.append(next((w for part in below for w in ways_to_name(part) if w in table), None))
+    found = [next((way for way in ways_below(path) if way in table), None) for path in paths]
+    used = set(found)
+    if others := {composed(name): name for name in table if not name.isascii() and name not in used}:  # their accents are written in another form, perhaps
+        found = [name or next((others[way] for way in map(composed, ways_below(path)) if way in others), None)
+                 for name, path in zip(found, paths)]
     counts = Counter(name for name in found if name is not None)
     if double := [name for name, count in counts.items() if count > 1]:
         raise InputError(f"{where} names {printable(double[0])}, and {counts[double[0]]} files of the folder have this name: "

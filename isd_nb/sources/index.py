@@ -8,7 +8,9 @@ __all__ = ['table_name', 'FolderIndex', 'scan', 'index_folder', 'annotated_folde
 # %% ../../nbs/machine_room/23_index.ipynb #c03-93b9d7
 import json
 import os
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -73,6 +75,25 @@ def count_left_out(found: Sequence[tuple[tuple[str, ...], Any]]) -> dict[str, di
             here = counts.setdefault(what, {})
             here[place] = here.get(place, 0) + count
     return counts
+
+# %% ../../nbs/machine_room/23_index.ipynb #sp2-fx11
+def composed(name: str) -> str:
+    "A name in the form in which a letter and its accent are one character."
+    return unicodedata.normalize("NFC", name)
+
+
+def spelling(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    "How names are written among others that are known; two of one form stay apart."
+    names, known = set(names), set(known)
+    own, theirs = Counter(map(composed, names)), Counter(map(composed, known))
+    forms = {composed(name): name for name in known if theirs[composed(name)] == 1}
+    return {name: name if name in known or own[composed(name)] > 1 else forms.get(composed(name), name) for name in names}
+
+
+def spelled_as(index: FolderIndex, classes: Sequence[str]) -> FolderIndex:
+    "A list whose classes are written as those of the training images."
+    written = spelling(index.classes, classes)
+    return replace(index, classes=tuple(written[name] for name in index.classes))
 
 # %% ../../nbs/machine_room/23_index.ipynb #c12-bf9a67
 def unchanged(folder: Path, names: Sequence[str], times: np.ndarray) -> bool:
@@ -157,6 +178,8 @@ def annotated_folder(folder: Path,  # holds the table, and images at any depth
         table[os.fsencode(name)] = rest.partition("\t")[0]
     listed = [(table[own], own, i) for i in range(len(index.files))
               if (own := index.files.name(i).rpartition(b"/")[2]) in table]
+    written = spelling({label for label, *_ in listed}, classes)
+    listed = [(written[label], own, i) for label, own, i in listed]
     if extra := sorted({label for label, *_ in listed} - set(classes)):
         raise InputError(f"{printable(folder / table_name)} has classes that the training images lack: {', '.join(extra[:5])}")
     rows, number = [i for *_, i in sorted(listed)], {name: i for i, name in enumerate(classes)}

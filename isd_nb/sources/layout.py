@@ -25,7 +25,7 @@ from .folders import (
     Survey, class_folders, level_notes, look_into, read_files, runs_beside, same_channels, suffixes, survey, survey_notes, take_rows_)
 from ..kernels.archives import is_file, is_folder, left_out_of
 from .given import class_notes, label_lists, part_by_table, readable_folder, table_notes
-from .index import FolderIndex, annotated_folder, index_folder, table_name
+from .index import FolderIndex, annotated_folder, index_folder, spelled_as, table_name
 from .splits import named_as, no_class, plain, test_names, train_names
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly07-le28
@@ -208,7 +208,7 @@ def plan_folder(path: Path | str,
     if labels:
         return plan_with_table(path, layout, train, given_path(labels), cache, bool(test))
     tables = {f for f in layout.tests if train.classes and is_file(f / table_name)}
-    tests = {f: annotated_folder(f, train.classes, cache) if f in tables else index_folder(f, cache) for f in layout.tests}
+    tests = {f: annotated_folder(f, train.classes, cache) if f in tables else spelled_as(index_folder(f, cache), train.classes) for f in layout.tests}
     chosen = pick_held_out({f: index.classes for f, index in tests.items()}, train.classes)
     if test and chosen and train.classes and without_classes(tests[chosen], train.classes):
         raise InputError(f"{printable(layout.tests[0])} has none of the classes of the training images: it needs their folders, or --labels FILE")
@@ -235,7 +235,7 @@ def plan_with_table(path: Path, layout: Layout, train: FolderIndex, table: Path,
         part, tested, split = parts
         check_classes(table, part.take(tested), present(part.take(np.delete(np.arange(len(part.labels)), tested))))
         return FolderPlan(path, layout, part, test_rows=tested, table=table, split=split)
-    tests = {f: found if found.classes else index_folder(f, cache) for f, found in zip(layout.tests, others)}
+    tests = {f: found if found.classes else spelled_as(index_folder(f, cache), train.classes) for f, found in zip(layout.tests, others)}
     usable = {f: index for f, index in tests.items() if not without_classes(index, train.classes)}
     chosen = pick_held_out({f: index.classes for f, index in usable.items()}, train.classes)
     if named and chosen is None:
