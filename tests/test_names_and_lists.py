@@ -151,7 +151,7 @@ def test_rows_that_a_cut_has_lost_are_stated(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     whole = file.read_bytes()
     file.write_bytes(whole[:200])
-    with pytest.warns(UserWarning, match=r"is cut off in line 4: this line and what came after it are lost"):
+    with pytest.warns(UserWarning, match=r"is cut off in line 4, so that the rows from there on are lost"):
         assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     file.write_bytes(whole.replace(b"4,,0.125,,,,,,,,,0.5,\r\n", b"4,,0.1\r\n"))
     with pytest.warns(UserWarning, match=r"metrics.csv has 1 row of fewer values than columns"):

@@ -30,9 +30,9 @@ def note_lost(path: Path,
               ) -> None:
     "Warn of rows that cannot be read."
     if cut is not None:
-        warnings.warn(f"{path} is cut off in line {max(1, cut)}: this line and what came after it are lost, and the others are used", stacklevel=3)
+        warnings.warn(f"{path} is cut off in line {max(1, cut)}, so that the rows from there on are lost", stacklevel=3)
     if short:
-        warnings.warn(f"{path} has {short} row{'s' * (short > 1)} of fewer values than columns, which cannot be used: the others are", stacklevel=3)
+        warnings.warn(f"{path} has {short} row{'s' * (short > 1)} of fewer values than columns, lost with what {'they' if short > 1 else 'it'} held", stacklevel=3)
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c15-3fe15a
 def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict per row; empty fields are left out
