@@ -22,7 +22,7 @@ from ..engine.evaluate_run import own_white
 from ..engine.evaluate_source import Source, Weights
 from ..engine.launch import one_sentence
 from ..engine.runs import read_recipe
-from ..errors import InputError
+from ..errors import InputError, given_path
 from ..explore.explorer import Explorer, check_page
 from ..explore.given import check_sources, file_of, gallery_of_sources, report_of_sources
 from ..protocols.storage import write_json

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import FileList, ImageSet
-from ..errors import InputError, from_extra, printable
+from ..errors import InputError, from_extra, given_path, printable
 from ..kernels.nearest_neighbours import nearest
 from ..protocols.storage import in_one_piece
 from ..sources.given import parse_folder

@@ -21,7 +21,7 @@ from ..errors import InputError, locked, printable
 from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.given import parse_folder, with_given, without_white
-from ..sources.identity import other_images
+from ..sources.identity import other_images, sound_identity
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c15-fx11
 def note_lost(path: Path,

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, IterableDataset, Subset
 
 from ..data import ImageSet, Levels, deep_kind, levels_between, open_stored, resize_center_crop, to_eight_bits
-from ..errors import InputError
+from ..errors import InputError, given_path
 from .folders import iter_image_files, level_notes
 from .given import parse_folder
 from .packed import packed_about
