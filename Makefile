@@ -37,7 +37,7 @@ test: $(VENV)/ready
 
 tests:
 	$(BIN)/ruff check isd_nb tests benchmarks book course examples
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder tests  # one more: many tests wait
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --no-loadscope-reorder tests  # one more: many tests wait
 
 # The browser that tests/test_browser.py drives; without one these tests are skipped, with a message.
 browser:

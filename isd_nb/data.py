@@ -82,14 +82,14 @@ class Unreadable:
     failed: int = 0
     named: set[Path] = field(default_factory=set)
 
-    def note(self, path: Path, error: OSError) -> None:
+    def note(self, path: Path, error: OSError, instead: str = "another image stands in for it") -> None:
         "Count a failure and warn about the file; raise when more than 20 readings, and more than 5%, have failed."
         self.failed += 1
         if self.failed > max(20, 0.05 * self.tried):
             raise InputError(f"{self.failed} of {self.tried} readings of files failed, the last of {printable(path)} ({error}). {self.failed / self.tried:.0%} is more than 5%: mend or remove the files")
         if path not in self.named:
             self.named.add(path)
-            warnings.warn(f"{printable(path)} cannot be read ({error}); another image stands in for it", stacklevel=2)
+            warnings.warn(f"{printable(path)} cannot be read ({error}); {instead}", stacklevel=2)
 
 # %% ../nbs/machine_room/16_images.ipynb #c11-cc1d09
 @dataclass(frozen=True)

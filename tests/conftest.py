@@ -41,8 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    "The tests of a file stay in one worker, for what they share; notebooks share nothing, and go to whichever is free."
+    "The tests of a file stay in one worker, for what they share; each notebook goes to whichever is free."
     from xdist.scheduler import LoadScopeScheduling
+
+    if config.option.dist != "load":  # another way was asked for
+        return None
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

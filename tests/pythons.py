@@ -1,6 +1,6 @@
 """`make test` on several Pythons, each in an environment of its own; the last results stand in CONTRIBUTING.md.
 
-    python tests/pythons.py python3.10 python3.12 python3.13    one after the other (each half an hour, and 7 GB)
+    python tests/pythons.py python3.10 python3.11 python3.12    one after the other (each half an hour, and 7 GB)
     python tests/pythons.py                                     the table from what is saved
 
 Every result is saved as it comes, in results/pythons.json; a Python that is given again replaces its own.
@@ -36,9 +36,17 @@ def counts(printed: str) -> dict[str, int]:  # of the runner's last line
     return {what: int(number) for number, what in found}
 
 
+def state() -> str:
+    "The commit, and whether anything was changed since."
+    def printed(*command: str) -> str:
+        done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    return printed("rev-parse", "--short", "HEAD") + (" and changes" if printed("status", "--porcelain", "-uno") else "")
+
+
 def tried(python: str) -> dict[str, Any]:
     "One Python: how `make test` ended, and with what it ran."
-    command, begun = ["make", "test", f"PYTHON={python}"], time.monotonic()
+    command, begun, commit = ["make", "test", f"PYTHON={python}"], time.monotonic(), state()
     printed = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
@@ -46,8 +54,6 @@ def tried(python: str) -> dict[str, Any]:
             printed.append(line)
     inside = ROOT / f".venv{'' if python == 'python3' else f'-{Path(python).name}'}" / "bin" / "python"
     about = subprocess.run([inside, "-c", ABOUT], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    revision = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     minutes = round((time.monotonic() - begun) / 60, 1)
     return dict(json.loads(about), command=" ".join(command), passes=process.returncode == 0,
                 tests=counts("".join(printed)), minutes=minutes, commit=commit, date=time.strftime("%Y-%m-%d"))

@@ -249,10 +249,12 @@ def test_what_is_white_can_be_stated_to_every_command(tmp_path: Path, monkeypatc
                  float(np.load(f"{w}.npy").max()) for w in (None, 4095.0, 2000.0)]
     assert brightest == pytest.approx([1000 / 1023, 1000 / 4095, 1000 / 2000], abs=0.003)
     unused = load_sets("folder:flat?white=4095", 12, root=tmp_path)
-    assert "white is not used: no file has more than 8 bits" in str(unused.found)
+    assert "white is for values of more than 8 bits, and no file that was opened has any" in str(unused.found)
+    assert unused.bank.levels == {"whole": (0, 4095), "real": (0, 4095)}  # for files that were not opened
     for name, words in (("flat", ""), ("deep", "whole numbers of more than 8 bits from 0 (black) to 400 (white), as ")):
         stated = str(load_sets(f"folder:{name}?window=40,400&white=400", 12, root=tmp_path).found)
-        assert "window is not used: no file is DICOM" in stated and words in stated and "floating-point" not in stated
+        assert "window is for DICOM files, and no file that was opened is one" in stated
+        assert words in stated and "floating-point" not in stated
     tiff = np.linspace(0, 900, 144, dtype=np.float32).reshape(12, 12)
     Image.fromarray(tiff).save(tmp_path / "deep" / Path(SPLIT[0]).with_suffix(".tif"))
     both = str(load_sets("folder:deep?white=400", 12, root=tmp_path).found)

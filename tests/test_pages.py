@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -31,24 +32,36 @@ def run(page: Path) -> str:  # what went wrong
     return "" if passed else errors.getvalue() or "no error was printed"
 
 
-@pytest.fixture(scope="module")
-def pages() -> Iterator[ProcessPoolExecutor]:
-    "A process for notebooks alone, that begins as nbdev's do."
-    import torch
+class Kernel:
+    "A process for notebooks alone, begun as nbdev's are: those of a worker run in it one after the other."
 
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # before anything imports Triton
-    usual = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": TENSORS, "NUMBA_NUM_THREADS": "1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (usual | interpreted).items():
-            patch.setenv(name, value)
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        pool.submit(os.getpid).result()  # it has started
-    with pool:
-        yield pool
+    def __init__(self) -> None:
+        import torch
+
+        usual = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": TENSORS, "NUMBA_NUM_THREADS": "1"}
+        interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # before anything imports Triton
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (usual | interpreted).items():
+                patch.setenv(name, value)
+            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            self.pool.submit(os.getpid).result()  # it has started
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[list[Kernel]]:
+    "The process of this worker; another takes its place where one ends."
+    used = [Kernel()]
+    yield used
+    used[-1].pool.shutdown()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
-def test_a_notebook_runs(page: Path, pages: ProcessPoolExecutor) -> None:
+def test_a_notebook_runs(page: Path, kernels: list[Kernel]) -> None:
     if page.stem == "04_triton_attention" and importlib.util.find_spec("triton") is None:
         pytest.skip("PyTorch for macOS and PyTorch without CUDA come without Triton")
-    assert not (errors := pages.submit(run, page).result()), errors
+    try:
+        errors = kernels[-1].pool.submit(run, page).result()
+    except BrokenProcessPool:
+        kernels.append(Kernel())  # for the notebooks that follow
+        errors = "its process ended: memory, or a fault of compiled code"
+    assert not errors, errors

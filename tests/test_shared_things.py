@@ -365,8 +365,9 @@ def test_images_of_python_are_described_before_training(given: bool, capsys: pyt
                                                         tmp_path: Path) -> None:
     images = ImageSet(torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8), torch.arange(20) % 2)
     for show in (True, False):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):  # nothing is trained here
-            patch.setattr("isd_nb.engine.whole.train_method", lambda *_, found, **__: {}["nothing" if found else found])
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError, match="nothing"):  # is trained here
+            ends = {True: "nothing", False: "found"}
+            patch.setattr("isd_nb.engine.whole.train_method", lambda *_, found, **__: {}[ends[bool(found)]])
             isd_nb.train(SHORTER, images, tmp_path, images.subset(range(4)) if given else None, show=show)
         said = capsys.readouterr().out
         assert ("16 images of 2 classes" in said) is (show and not given)

@@ -89,7 +89,7 @@ def test_deep_images_of_a_data_set_share_one_scale() -> None:
         assert from_dataset([deep(-1, "f4"), deep(0, "f4"), deep(1, "f4")]).images[:, 0, 0, 0].tolist() == [0, 128, 255]
     with pytest.warns(UserWarning, match=r"to 4095 \(white\), as white= says$"):
         assert from_dataset([deep(2048, "u2")], white=4095).images.unique().tolist() == [128]
-    with pytest.warns(UserWarning, match="white is not used: no image has more than 8 bits"):
+    with pytest.warns(UserWarning, match="white is for values of more than 8 bits, and no image has any"):
         from_dataset([Image.new("L", (8, 8))], white=4095)
     assert "image 1 of the data set cannot be read" in refusal(from_dataset, [deep(1, "f4"), deep(np.nan, "f4")])
     assert "white must be positive" in refusal(from_dataset, [deep(1)], white=0)

@@ -69,7 +69,7 @@ class ByItself(ImageSet):
         try:
             return decode_image(self.paths[i], self.shape[1], self.shape[0], self.levels, self.resized)
         except OSError as error:
-            self.unreadable.note(self.paths[i], error)
+            self.unreadable.note(self.paths[i], error, "its features are not a number")
             return torch.zeros(self.shape, dtype=torch.uint8)
 
 # %% ../../nbs/machine_room/57_embedding.ipynb #n05-piece

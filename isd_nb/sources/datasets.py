@@ -168,7 +168,7 @@ def stated_levels(white: Any) -> Levels | None:
 def scale_note(levels: Levels | None, kinds: set[str], white: float | None) -> str:
     "How the images of more than 8 bits are scaled, in words."
     used = {kind: edges for kind, edges in (levels or {}).items() if kind in kinds}
-    return level_notes(used, white).replace("--white N", "white=N").replace("no file", "no image")
+    return level_notes(used, white, option="white=N", what="image")
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #n06-32fb72
 def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, label) pairs; e.g. a torch.utils.data.Dataset
@@ -176,7 +176,7 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
                  classes: Sequence[str] = (),  # names; by default `dataset.classes`
                  white: float | None = None,  # which value is white in images of more than 8 bits; None: as the set suggests
                  ) -> ImageSet:
-    "Read every image of a data set once (those of more than 8 bits twice, if `white` is None), as bytes in memory."
+    "Read every image of a data set, as bytes in memory; where `white` is None, up to 20,000 twice, from the first of more than 8 bits on."
     size, levels = as_size(size), stated_levels(white)
     names = as_names(classes, "classes") if classes is not None else ()
     names, dataset = names or names_inside(dataset), as_items(dataset)

@@ -138,7 +138,7 @@ def common_levels(surveys: Sequence[Survey], given: Levels, white: float | None)
     "One scale for all files: from the least to the most of what was seen of each kind, and what the user states."
     ranges = {k: [seen.values[k] for seen in surveys if k in seen.values] for seen in surveys for k in seen.values}
     values = {k: (min(low for low, _ in r), max(high for _, high in r)) for k, r in ranges.items()}
-    found = replace(surveys[0], values=values).levels(white) if values else None
+    found = replace(surveys[0], values=values).levels(white) if values or white is not None else None  # not every file was opened
     return {**(found or {}), **given} or None
 
 # %% ../../nbs/machine_room/22_layout.ipynb #ly14-le28
