@@ -41,7 +41,8 @@ def state() -> str:
     def printed(*command: str) -> str:
         done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
-    return printed("rev-parse", "--short", "HEAD") + (" and changes" if printed("status", "--porcelain", "-uno") else "")
+    changes = printed("status", "--porcelain", "-uno")
+    return printed("rev-parse", "--short", "HEAD") + (" and changes" if changes else "")
 
 
 def tried(python: str) -> dict[str, Any]:

@@ -360,14 +360,18 @@ def test_weights_without_a_run_are_explored_in_a_notebook(run: Path, tmp_path: P
     assert "is not overwritten" in call(isd_explore, tmp_path, *wanted).stderr and opened[0].read_text() == "mine"
 
 
+def stopped(*_: object, found: object, **__: object) -> None:
+    "Where training would begin."
+    raise KeyError("nothing" if found else "found")
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_images_of_python_are_described_before_training(given: bool, capsys: pytest.CaptureFixture[str],
                                                         tmp_path: Path) -> None:
     images = ImageSet(torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8), torch.arange(20) % 2)
     for show in (True, False):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError, match="nothing"):  # is trained here
-            ends = {True: "nothing", False: "found"}
-            patch.setattr("isd_nb.engine.whole.train_method", lambda *_, found, **__: {}[ends[bool(found)]])
+            patch.setattr("isd_nb.engine.whole.train_method", stopped)
             isd_nb.train(SHORTER, images, tmp_path, images.subset(range(4)) if given else None, show=show)
         said = capsys.readouterr().out
         assert ("16 images of 2 classes" in said) is (show and not given)
