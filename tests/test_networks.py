@@ -26,9 +26,12 @@ from isd_nb.cli.train import command as isd_train
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, SplitBatchNorm, build_backbone, save_encoder, split_batch_norm
 from isd_nb.engine.export import export_encoder, to_share
+from isd_nb.engine.finish import finish, train_supervised
+from isd_nb.engine.runs import read_recipe
 from isd_nb.engine.state import prepare_training, restore_session, save_encoders, save_session, train_step
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
+from isd_nb.explore.figures import train_or_go_on
 from isd_nb.methods.building import build_method, decays, make_optimizer
 from isd_nb.methods.checkpoints import fit_recipe
 from isd_nb.methods.choosing import change_setting
@@ -37,7 +40,7 @@ from isd_nb.methods.sync_batch_norm import sync_batch_norm
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import Recipe
 from isd_nb.sources.digits import digits
-from isd_nb.sources.door import load_images
+from isd_nb.sources.door import Sets, load_images
 from isd_nb.views import STRONG
 
 ROOT = Path(__file__).parent.parent
@@ -603,12 +606,43 @@ def test_a_run_whose_first_layer_was_replaced_goes_on_and_is_read(held: None, tm
     "As earlier versions did with every network of the user's."
     recipe, how = replace(LITTLE, backbone="held_networks:held,kind=frozen"), dict(device="cpu", threads=1)
     with monkeypatch.context() as before:
-        before.setattr("isd_nb.engine.whole.with_own_stem", lambda recipe: recipe)
+        before.setattr("isd_nb.engine.runs.with_own_stem", lambda recipe: recipe)
         isd_nb.train(recipe, FEW, tmp_path, **how)
     left = isd_nb.train(replace(recipe, steps=3), FEW, tmp_path, resume=True, **how).encoders["teacher"]
     read = isd_nb.load_encoder(tmp_path)
     assert read.config.stem == "small" and read.backbone.net.first.kernel_size == (3, 3)
     assert_close(read(FEW.images / 255), left(FEW.images / 255))
+
+
+@pytest.mark.parametrize("way", ["train", "train_or_go_on"])
+def test_every_way_in_python_leaves_a_network_of_ones_own_as_it_is(way: str, held: None, tmp_path: Path) -> None:
+    recipe, sets = replace(LITTLE, backbone="held_networks:held"), Sets(FEW, FEW, FEW)
+    for resume in (False, True):
+        if way == "train":
+            left = train(recipe, FEW, tmp_path, resume=resume, device="cpu", show=False, threads=1)
+        else:
+            left = train_or_go_on(recipe, sets, tmp_path / "run", show=False)
+        assert left.method.student.backbone.net.first.kernel_size == (5, 5)
+    out = tmp_path if way == "train" else tmp_path / "run"
+    encoders = finish(recipe, sets, left, out, steps=10).encoders  # with the recipe as it was given
+    assert encoders["student"].config.stem == read_recipe(out).stem == "large"
+    for resume, stem in ((False, "small"), (True, "large")):
+        assert train_supervised(replace(recipe, stem=stem), FEW, out, resume, "cpu", False, threads=1)
+    assert read_recipe(out / "supervised").stem == "large"
+
+
+def test_a_small_stem_that_the_command_was_given_is_trained(held: None, tmp_path: Path) -> None:
+    recipe = change_setting(with_network(LITTLE, "held_networks:held"), "stem=small")
+    images, how = FEW, dict(device="cpu", show=False, threads=1)
+    first = train(recipe, images, tmp_path, stem_chosen=True, **how).method.student.backbone.net.first
+    assert first.kernel_size == (3, 3) and read_recipe(tmp_path).stem == "small"
+    left = train(recipe, images, tmp_path, resume=True, **how)  # which states nothing else
+    assert left.method.student.backbone.net.first.kernel_size == (3, 3)
+    assert train_supervised(recipe, images, tmp_path, False, "cpu", False, threads=1)
+    assert read_recipe(tmp_path / "supervised").stem == "small"
+    for go_on in (train, isd_nb.train):
+        with pytest.raises(InputError, match="changed from stem 'small' to 'large'"):
+            go_on(replace(recipe, stem="large"), images, tmp_path, resume=True, **how)
 
 
 def test_a_first_layer_that_does_more_than_convolve_stays() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data import ImageSet
 from ..encoders import FrozenEncoder, load_encoder
 from .model_card import write_model_card
+from .runs import with_stem
 from .state import save_encoders
 from .training import Trained, train
 from ..kernels.devices import machine
@@ -40,12 +41,12 @@ def train_supervised(recipe: Recipe,
     if train_set.labels is None or len(train_set.classes) < 2 or recipe.method == "supervised":
         return None
     steps = max(1, total_steps(recipe, images or len(train_set)) // 4)
-    upper = replace(recipe, name=f"{recipe.name}_supervised", method="supervised", options={}, epochs=None, steps=steps,
+    upper = replace(with_stem(recipe, out, True), name=f"{recipe.name}_supervised", method="supervised", options={}, epochs=None, steps=steps,
                     evaluations=1)
     if show:
         print(f"The same backbone with labels, {steps * recipe.batch_size:,} images:")
     return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show,
-                 threads=threads, longer=resume)
+                 threads=threads, longer=resume, stem_chosen=True)
 
 # %% ../../nbs/machine_room/53_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
@@ -118,6 +119,7 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
            ) -> Finished:
     "Save the encoders, evaluate them as they were saved if there are labels, write summary.json and the model card."
     out, device = Path(out), device_of(trained.method)
+    recipe = with_stem(recipe, out, True)  # as the run was trained
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.bank)
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
     kinds = agreed_precision(encoders, sets.bank, device)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, locked, printable
+from ..methods.choosing import with_own_stem
 from ..protocols.storage import in_one_piece, write_json
 from ..recipe import Recipe, recipe_from_json, recipe_to_json, total_steps
 from ..sources.given import parse_folder, with_given, without_white
@@ -89,6 +90,14 @@ def read_recipe(run: Path) -> Recipe:
         return recipe_from_json(values.get("recipe", {}) if isinstance(values, dict) else values)
     except (OSError, ValueError) as error:
         raise InputError(f"{config} is damaged ({error}); mend it, or begin again with another --out") from error
+
+# %% ../../nbs/machine_room/52_runs.ipynb #ru-stem-c1
+def with_stem(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+    "The recipe with a stem that leaves a network of another library what it is; a run that is resumed keeps the stem that it was begun with."
+    if not (resume and ":" in recipe.backbone and (out / "config.json").is_file()):
+        return with_own_stem(recipe)
+    begun = read_recipe(out)
+    return replace(recipe, stem=begun.stem) if (begun.backbone, recipe.stem) == (recipe.backbone, "small") else recipe
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c22-2ea6ae
 def open_run(out: Path, recipe: Recipe, resume: bool,

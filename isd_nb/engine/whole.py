@@ -16,13 +16,13 @@ import torch
 
 from ..data import ImageSet, held_out
 from .finish import Finished, finish
-from .runs import read_recipe
+from .runs import with_stem
 from .training import train as train_method
 from ..encoders import build_backbone
 from ..errors import InputError, printable
 from ..kernels.devices import given_rank
 from ..methods.building import backbone_config, find_method, read_sets
-from ..methods.choosing import size_line, with_own_stem
+from ..methods.choosing import size_line
 from ..methods.networks import look_once
 from ..protocols.scorer import sample_evaluator
 from ..recipe import Recipe, find_recipe
@@ -74,14 +74,6 @@ def check_own_size(recipe: Recipe, images: ImageSet) -> None:
             look_once(net, (2, *images.shape), recipe.backbone)
         except InputError as error:
             raise InputError(f"{error}; images given in Python are scored at their own size: make them {recipe.image_size} x {recipe.image_size}") from error
-
-# %% ../../nbs/machine_room/62_in_python.ipynb #ip-stem-c1
-def with_stem(recipe: Recipe, out: Path, resume: bool) -> Recipe:
-    "The recipe with a stem that leaves a network of another library what it is; a run that is resumed keeps the stem that it was begun with."
-    if not (resume and ":" in recipe.backbone and (out / "config.json").is_file()):
-        return with_own_stem(recipe)
-    begun = read_recipe(out)
-    return replace(recipe, stem=begun.stem) if begun.backbone == recipe.backbone else recipe
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-read
 def with_words(sets: Sets, test: ImageSet | None) -> Sets:  # the images to test on that were given
@@ -138,5 +130,6 @@ def train(recipe: Recipe | str,  # or a recipe's name
     sets = with_words(sets, test)
     report_read(recipe, sets, show)
     how = dict(found=sets.found.to_json() if sets.found else None) | how
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume, **how)
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume,
+                           stem_chosen=True, **how)
     return finish(recipe, sets, trained, out)
