@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, call
 from PIL import Image
 
+import isd_nb
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.data import FileList, ImageSet
 from isd_nb.engine.runs import open_run, read_recipe
@@ -146,6 +147,23 @@ def test_a_run_goes_on_with_its_own_white_only(isd_train: Callable, tmp_path: Pa
         result = isd_train(*again, run, "--data", "folder:deep", *more)
         words, said = f"begun with another recipe, changed from white {was} to 400;", result.stderr.replace(".0", "")
         assert result.returncode == 2 and words in said, said
+
+
+def test_a_moved_folder_keeps_the_white_of_its_run_in_python(tmp_path: Path) -> None:
+    for i, values in enumerate(np.random.default_rng(0).integers(0, 900, (20, 16, 16)).astype(np.uint16)):
+        path = tmp_path / "deep" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    how, run = dict(device="cpu", root=tmp_path, threads=1), tmp_path / "run"
+    recipe, place = replace(QUICK, image_size=16), f"folder:{tmp_path / 'copy'}"
+    isd_nb.train(recipe, f"folder:{tmp_path / 'deep'}?white=4095", run, **how)
+    shutil.copytree(tmp_path / "deep", tmp_path / "copy")
+    assert isd_nb.train(recipe, place, run, resume=True, **how).summary["data"] == f"{place}?white=4095"
+    assert read_recipe(run).data == f"{place}?white=4095", "later commands find them"
+    isd_nb.train(replace(recipe, data=place), None, run, resume=True, **how)
+    for changed, stated in ((recipe, f"{place}?white=400"), (replace(recipe, white=400.0), place)):
+        with pytest.raises(InputError, match=r"another recipe, changed from white 4095\.0 to 400\.0"):
+            isd_nb.train(changed, stated, run, resume=True, **how)
 
 
 def test_another_test_folder_is_no_move(isd_train: Callable, small: Path, tmp_path: Path) -> None:

@@ -178,13 +178,22 @@ def is_longer(begun: Recipe, recipe: Recipe, images: int) -> bool:
     return total_steps(recipe, images) > total_steps(begun, images)
 
 
+def compared(out: Path, recipe: Recipe, images: int, longer: bool,
+             elsewhere: bool,  # whether the images may lie in another place now
+             ) -> bool:  # whether the recipe has more steps than the run was begun with
+    "Compare a recipe with that of a run; raises where they differ, but for more steps where `longer` expects them."
+    begun, now = settled(read_recipe(out)), settled(recipe)
+    begun = replace(begun, data=now.data) if elsewhere else begun
+    if longer and images and is_longer(begun, now, images):
+        return True
+    check_same_recipe(out, begun, now)
+    return False
+
+
 def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
     "Raise where a run was begun with another recipe; its images may lie elsewhere now."
     if (out / "config.json").is_file():
-        now = settled(recipe)
-        same = replace(settled(read_recipe(out)), data=now.data)
-        if not (longer and is_longer(same, now, images)):
-            check_same_recipe(out, same, now)
+        compared(out, recipe, images, longer, elsewhere=True)
 
 
 def check_checkpoint(out: Path, steps: int) -> None:
@@ -211,26 +220,24 @@ def note_longer(out: Path, recipe: Recipe,
 def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: Mapping[str, Any] | None,
           longer: bool = False) -> None:
     "Raise unless the run was begun with this recipe and these images; images that lie elsewhere now are noted."
-    begun, recipe, given = settled(read_recipe(out)), settled(recipe), recipe
+    begun, now = settled(read_recipe(out)), settled(recipe)
     config = json.loads((out / "config.json").read_text())
     then = config.get("images")
     if images and then and (changed := other_images(then, images)):
         raise InputError(f"{out} was begun with other images: {changed}; resume it with those of then, or begin again with another --out")
-    moved = begun.data != recipe.data and images is not None and then is not None  # the same, but elsewhere
-    same = replace(begun, data=recipe.data) if moved else begun
-    if longer and images and is_longer(same, recipe, images["images"]):
-        check_checkpoint(out, total_steps(begun, images["images"]))
-    else:
-        check_same_recipe(out, same, recipe)
+    count, known = images["images"] if images else 0, images is not None and then is not None  # known to be the same
+    if compared(out, recipe, count, longer, elsewhere=known):
+        check_checkpoint(out, total_steps(begun, count))
     if images and then is None:
         warnings.warn(f"{out} was begun by an earlier version, which did not note its images: whether they are the same is not known",
                       stacklevel=2)
-    if moved and (before := tested_on(begun.data)) != (now := tested_on(recipe.data)):
-        raise InputError(f"{out} was begun with {f'--test {printable(before)}' if before else 'no --test'}, and now it is {printable(now) or 'left out'}: its rows "
+    moved = known and begun.data != now.data
+    if moved and (before := tested_on(begun.data)) != (other := tested_on(now.data)):
+        raise InputError(f"{out} was begun with {f'--test {printable(before)}' if before else 'no --test'}, and now it is {printable(other) or 'left out'}: its rows "
                          "would be of two test sets; resume it as it was begun, or begin again with another --out")
     check_tested(out, config, tested)
     if moved:
-        write_json(out / "config.json", config | dict(recipe=recipe_to_json(replace(same, data=given.data, white=given.white))))
+        write_json(out / "config.json", config | dict(recipe=recipe_to_json(replace(begun, data=recipe.data, white=recipe.white))))
 
 # %% ../../nbs/machine_room/52_runs.ipynb #c31-aa1fc0
 @contextmanager

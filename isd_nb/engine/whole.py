@@ -16,7 +16,7 @@ import torch
 
 from ..data import ImageSet, held_out
 from .finish import Finished, finish
-from .runs import with_stem
+from .runs import read_recipe, with_own_white, with_stem
 from .training import train as train_method
 from ..encoders import build_backbone
 from ..errors import InputError, printable
@@ -30,10 +30,14 @@ from ..sources.datasets import typical_side
 from ..sources.door import Sets, in_python, words
 
 # %% ../../nbs/machine_room/62_in_python.ipynb #n05-a2a6b6
-def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe, root: Path | str) -> tuple[Recipe, Sets]:
+def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe, root: Path | str,
+            begun: Path | None = None,  # the run that goes on
+            ) -> tuple[Recipe, Sets]:
     "What is trained on, looked up and tested."
     if images is None or isinstance(images, str):
         recipe = recipe if images is None else replace(recipe, data=images)
+        if begun and (begun / "config.json").is_file():
+            recipe = replace(recipe, data=with_own_white(read_recipe(begun), recipe).data)
         sets = read_sets(recipe, root)
         return recipe, sets if test is None else replace(sets, test=test)
     if not isinstance(images, ImageSet):
@@ -122,7 +126,7 @@ def train(recipe: Recipe | str,  # or a recipe's name
           ) -> Finished:  # encoders, features, and what summary.json holds
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = recipe_and_place(recipe, out)
-    recipe, sets = sets_of(images, test, with_stem(recipe, Path(out), resume), root)
+    recipe, sets = sets_of(images, test, with_stem(recipe, Path(out), resume), root, Path(out) if resume else None)
     if test is not None:
         check_test(sets.bank, test)
     for part in (sets.bank, sets.test or sets.bank):
