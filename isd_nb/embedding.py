@@ -92,7 +92,7 @@ def explained(net: nn.Module | Callable, name: str, images: Tensor) -> Iterator[
     except RuntimeError as error:
         kinds = {p.dtype for p in net.parameters() if p.is_floating_point()} - {torch.float32} if isinstance(net, nn.Module) else ()
         said, shape = str(error).partition("\n")[0], tuple(images.shape[1:])
-        if kinds and re.search(r"dtype|scalar type|Input type", said):
+        if kinds and re.search(r"(must|to) have (the )?same dtype|dtypes must be the same|(expected|to have) scalar type|Input type \(", said):
             raise InputError(f"{name} has weights of {', '.join(str(kind).removeprefix('torch.') for kind in kinds)}, but images are float32: net.float() converts them") from error
         channels = re.search(r"to have (\d+) channels, but got (\d+) channels", said)
         if channels and int(channels[2]) == len(images[0]):
@@ -116,18 +116,25 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
         check_images(images, kind, batch_size)
-    found, done = dict[str, Tensor](), 0
+    found, plain, done = dict[str, Tensor](), set[str](), 0
     with contextlib.ExitStack() as modes:
         nets = {name: modes.enter_context(evaluating(net, device)) for name, net in encoders.items()}
-        calls = {name: InEitherOrder(encode) for name, (encode, _) in nets.items()}
         batches = modes.enter_context(contextlib.closing(in_batches(images, int(batch_size))))
         for batch in tqdm(batches, "features", math.ceil(len(images) / batch_size), leave=False, disable=not progress):
             pixels = {place: as_floats(batch, place) for place in {place for _, place in nets.values()}}
-            for name, (_, place) in nets.items():
+            for name, (encode, place) in nets.items():
                 label = "the encoder" if name == "encoder" else f"the encoder {name!r}"
                 autocast = torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16")
                 with autocast, explained(encoders[name], label, pixels[place]):
-                    features = as_output(calls[name](pixels[place]), label, len(batch))
+                    try:
+                        output = encode(pixels[place].contiguous() if name in plain else pixels[place])
+                    except RuntimeError as error:
+                        if done or "stride" not in str(error):
+                            raise
+                        plain.add(name)
+                        pixels[place] = as_floats(batch, place)  # a network may write into its images before it fails
+                        output = encode(pixels[place].contiguous())
+                    features = as_output(output, label, len(batch))
                 if not done:
                     own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have
                     found[name] = torch.empty(len(images), *features.shape[1:], device=keep or own)
@@ -139,26 +146,6 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
 def as_floats(batch: Tensor, place: torch.device) -> Tensor:  # uint8 (B, C, H, W) -> float32 in [0, 1]
     "Bytes as networks see them, channels last."
     return (batch.to(place).float() / 255).contiguous(memory_format=torch.channels_last)
-
-# %% ../nbs/machine_room/19_embedding.ipynb #em-order-c1
-class InEitherOrder:
-    "Calls a network; where the order of the first images makes it fail, they and all later ones come in the plain order."
-
-    def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
-        self.encode, self.tried, self.plain = encode, False, False
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if self.tried:
-            return self.encode(images.contiguous() if self.plain else images)
-        copied = images.clone(memory_format=torch.contiguous_format)  # a network may write into its images before it fails
-        try:
-            features = self.encode(images)
-        except RuntimeError as error:
-            if "stride" not in str(error):
-                raise
-            self.plain, features = True, self.encode(copied)
-        self.tried = True
-        return features
 
 # %% ../nbs/machine_room/19_embedding.ipynb #em1-m2
 def embed(encoder: nn.Module | Callable[[Tensor], Tensor],  # an `Encoder`: its backbone; anything else is called

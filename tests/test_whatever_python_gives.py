@@ -13,6 +13,7 @@ from isd_nb import (
     ISD, STRONG, AnchorQueue, ImageSet, Views, embed, knn_accuracy, soft_label_loss, soft_labels,
     streaming_soft_label_loss, train)
 from isd_nb.data import decode_image, held_out
+from isd_nb.embedding import embed_all
 from isd_nb.errors import InputError, refusal
 from isd_nb.kernels.devices import pick_device
 from isd_nb.kernels.linear_classifier import fit_linear
@@ -227,6 +228,43 @@ def test_encoders_of_other_kinds_are_taken() -> None:
         assert "batch_size must be a whole number of images, at least 1" in refusal(embed, half, PIXELS, size)
     with pytest.raises(RuntimeError, match="of its own"):
         embed(own_error, PIXELS)
+
+
+class Rows(torch.nn.Module):
+    "Writes into its images, then views them as rows: that fails where channels lie last."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        images.mul_(2)
+        return images.view(len(images), -1)
+
+
+def test_a_network_that_fails_for_the_order_gets_all_batches_in_the_other() -> None:
+    pixels = (torch.arange(10 * 192) % 251).byte().view(10, 3, 8, 8)
+    rows, flat = Rows(), pixels.flatten(1) / 255
+    found = embed_all({"rows": rows, "after": torch.nn.Flatten()}, pixels, batch_size=4)
+    assert torch.equal(found["rows"], 2 * flat) and torch.equal(found["after"], flat)
+    assert rows.calls == 4  # the first of three batches twice
+
+
+@pytest.mark.parametrize("words", ["my cache has no dtype yet", "no scalar type is known", "Input type of my own"])
+def test_an_error_of_a_network_with_half_weights_may_be_of_its_own(words: str) -> None:
+    class Cached(torch.nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match=words) as caught:
+        embed(Cached(64, 2).half(), PIXELS)
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LayerNorm(8), torch.nn.BatchNorm2d(1), torch.nn.ConvTranspose2d(1, 2, 3),
+                                   torch.nn.Sequential(torch.nn.Flatten(1, 2), torch.nn.TransformerEncoderLayer(8, 2))])
+def test_layers_of_half_weights_are_named(layer: torch.nn.Module) -> None:
+    assert "has weights of float16" in refusal(embed, layer.half(), PIXELS)
 
 
 def own_error(images: torch.Tensor) -> torch.Tensor:
