@@ -679,6 +679,27 @@ def test_a_function_may_take_grey_images_alone(held: None, tmp_path: Path) -> No
         with_network(LITTLE, "held_networks:none", 20)
 
 
+def test_a_function_that_fails_is_called_for_colour_and_for_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    "A download that fails is not tried for all numbers of channels; the first error is the one that is seen."
+    def failing(channels: int) -> nn.Module:
+        seen.append(channels)
+        raise FileNotFoundError(f"no weights, try {len(seen)}")
+    module, seen = ModuleType("failing_networks"), list[int]()
+    module.net = failing  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "failing_networks", module)
+    with pytest.raises(FileNotFoundError, match="no weights, try 1"):
+        with_network(LITTLE, "failing_networks:net", 20)
+    assert seen == [3, 1]
+
+
+def test_a_network_is_built_once_to_choose_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = list[BackboneConfig]()
+    monkeypatch.setattr("isd_nb.methods.networks.build_backbone",
+                        lambda config: built.append(config) or build_backbone(config))  # type: ignore[func-returns-value]
+    for count, name in enumerate(("timm:resnet18", "timm:nf_resnet26", "timm:vit_tiny_patch16_224,depth=1"), 1):
+        assert (with_network(LITTLE, name, 40).stem == "small") == (count == 1) and len(built) == count
+
+
 def test_a_buffer_that_a_file_holds_keeps_its_shape(held: None, tmp_path: Path) -> None:
     words = r"'backbone.net.grid' anew, of shape \(5, 5\) and not \(2, 2\).*persistent=False"
     with pytest.raises(InputError, match=words):

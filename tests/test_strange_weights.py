@@ -23,7 +23,7 @@ from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
 from isd_nb.methods.choosing import change_setting, choose_recipe
-from isd_nb.methods.networks import check_network
+from isd_nb.methods.networks import check_network, check_own
 from isd_nb.protocols.fine_tuning import with_channels
 from isd_nb.recipe import Recipe
 
@@ -185,6 +185,28 @@ def test_a_network_that_differs_alone_or_while_it_trains_is_refused_before_train
     own.odd = Odd
     recipe = replace(SHORT, backbone=f"own_networks:odd,kind={kind}", stem="large")
     assert words in refusal(build_method, recipe, IMAGES)
+
+
+class Centred(nn.Module):
+    "Subtracts the mean of a batch, with batch norm or without."
+
+    def __init__(self, channels: int, norm: bool) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(channels, 6, 3, 2), nn.BatchNorm2d(6) if norm else nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.layer(images)).mean((2, 3))
+        return found - found.mean(0)
+
+
+@pytest.mark.parametrize(("norm", "words"), [("true", "must not matter, so leave track_running_stats of every"),
+                                             ("false", "must not matter, so compute nothing across images")])
+def test_what_mixes_images_is_named_by_what_a_network_has(norm: str, words: str, own: ModuleType) -> None:
+    own.centred = Centred
+    recipe = replace(SHORT, backbone=f"own_networks:centred,norm={norm}", stem="large", image_size=32)
+    net = build_backbone(BackboneConfig(recipe.backbone, stem="large"))
+    said = refusal(check_own, net, recipe, 3)
+    assert words in said and ("track_running_stats" in said) == (norm == "true")
 
 
 def test_the_look_at_a_network_that_trains_changes_nothing(own: ModuleType) -> None:

@@ -226,17 +226,21 @@ def is_plain(conv: nn.Conv2d) -> bool:
         conv._forward_hooks or conv._forward_pre_hooks)
 
 
-def check_stem(net: nn.Module, name: str, shape: Sequence[int],  # (B, C, H, W)
-               strict: bool) -> None:  # whether a convolution that would only get another stride must be plain, too
-    "Raise an `InputError` where a small stem would take more from a network than the size and the stride of its first convolution."
-    first = first_convolution(net, name)
+def why_no_stem(net: nn.Module, name: str, shape: Sequence[int],  # (B, C, H, W)
+                strict: bool,  # whether a convolution that would only get another stride must be plain, too
+                ) -> str:  # "" where it fits
+    "Why a small stem would take more from a network than the size and the stride of its first convolution."
+    try:
+        first = first_convolution(net, name)
+    except InputError as error:
+        return str(error)
     entered, takes = takes_images(net, shape), is_plain(first) or not (strict or first.kernel_size[0] > 3)
     if takes and entered is first:
-        return
+        return ""
     what = f"a {type(entered).__name__}" if entered else "a layer that is not found"
     other = ", which is not the convolution that it holds first" if entered and entered is not first else ""
-    raise InputError(f"{name} begins with {what}{other}, and a small stem takes the place of a plain nn.Conv2d alone, learned, in one group, without "
-                     "dilation, hook or parametrization: use stem=large, which leaves the network as it is")
+    return (f"{name} begins with {what}{other}, and a small stem takes the place of a plain nn.Conv2d alone, learned, in one group, without "
+            "dilation, hook or parametrization: use stem=large, which leaves the network as it is")
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #bb-copy-c1
 def copied(net: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from ..errors import InputError, suggest
+from ..kernels.backbones import is_own
 from .building import with_method
 from .networks import network_line, read_option, refuse_stem, takes_small_stem, with_network
 from ..recipe import Recipe, find_recipe
@@ -64,7 +65,7 @@ def check_choice(recipe: Recipe, changed: Recipe) -> None:
     "Raise an `InputError` where a method or a network was set alone, and its option changes other settings with it."
     if changed.method != recipe.method:
         name, fitting = "method", with_method(recipe, changed.method)
-    elif changed.backbone != recipe.backbone and changed.backbone.startswith(("timm:", "torchvision:")):
+    elif changed.backbone != recipe.backbone and not is_own(changed.backbone):
         name, fitting = "backbone", replace(with_network(recipe, changed.backbone, None, recipe.init), stem=changed.stem)
     else:
         return

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['imagenet', 'parse_network', 'read_option', 'Network', 'build_network', 'network_size', 'normalisation',
            'torchvision_statistics', 'crop_size', 'view_size', 'has_batch_norm', 'with_network', 'as_it_is',
-           'refuse_stem', 'takes_small_stem', 'network_line', 'check_network', 'check_own', 'size_hint', 'check_twin',
-           'same_features', 'check_given']
+           'refuse_stem', 'stem_obstacle', 'takes_small_stem', 'network_line', 'check_network', 'check_own',
+           'size_hint', 'check_twin', 'same_features', 'check_given']
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n02-5b9f43
-import copy
 import difflib
 import inspect
 import json
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from ..encoders import BackboneConfig, FrozenEncoder, build_backbone, is_standard
 from ..errors import InputError, from_extra
-from ..kernels.backbones import check_steady, check_stem, conv_like, copied, is_own, num_features_of, replace_first, small_stem
+from ..kernels.backbones import check_steady, conv_like, copied, is_own, num_features_of, replace_first, small_stem, why_no_stem
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n05-a33ab7
@@ -256,46 +255,46 @@ def with_network(recipe: Recipe,
     if ":" not in name:
         return recipe
     size = view_size(name, side, recipe.image_size)
-    stem = "small" if size < 96 and not init and takes_small_stem(name, size) else "large"
-    net, _ = as_it_is(name)
+    built = as_it_is(name)
+    stem = "small" if size < 96 and not init and takes_small_stem(name, size, built) else "large"
     changes: dict[str, Any] = dict(image_size=size, stem=stem)
-    if not has_batch_norm(net) and recipe.optimizer != "adamw":
+    if not has_batch_norm(built[0]) and recipe.optimizer != "adamw":
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
                         warmup_steps=max(recipe.warmup_steps, 500), batch_norm_splits=1)
     return replace(recipe, **changes)
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n27-972168p1
 def as_it_is(name: str) -> tuple[nn.Module, int]:  # the network, and for how many channels
-    "The network of a name with its own stem, for RGB; for the first number of channels that it takes where a function of the user's refuses that."
+    "The network of a name with its own stem, for RGB; for grey images where a function of the user's refuses that."
     refused: list[Exception] = []
-    for channels in (3, 1, 2, *range(4, 17)) if is_own(name) else (3,):
+    for channels in (3, 1) if is_own(name) else (3,):
         try:
             with torch.random.fork_rng(devices=[]):
                 return build_backbone(BackboneConfig(name, channels, stem="large")), channels
         except Exception as error:  # whatever a user's function may raise
             refused.append(error)
-            if isinstance(error, InputError) and "cannot take images" not in str(error):  # no such network
-                break
     raise refused[0]
 
 # %% ../../nbs/machine_room/36_networks.ipynb #nw-stem-c1
 def refuse_stem(name: str, size: int = 64) -> None:  # of the images, in pixels
     "Raise an `InputError` where a small stem would take more from a network than the size and the stride of its first convolution."
-    net, channels = as_it_is(name)
-    check_stem(net.net, name, (2, channels, size, size), is_own(name))
+    if why := stem_obstacle(name, size, *as_it_is(name)):
+        raise InputError(why)
 
 
-def takes_small_stem(name: str, size: int = 64) -> bool:
+def stem_obstacle(name: str, size: int, net: nn.Module, channels: int) -> str:  # "" where there is none
+    "What `why_no_stem` finds in a network that was built with its own stem."
+    return why_no_stem(net.net, name, (2, channels, size, size), is_own(name))
+
+
+def takes_small_stem(name: str, size: int = 64, built: tuple[nn.Module, int] | None = None) -> bool:  # built: `as_it_is(name)`, if it is there
     "Whether the first convolution of a network is made small; of a function of the user's only where its name states how: `stem_padding=1`."
     if is_own(name) and "stem_padding" not in parse_network(name)[2]:
         return False
-    try:
-        refuse_stem(name, size)
-    except InputError as error:
-        if is_own(name) or "use stem=large" not in str(error):
-            raise
-        return False
-    return True
+    why = stem_obstacle(name, size, *(built or as_it_is(name)))
+    if why and is_own(name):
+        raise InputError(why)
+    return not why
 
 # %% ../../nbs/machine_room/36_networks.ipynb #n28-68687b
 def network_line(recipe: Recipe, side: int | None) -> str:
@@ -322,7 +321,7 @@ def check_network(net: nn.Module, recipe: Recipe, channels: int) -> None:
         raise InputError(f"{recipe.backbone} makes {found.shape[1]} features of an image of {recipe.image_size} x {recipe.image_size} pixels, but {stated} of one of 64 x 64: end it with a mean over places, so that it makes equally many at any size")
     if not found.is_meta and not found.isfinite().all():
         raise InputError(f"{recipe.backbone} computes features that are not finite of images that are grey all over")
-    if not recipe.backbone.startswith(("timm:", "torchvision:")):
+    if is_own(recipe.backbone):
         check_steady(found, lambda: look_once(copied(net), (2, channels, recipe.image_size, recipe.image_size), recipe.backbone), recipe.backbone)
         check_own(net, recipe, channels)
         check_twin(net, recipe, channels)
@@ -339,13 +338,14 @@ def check_own(net: nn.Module, recipe: Recipe, channels: int) -> None:
     except InputError as error:
         what = f"no features ({error})"
     if what:
+        how = "leave track_running_stats of every batch norm as it is, True" if has_batch_norm(net) else "compute nothing across images, such as y - y.mean(0)"
         raise InputError(f"{name} computes {what} of an image alone, not those that it has in a batch: in evaluation mode the rest of a batch must not "
-                         "matter, so leave track_running_stats of every batch norm as it is, True")
+                         f"matter, so {how}")
     with torch.random.fork_rng(devices=[]):
         try:
-            found = look_once(copy.deepcopy(net), tuple(images.shape), f"{name}, while it trains,", images, learning=True)
-        except (InputError, RuntimeError) as error:  # what cannot be copied, or needs more than two images, is not known to be wrong
-            if not isinstance(error, InputError) or "cannot take" in str(error):
+            found = look_once(copied(net), tuple(images.shape), f"{name}, while it trains,", images, learning=True)
+        except InputError as error:
+            if "cannot take" in str(error):  # it may need more than two images
                 return
             raise
     if found.shape[1] != both.shape[1]:
