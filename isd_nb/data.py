@@ -28,6 +28,7 @@ from .kernels.archives import openable
 from .kernels.devices import row_numbers, to_device
 from .kernels.dicom import is_dicom, read_dicom
 from .kernels.scores import as_tensor, check_highest
+from .kernels.view_transforms import channels_last
 
 # %% ../nbs/machine_room/16_images.ipynb #fl1-le2811
 class FileList(Sequence[Path]):
@@ -150,8 +151,7 @@ def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
     pixels = as_tensor(values, "images")
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise InputError(f"{what}, not {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}")
-    last = pixels.shape[3] in (1, 3) or (pixels.shape[3] == 4 and pixels.shape[1] > 16)
-    if pixels.shape[1] not in (1, 3) and last and pixels.shape[2] != pixels.shape[3]:
+    if channels_last(pixels.shape[1:]):
         raise InputError(f"{what}; {tuple(pixels.shape)} has its channels last: transpose(0, 3, 1, 2) brings them to the front")
     return pixels
 

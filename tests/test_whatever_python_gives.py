@@ -18,6 +18,7 @@ from isd_nb.errors import InputError, refusal
 from isd_nb.kernels.devices import pick_device
 from isd_nb.kernels.linear_classifier import fit_linear
 from isd_nb.recipe import Recipe, find_recipe
+from isd_nb.sources.datasets import channel_axis
 
 from_dataset = ImageSet.from_dataset
 
@@ -198,6 +199,21 @@ def test_channels_that_come_last_are_refused() -> None:
         assert Views(STRONG, 16)(last.permute(0, 3, 1, 2), G).shape == (4, channels, 16, 16)
         assert channels == 1 or "channels last" in refusal(ImageSet, (255 * last[:, :, 1:]).byte())
     assert Views(STRONG, 16)(torch.rand(4, 20, 20, 20), G).shape == (4, 20, 16, 16)
+
+
+@pytest.mark.parametrize(("shape", "last"), [
+    ((6, 20, 3), True), ((16, 20, 3), True), ((20, 20, 1), True), ((20, 20, 3), True), ((20, 12, 4), True),
+    ((5, 6, 1), True),
+    ((1, 20, 20), False), ((3, 20, 20), False), ((3, 20, 4), False), ((4, 20, 20), False), ((2, 20, 20), False),
+    ((6, 16, 16), False), ((16, 20, 20), False), ((64, 32, 32), False), ((8, 4, 4), False), ((20, 3, 3), False),
+])
+def test_all_doors_agree_on_where_the_channels_are(shape: tuple[int, int, int], last: bool) -> None:
+    images = torch.zeros(4, *shape, dtype=torch.uint8)
+    assert channel_axis(shape, 0) == (2 if last else 0)
+    if last:
+        assert "channels last" in refusal(ImageSet, images) and "channels last" in refusal(Views(STRONG, 16), images, G)
+    else:
+        assert ImageSet(images).shape == shape and Views(STRONG, 16)(images, G).shape == (4, shape[0], 16, 16)
 
 
 OUTPUTS: dict[str, Callable[[torch.Tensor], Any]] = {

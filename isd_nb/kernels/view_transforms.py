@@ -9,6 +9,7 @@ __all__ = ['resize_weights', 'resample', 'crop_boxes', 'between', 'rotate', 'lum
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #cf9278fae
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -272,11 +273,17 @@ def check_range(images: Tensor) -> None:  # float, of any shape
         raise InputError(f"images as floats have values from 0 to 1, not up to {most:g}: divide them by 255, or give them as uint8")
 
 
+def channels_last(shape: Sequence[int]) -> bool:  # of one image, (C, H, W) where they come first
+    "Whether a shape is plainly that of an image with its channels last: grey or RGB there and not in front, or RGBA there and more than 16 in front."
+    front, middle, last = shape
+    return front not in (1, 3) and middle != last and (last in (1, 3) or (last == 4 and front > 16))
+
+
 def _check_images(images: Tensor, params: AugmentParams) -> None:
     "Raise when `images` is not a batch of images, or not one that `params` can be applied to."
     if images.ndim != 4:
         raise InputError(f"images have shape {tuple(images.shape)}; a batch has four axes, (B, C, H, W)")
-    if images.shape[1] > 16 and images.shape[2] > 4 and images.shape[3] in (1, 3, 4):
+    if channels_last(images.shape[1:]):
         raise InputError(f"images of shape {tuple(images.shape)} have their channels last; a batch is (B, C, H, W): permute(0, 3, 1, 2) brings them to the front")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; they must be uint8 (0 to 255) or float (0 to 1)")

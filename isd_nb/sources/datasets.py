@@ -21,6 +21,7 @@ from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, IterableDa
 
 from ..data import ImageSet, Levels, deep_kind, levels_between, open_stored, resize_center_crop, to_eight_bits
 from ..errors import InputError, given_path
+from ..kernels.view_transforms import channels_last
 from .folders import iter_image_files, level_notes
 from .given import parse_folder
 from .packed import packed_about
@@ -31,7 +32,8 @@ def channel_axis(shape: Sequence[int],  # of one image
                  ) -> int | None:  # None: no dimension is plainly that of the channels
     "`own`, unless the shape allows only the other end: it has 4 or fewer, or at most 16 and at most half of either side."
     here, there, middle = shape[own], shape[2 - own], shape[1]
-    if here > 4 and there < middle and (there <= 4 or 2 * there <= min(here, middle, 32)):
+    plain = channels_last((here, middle, there)) or there in (2, 4) or 2 * there <= min(here, middle, 32)
+    if here > 4 and there < middle and plain:
         return 2 - own
     return None if here > 16 and (there < middle or middle <= 4 < there) else own
 
