@@ -178,7 +178,7 @@ def is_longer(begun: Recipe, recipe: Recipe, images: int) -> bool:
     return total_steps(recipe, images) > total_steps(begun, images)
 
 
-def compare_recipes(out: Path, recipe: Recipe, images: int, longer: bool,
+def gets_more_steps(out: Path, recipe: Recipe, images: int, longer: bool,
                     elsewhere: bool,  # whether the images may lie in another place now
                     ) -> bool:  # whether the recipe has more steps than the run was begun with
     "Compare a recipe with that of a run; raises where they differ, but for more steps where `longer` expects them."
@@ -193,7 +193,7 @@ def compare_recipes(out: Path, recipe: Recipe, images: int, longer: bool,
 def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
     "Raise where a run was begun with another recipe; its images may lie elsewhere now."
     if (out / "config.json").is_file():
-        compare_recipes(out, recipe, images, longer, elsewhere=True)
+        gets_more_steps(out, recipe, images, longer, elsewhere=True)
 
 
 def check_checkpoint(out: Path, steps: int) -> None:
@@ -226,7 +226,7 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: M
     if images and then and (changed := other_images(then, images)):
         raise InputError(f"{out} was begun with other images: {changed}; resume it with those of then, or begin again with another --out")
     count, known = images["images"] if images else 0, images is not None and then is not None  # known to be the same
-    if compare_recipes(out, recipe, count, longer, elsewhere=known):
+    if gets_more_steps(out, recipe, count, longer, elsewhere=known):
         check_checkpoint(out, total_steps(begun, count))
     if images and then is None:
         warnings.warn(f"{out} was begun by an earlier version, which did not note its images: whether they are the same is not known",
