@@ -28,7 +28,7 @@ SMALL = ["--recipe", "digits", "--data", "folder:small"]  # images of the fixtur
 
 # The files that take longest, so that no worker begins one of them when the others have nothing left.
 LONG = (
-    "test_browser", "test_pages", "test_training_scale", "test_processes", "test_gpu_notebooks", "test_checkpoints",
+    "test_pages", "test_browser", "test_training_scale", "test_processes", "test_gpu_notebooks", "test_checkpoints",
     "test_networks", "test_day_that_goes_wrong", "test_companions", "test_command_line", "test_compare",
     "test_odd_runs", "test_methods",
     "test_benchmarks", "test_evaluation", "test_site", "test_isd_eval", "test_wrong_settings",
@@ -41,16 +41,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    "The tests of a file stay in one worker, for what they share; each notebook goes to whichever is free."
+    """The tests of a file stay in one worker, for what they share. Notebooks, which compute all the time, go to all workers
+    but one: it has tests meanwhile, many of which wait."""
     from xdist.scheduler import LoadScopeScheduling
 
     if config.option.dist != "load":  # another way was asked for
         return None
+    lanes, lane_of = max(1, len(config.option.tx) - 1), dict[str, int]()
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return nodeid if file.endswith("test_pages.py") else file
+            if not file.endswith("test_pages.py"):
+                return file
+            return f"{file} {lane_of.setdefault(nodeid, len(lane_of) % lanes)}"
     return ByFile(config, log)
 
 
