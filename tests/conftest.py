@@ -41,8 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a file stay in one worker, for what they share. Notebooks, which compute all the time, go to all workers
-    but one: it has tests meanwhile, many of which wait."""
+    """The tests of a file stay in one worker, for what they share. Notebooks, which compute all the time, go to all
+    workers but one: it has tests meanwhile, many of which wait."""
     from xdist.scheduler import LoadScopeScheduling
 
     if config.option.dist != "load":  # another way was asked for
