@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,19 @@ def explained(net: nn.Module | Callable, name: str, images: Tensor) -> Iterator[
             raise InputError(f"{name} does not take images of {shape} (C, H, W): {said}") from error
         raise
 
+# %% ../nbs/machine_room/19_embedding.ipynb #em-either
+def in_either_order(encode: Callable[[Tensor], Any], images: Tensor,
+                    anew: Callable[[], Tensor],  # the same images: a network may write into them before it fails
+                    ) -> tuple[Any, Tensor | None]:  # what it returns; the images made anew, if it needs them in the plain order
+    "Call an encoder for the first time; where it fails for the order in which images lie in memory, once more in the plain one."
+    try:
+        return encode(images), None
+    except RuntimeError as error:
+        if "stride" not in str(error):
+            raise
+    images = anew()
+    return encode(images.contiguous()), images
+
 # %% ../nbs/machine_room/19_embedding.ipynb #c11-ce8bde
 @torch.no_grad()
 def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # by name; of an `Encoder` its backbone
@@ -116,7 +130,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
         check_images(images, kind, batch_size)
-    found, plain, done = dict[str, Tensor](), set[str](), 0
+    found, plain, done = dict[str, Tensor](), dict[str, bool](), 0
     with contextlib.ExitStack() as modes:
         nets = {name: modes.enter_context(evaluating(net, device)) for name, net in encoders.items()}
         batches = modes.enter_context(contextlib.closing(in_batches(images, int(batch_size))))
@@ -126,14 +140,11 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
                 label = "the encoder" if name == "encoder" else f"the encoder {name!r}"
                 autocast = torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16")
                 with autocast, explained(encoders[name], label, pixels[place]):
-                    try:
-                        output = encode(pixels[place].contiguous() if name in plain else pixels[place])
-                    except RuntimeError as error:
-                        if done or "stride" not in str(error):
-                            raise
-                        plain.add(name)
-                        pixels[place] = as_floats(batch, place)  # a network may write into its images before it fails
-                        output = encode(pixels[place].contiguous())
+                    if not done:
+                        output, anew = in_either_order(encode, pixels[place], partial(as_floats, batch, place))
+                        pixels[place], plain[name] = pixels[place] if anew is None else anew, anew is not None
+                    else:
+                        output = encode(pixels[place].contiguous() if plain[name] else pixels[place])
                     features = as_output(output, label, len(batch))
                 if not done:
                     own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have

@@ -614,16 +614,11 @@ def test_a_run_whose_first_layer_was_replaced_goes_on_and_is_read(held: None, tm
     assert_close(read(FEW.images / 255), left(FEW.images / 255))
 
 
-@pytest.mark.parametrize("way", ["train", "train_or_go_on"])
-def test_every_way_in_python_leaves_a_network_of_ones_own_as_it_is(way: str, held: None, tmp_path: Path) -> None:
-    recipe, sets = replace(LITTLE, backbone="held_networks:held"), Sets(FEW, FEW, FEW)
-    for resume in (False, True):
-        if way == "train":
-            left = train(recipe, FEW, tmp_path, resume=resume, device="cpu", show=False, threads=1)
-        else:
-            left = train_or_go_on(recipe, sets, tmp_path / "run", show=False)
+def test_a_notebook_for_gpus_leaves_a_network_of_ones_own_as_it_is(held: None, tmp_path: Path) -> None:
+    recipe, sets, out = replace(LITTLE, backbone="held_networks:held"), Sets(FEW, FEW, FEW), tmp_path / "run"
+    for _ in range(2):  # and goes on with it
+        left = train_or_go_on(recipe, sets, out, show=False)
         assert left.method.student.backbone.net.first.kernel_size == (5, 5)
-    out = tmp_path if way == "train" else tmp_path / "run"
     encoders = finish(recipe, sets, left, out, steps=10).encoders  # with the recipe as it was given
     assert encoders["student"].config.stem == read_recipe(out).stem == "large"
     for resume, stem in ((False, "small"), (True, "large")):
@@ -634,7 +629,7 @@ def test_every_way_in_python_leaves_a_network_of_ones_own_as_it_is(way: str, hel
 def test_a_small_stem_that_the_command_was_given_is_trained(held: None, tmp_path: Path) -> None:
     recipe = change_setting(with_network(LITTLE, "held_networks:held"), "stem=small")
     images, how = FEW, dict(device="cpu", show=False, threads=1)
-    first = train(recipe, images, tmp_path, stem_chosen=True, **how).method.student.backbone.net.first
+    first = train(recipe, images, tmp_path, **how).method.student.backbone.net.first
     assert first.kernel_size == (3, 3) and read_recipe(tmp_path).stem == "small"
     left = train(recipe, images, tmp_path, resume=True, **how)  # which states nothing else
     assert left.method.student.backbone.net.first.kernel_size == (3, 3)

@@ -152,6 +152,18 @@ def report(run: Path | None, sources: Sequence[Source], data: str | None, size: 
     files = report_of_sources(sources or [str(run)], data or (recipe.data if recipe else ""), folder, recipe.image_size if recipe else size, limit, root, show=True)
     return f"{', '.join(map(str, files))} are written"
 
+# %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-check
+def check_options(run: Path | None, encoders: Sequence[str] | None, size: int | None, mean: str | None, std: str | None, html: Path | None) -> None:
+    "Raise where options do not go together, or the page has no place."
+    if html and not html.parent.is_dir():
+        raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
+    if html:
+        check_page(html)
+    if run is not None and size is not None:
+        raise InputError("--size goes with --encoder; a run is explored at its own size")
+    if not encoders and (mean is not None or std is not None):
+        raise InputError("--mean and --std go with --encoder, and hold for each one; a run keeps its own normalisation")
+
 # %% ../../nbs/machine_room/80_isd_explore.ipynb #c57-rep-m1
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders = None, size: SizeWithoutRun = None,
             mean: Mean = None, std: Std = None,
@@ -161,14 +173,7 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
     "Open the explorer of a run or of weights in JupyterLab, or write it as one HTML file; or list what to look at first."
     with one_sentence("isd_explore", "the same command begins again"):
         data = with_given(data, labels, test, window, white)
-        if html and not html.parent.is_dir():
-            raise InputError(f"the folder {html.parent} for --html does not exist: make it first")
-        if html:
-            check_page(html)
-        if run is not None and size is not None:
-            raise InputError("--size goes with --encoder; a run is explored at its own size")
-        if not encoder and (mean is not None or std is not None):
-            raise InputError("--mean and --std go with --encoder, and hold for each one; a run keeps its own normalisation")
+        check_options(run, encoder, size, mean, std, html)
         sources = [as_given(source, mean, std) for source in encoder or ()]
         if report_folder:
             print(report(run, sources, data, size, limit, root, report_folder))

@@ -91,8 +91,7 @@ def run(recipe: Recipe,
         print(sets.found, flush=True)
     with with_threads(threads):
         trained = train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show,
-                        threads=threads, found=sets.found.to_json() if sets.found else None, test=sets.test, longer=resume,
-                        stem_chosen=True, **how)
+                        threads=threads, found=sets.found.to_json() if sets.found else None, test=sets.test, longer=resume, **how)
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end

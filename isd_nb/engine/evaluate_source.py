@@ -115,7 +115,7 @@ def shorter_side(encoder: FrozenEncoder, size: int) -> int | None:  # None: it i
         return round(size * expected.resize_size[0] / expected.crop_size[0])
     return None
 
-
+# %% ../../nbs/machine_room/61_evaluate_source.ipynb #rz2-own-b
 def resized_of(encoder: Callable, size: int) -> int | None:  # pixels of a file's shorter side before its middle is cut out; None: `size`
     "As the encoder's own run had it at this size; elsewhere, at an ImageNet network's size, as its weights expect, or 8/7: 256 for 224."
     recipe = recipe_of(encoder)
@@ -126,7 +126,7 @@ def resized_of(encoder: Callable, size: int) -> int | None:  # pixels of a file'
     expected = shorter_side(encoder, size) if isinstance(encoder, FrozenEncoder) else None
     return expected or round(size * 8 / 7)
 
-
+# %% ../../nbs/machine_room/61_evaluate_source.ipynb #rz2-own-c
 def found_line(encoder: Callable, size: int, data: str) -> str:  # "" of what is no weights from elsewhere
     "What was found in given weights, and of files how they are resized."
     if not isinstance(encoder, FrozenEncoder) or "written_by" not in encoder.metadata:

@@ -46,7 +46,7 @@ def train_supervised(recipe: Recipe,
     if show:
         print(f"The same backbone with labels, {steps * recipe.batch_size:,} images:")
     return train(upper, train_set, out / "supervised", resume=resume and (out / "supervised").exists(), device=device, show=show,
-                 threads=threads, longer=resume, stem_chosen=True)
+                 threads=threads, longer=resume)
 
 # %% ../../nbs/machine_room/53_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:

@@ -177,7 +177,7 @@ def is_longer(begun: Recipe, recipe: Recipe, images: int) -> bool:
         return False
     return total_steps(recipe, images) > total_steps(begun, images)
 
-
+# %% ../../nbs/machine_room/52_runs.ipynb #c23-longer2-b
 def gets_more_steps(out: Path, recipe: Recipe, images: int, longer: bool,
                     elsewhere: bool,  # whether the images may lie in another place now
                     ) -> bool:  # whether the recipe has more steps than the run was begun with
@@ -195,7 +195,7 @@ def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
     if (out / "config.json").is_file():
         gets_more_steps(out, recipe, images, longer, elsewhere=True)
 
-
+# %% ../../nbs/machine_room/52_runs.ipynb #c23-longer2-c
 def check_checkpoint(out: Path, steps: int) -> None:
     "Raise where a run has ended after so many steps, and its checkpoints are gone."
     rows = read_metrics(out)

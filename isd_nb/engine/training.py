@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from .runs import check_begun, columns, note_longer, only_one, open_run, read_metrics, with_stem, write_metrics, written_in
+from .runs import check_begun, columns, note_longer, only_one, open_run, read_metrics, write_metrics, written_in
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
@@ -211,12 +211,10 @@ def train(recipe: Recipe, images: ImageSet,
           found: Mapping[str, Any] | None = None,  # what was read, for the run's config.json
           test: ImageSet | None = None,  # what `evaluate` tests on, if a run is to go on with the same images only
           longer: bool = False,  # with `resume`: the recipe may have more steps than the run was begun with
-          stem_chosen: bool = False,  # a small stem was asked for, or decided already; else a network of one's own, and one that cannot have it, keeps its own
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
     out = Path(out)
-    recipe = recipe if stem_chosen else with_stem(recipe, out, resume)
     if resume:
         check_begun(out, recipe, len(images), longer)  # before what is built of another recipe is refused for something else
     session = prepare_training(recipe, images, str(device), tracker, out)

@@ -134,6 +134,5 @@ def train(recipe: Recipe | str,  # or a recipe's name
     sets = with_words(sets, test)
     report_read(recipe, sets, show)
     how = dict(found=sets.found.to_json() if sets.found else None) | how
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume,
-                           stem_chosen=True, **how)
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume, **how)
     return finish(recipe, sets, trained, out)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data import ImageSet, subsample_evenly
 from ..engine.finish import Finished
-from ..engine.runs import read_metrics
+from ..engine.runs import read_metrics, with_stem
 from ..engine.training import Trained, train
 from ..evaluation import embed
 from ..protocols.scorer import sample_evaluator
@@ -72,8 +72,8 @@ def train_or_go_on(recipe: Recipe, sets: Sets, out: Path | str, workers: int | N
                    show: bool = True,  # progress, a line for every evaluation, curves while it runs
                    ) -> Trained:
     "Train into `out`, or go on with what is there, by the same recipe and on the same images."
-    out = Path(out)
-    return train(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume=out.exists(), workers=workers, tracker=tracker,
+    out, resume = Path(out), Path(out).exists()
+    return train(with_stem(recipe, out, resume), sets.train, out, sample_evaluator(sets.bank, sets.test), resume=resume, workers=workers, tracker=tracker,
                  show=show, watch=LiveCurves() if show else None, found=sets.found.to_json() if sets.found else None, test=sets.test)
 
 # %% ../../nbs/machine_room/71_figures.ipynb #c39-810115

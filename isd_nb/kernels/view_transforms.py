@@ -265,7 +265,7 @@ def _recolour_(x: Tensor, params: AugmentParams) -> Tensor:
             x = functions[name](x, values)
     return x
 
-
+# %% ../../nbs/machine_room/12_view_transforms.ipynb #ced98c1ce-b
 def check_range(images: Tensor) -> None:  # float, of any shape
     "Refuse values of 0 to 255 where 0 to 1 is meant; on a GPU, and in a graph that is traced, nothing waits for this look."
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -278,7 +278,7 @@ def channels_last(shape: Sequence[int]) -> bool:  # of one image, (C, H, W) wher
     front, middle, last = shape
     return front not in (1, 3) and middle != last and (last in (1, 3) or (last == 4 and front > 16))
 
-
+# %% ../../nbs/machine_room/12_view_transforms.ipynb #ced98c1ce-c
 def _check_images(images: Tensor, params: AugmentParams) -> None:
     "Raise when `images` is not a batch of images, or not one that `params` can be applied to."
     if images.ndim != 4:

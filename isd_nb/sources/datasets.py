@@ -23,7 +23,7 @@ from ..data import ImageSet, Levels, deep_kind, levels_between, open_stored, res
 from ..errors import InputError, given_path
 from ..kernels.view_transforms import channels_last
 from .folders import iter_image_files, level_notes
-from .given import parse_folder
+from .given import as_white, parse_folder
 from .packed import packed_about
 
 # %% ../../nbs/machine_room/29_datasets.ipynb #n05-673d2f
@@ -162,9 +162,7 @@ def suggested_levels(dataset: Any, first: int, most: int = 20_000) -> Levels:
 # %% ../../nbs/machine_room/29_datasets.ipynb #da12-lv
 def stated_levels(white: Any) -> Levels | None:
     "The same, where the user states what is white."
-    if white is not None and not (isinstance(white, int | float | np.number) and 0 < white < np.inf):
-        raise InputError(f"white must be positive and finite, not {white!r:.60}")
-    return None if white is None else dict.fromkeys(("whole", "real"), (0, float(white)))
+    return None if white is None else dict.fromkeys(("whole", "real"), (0, as_white(white)))
 
 
 def scale_note(levels: Levels | None, kinds: set[str], white: float | None) -> str:

@@ -15,7 +15,7 @@ from ..data import ImageSet, subsample_evenly
 from ..errors import InputError, locked, printable, suggest
 from ..kernels.dicom import parse_window
 from .digits import digits
-from .given import parse_folder
+from .given import as_white, parse_folder
 from .identity import identity, other_images, shared_images
 from .layout import FolderPlan, Found, plan_folder, read_plan, read_shown, what_was_found
 from .packed import left_out_then, packed_about, read_packed
@@ -158,9 +158,7 @@ def kind_of(spec: str) -> tuple[str, str]:  # "digits", "folder", "torchvision" 
 
 def plan_of(place: str, root: Path | str, white: float | None) -> FolderPlan:
     "A folder as every command reads it."
-    if white is not None and not 0 < white < float("inf"):
-        raise InputError(f"white must be positive and finite, not {white}")
-    spec = parse_folder(place)
+    spec, white = parse_folder(place), None if white is None else as_white(white)
     if white is not None and spec.white not in (None, white):
         raise InputError(f"white is {white:g} in the recipe and {spec.white:g} in {printable(f'folder:{place}')}: give it once")
     plan = plan_folder(spec.path, Path(root) / "index", unlabelled=False, labels=spec.labels, test=spec.test)

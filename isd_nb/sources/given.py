@@ -45,12 +45,12 @@ class FolderSpec:
         return f"folder:{self.path}" + (f"?{'&'.join(said)}" if said else "")
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-oi
-def parse_white(text: str) -> float:
+def as_white(value: Any) -> float:  # a number, or its text
     "The value that is white."
-    with suppress(ValueError):
-        if 0 < (white := float(text)) < float("inf"):
+    with suppress(TypeError, ValueError):
+        if 0 < (white := float(value)) < float("inf"):
             return white
-    raise InputError(f"white must be a positive number, like 4095 for 12 bits, not {text!r}")
+    raise InputError(f"white must be positive and finite, like 4095 for 12 bits, not {value!r:.60}")
 
 
 def options_in(text: str) -> dict[str, str]:  # nothing where anything else is in it
@@ -70,7 +70,7 @@ def parse_folder(place: str) -> FolderSpec:  # what follows `folder:`
         raise InputError(f"after a folder's ? come labels=FILE, test=PATH, window=CENTER,WIDTH and white=N with & between them, not {options!r}")
     if "window" in known:
         parse_window(known["window"])
-    white = parse_white(known.pop("white")) if "white" in known else None
+    white = as_white(known.pop("white")) if "white" in known else None
     return FolderSpec(path, **known, white=white)
 
 # %% ../../nbs/machine_room/21_given_labels.ipynb #gl04-ld28p1
@@ -79,7 +79,7 @@ def with_given(data: str | None, labels: Path | str | None = None, test: Path | 
     "The text of `--data` with what `--labels`, `--test`, `--window` and `--white` add to it."
     given: dict[str, Any] = {name: str(value) for name, value in (("labels", labels), ("test", test), ("window", window)) if value is not None}
     if white is not None:
-        given["white"] = parse_white(str(white))
+        given["white"] = as_white(white)
     if not given:
         return data
     kind, _, place = (data or "").partition(":")

@@ -89,15 +89,7 @@ def check_place(out: Path, parts: Mapping[str, ImageSet], source: Path | None) -
     need = sum(len(images) * int(np.prod(images.shape)) for images in parts.values())
     above = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     if need > (free := shutil.disk_usage(above).free):
-        raise InputError(f"the packed images take {in_bytes(need)}, and {printable(above)} has {in_bytes(free)} free: choose another place")
-
-
-def in_bytes(count: int) -> str:
-    "A number of bytes in the unit that shows it: 1.5 GB, 20.0 MB, 3.1 kB."
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} bytes"
+        raise InputError(f"the packed images take {tqdm.format_sizeof(need, 'B')}, and {printable(above)} has {tqdm.format_sizeof(free, 'B')} free: choose another place")
 
 # %% ../../nbs/machine_room/25_packed.ipynb #pf2-found
 def passed_on(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     "Train, or go on, and score: one entry of `runs` in `comparison.json`."
     recipe, out, images = task.recipe, Path(task.out), sets.train
     trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device,
-                    show=False, workers=task.workers, found=sets.found.to_json() if sets.found else None, stem_chosen=True)
+                    show=False, workers=task.workers, found=sets.found.to_json() if sets.found else None)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
                   seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
                   peak_memory_mb=peak_memory())

@@ -160,7 +160,7 @@ def read_result(claim: str, recipe: str = "digits", folder: Path | str = "../../
     return read_saved(Path(folder) / f"{result_name(claim, recipe)}.json",
                       f"python -m isd_nb.studies.{claim} --recipe {recipe}")
 
-
+# %% ../../nbs/machine_room/65_evidence.ipynb #c23-783e0f-b
 def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` makes the file
     "A saved result, of a claim or of `isd_compare`, and one printed line about how it was made."
     if not path.is_file():
@@ -178,7 +178,7 @@ def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` 
         print(f"  by an earlier form of the recipe: {changed}")
     return saved
 
-
+# %% ../../nbs/machine_room/65_evidence.ipynb #c23-783e0f-c
 def changed_since(then: Mapping[str, Any]) -> str:  # "" where nothing has
     "The settings of a saved recipe that are others in the recipe of this name today."
     if then.get("name") not in recipes:
