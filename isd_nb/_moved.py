@@ -105,6 +105,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
     "explorer": {
         "cli.explore": "HtmlFile LabOptions Limit Moments Opening command isd_explore open_lab produce write_notebook",
         "cli.options": "DataSpec Root RunFolder",
+        "explore.page_data": "draw_picture pack sheet_columns sheets to_square",
     },
     "folders": {
         "sources.layout": "as_images read_indexed",

@@ -222,7 +222,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], st
     source = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_browser import GALLERY, Explorer\n"
         # thumbnails as strips, as of a large set
-        "import isd_nb.explore.explorer\nisd_nb.explore.explorer.sheets = lambda *_: {}\n"
+        "import isd_nb.explore.page_data\nisd_nb.explore.page_data.sheets = lambda *_: {}\n"
         "explorer = Explorer(GALLERY)\nexplorer"
     )
     cell = dict(cell_type="code", id="one", metadata={}, execution_count=None, outputs=[], source=source)

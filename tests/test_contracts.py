@@ -337,8 +337,8 @@ OLD = {  # what code of an earlier version imports, by module: the names that ar
             "report_unreadable same_channels send spread suffixes upright walk",
     "encoders": "conv_bn small_resnet tiny torchvision_resnet",
     "evaluation": "check_images in_batches one_thread take_epoch",
-    "explorer": "DataSpec HtmlFile LabOptions Limit Moments Opening Root RunFolder command isd_explore open_lab "
-                "produce write_notebook",
+    "explorer": "DataSpec HtmlFile LabOptions Limit Moments Opening Root RunFolder command draw_picture isd_explore "
+                "open_lab pack produce sheet_columns sheets to_square write_notebook",
     "fine_tuning": "labelled_batches",
     "folders": "as_images read_indexed sort_tiny_imagenet",
     "fused": "attend_fused",
