@@ -125,7 +125,8 @@ LEFT = {  # by the module that names have left and the one where they are: names
     },
     "isd": {
         "kernels.attention": "similarities",
-        "method": "FromRecipe WithTeacher average_over_processes call_apart width_of",
+        "kernels.buffers": "average_over_processes call_apart",
+        "method": "FromRecipe WithTeacher width_of",
     },
     "loss": {
         "kernels.attention": "attend=streaming_attention check_looks=check_vectors wide=at_least_float32",
@@ -133,6 +134,9 @@ LEFT = {  # by the module that names have left and the one where they are: names
     },
     "low_precision": {
         "kernels.bfloat16_attention": "attend_bfloat16=bfloat16_attention",
+    },
+    "method": {
+        "kernels.buffers": "functional_forward",
     },
     "methods.checkpoints": {
         "methods.checkpoints": "find_layout=key_layout_of",
@@ -163,7 +167,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "sources.given": "name_of=table_entry",
     },
     "teacher": {
-        "method": "pure_call=functional_forward write_buffers=load_buffers_",
+        "kernels.buffers": "pure_call=functional_forward write_buffers=load_buffers_",
     },
     "training": {
         "engine.state": "Diverged Session=TrainState backward check_encoders check_losses check_weights compiler "

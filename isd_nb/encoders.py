@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
     features = forward_features  # its name in earlier versions
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #cf766c1ec
+# %% ../nbs/machine_room/41_encoder_files.ipynb #cf766c1ec
 import json
 import os
 import sys
@@ -93,7 +93,7 @@ from safetensors.torch import save_file
 from .kernels.view_transforms import check_range
 
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #c45fcd39f
+# %% ../nbs/machine_room/41_encoder_files.ipynb #c45fcd39f
 class FrozenEncoder(Encoder):
     "A trained backbone for use: float32 features, no parameter that learns, always in evaluation mode."
     config: BackboneConfig
@@ -110,7 +110,7 @@ class FrozenEncoder(Encoder):
         check_range(images)
         return features
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #cd532259d
+# %% ../nbs/machine_room/41_encoder_files.ipynb #cd532259d
 def save_encoder(path: Path | str,  # the file; it is replaced in one step
                  encoders: Mapping[str, Encoder],  # by name, e.g. "teacher" and "student"; projectors are left out
                  config: BackboneConfig,  # of their backbones
@@ -132,7 +132,7 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #c2876ee3a
+# %% ../nbs/machine_room/41_encoder_files.ipynb #c2876ee3a
 def bare_encoder(config: BackboneConfig) -> FrozenEncoder:
     "An encoder of the right shape without memory for its values."
     with torch.device("meta"):
@@ -149,7 +149,7 @@ def check_partners(state: Mapping[str, Tensor], other: Mapping[str, Tensor], whe
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{where} does not match its config: {'; '.join(wrong[:3])}{more}")
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #encfile-head-c1
+# %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-head-c1
 def read_header(path: Path, text: str) -> dict[str, Any] | None:
     "What this package wrote about a file, `None` where it wrote nothing; an `InputError` names the part that is not as it writes it."
     damaged = f"the header of {path} is damaged, or of a newer isd_nb"
@@ -166,7 +166,7 @@ def read_header(path: Path, text: str) -> dict[str, Any] | None:
             raise InputError(f"{damaged}: its {name} must be of the kind {kind.__name__}, not {type(header.get(name)).__name__}")
     return header
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #encfile-head-c2
+# %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-head-c2
 def config_in(header: dict[str, Any], state: dict[str, Tensor], where: str) -> BackboneConfig:
     "The network that a header describes; an `InputError` where there is none, or it is larger than these tensors can be."
     damaged = f"{where} cannot be built, its header is damaged, or of a newer isd_nb"
@@ -180,7 +180,7 @@ def config_in(header: dict[str, Any], state: dict[str, Tensor], where: str) -> B
         raise InputError(f"{damaged}: its config is of a larger network than the file holds the weights of ({config})")
     return config
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #c2876ee3ap1
+# %% ../nbs/machine_room/41_encoder_files.ipynb #c2876ee3ap1
 def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> FrozenEncoder:
     "A frozen encoder from the header and tensors of a file."
     config = config_in(header, state, where)
@@ -193,7 +193,7 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #c30b4f2e6
+# %% ../nbs/machine_room/41_encoder_files.ipynb #c30b4f2e6
 def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:
     "What this package wrote about the file, if it did; the names of all tensors; and those that begin with `prefix`."
     try:
@@ -204,7 +204,7 @@ def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, li
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #encfile-code-c1
+# %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-code-c1
 def names_code(network: str) -> bool:
     "Whether a network is a function of the user's, package.module:function, rather than one of ours or of a library."
     return ":" in network and not (network.startswith(("timm:", "torchvision:")) and "checkpoint_path=" not in network)  # timm would run what that file holds
@@ -232,7 +232,7 @@ def run_backbone(path: Path) -> str | None:
         return None
     return name if isinstance(name, str) else None
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #encfile-code-c2
+# %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-code-c2
 def is_standard(package: str) -> bool:
     "Whether a package is Python's own or PyTorch, found out without importing it; a file of yours may have the name of one of Python's."
     if package == "torch" or package not in {*sys.stdlib_module_names, "test"}:
@@ -240,7 +240,7 @@ def is_standard(package: str) -> bool:
     spec = find_spec(package)
     return spec is None or not spec.has_location or Path(str(spec.origin)).is_relative_to(sysconfig.get_path("stdlib"))
 
-# %% ../nbs/machine_room/40_encoder_files.ipynb #c31a869d7
+# %% ../nbs/machine_room/41_encoder_files.ipynb #c31a869d7
 def load_encoder(path: Path | str,  # a run's directory, its file, a checkpoint of other code, or shipped:NAME, hub:OWNER/NAME, timm:NAME, torchvision:NAME
                  which: str = "teacher",  # the name it was saved under
                  named: str | None = None,  # a network of code that the file's header may name, beside that of its run; "": none at all

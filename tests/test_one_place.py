@@ -272,7 +272,7 @@ def changed(value: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_changed_number_is_seen_on_its_page(tmp_path: Path) -> None:
-    name = "nbs/machine_room/85_benchmarks.ipynb"
+    name = "nbs/machine_room/86_benchmarks.ipynb"
     place = (tmp_path / name).parent
     place.mkdir(parents=True)
     (tmp_path / "results").mkdir()

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Those that take longest come first, so that none of them is begun when the others are done.
-LONG = ("6_isd", "index", "4_from_pretrained_weights", "64_compare", "1_my_folder", "01_teacher_and_student",
-        "02_soft_and_binary", "3_someone_elses_weights", "68_umap", "73_explorer", "44_fine_tuning", "2_encoders",
+LONG = ("6_isd", "index", "4_from_pretrained_weights", "65_compare", "1_my_folder", "01_teacher_and_student",
+        "02_soft_and_binary", "3_someone_elses_weights", "69_umap", "74_explorer", "45_fine_tuning", "2_encoders",
         "03_few_labels")
 PAGES = sorted((p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts),
                key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), p))

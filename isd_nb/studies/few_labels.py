@@ -46,7 +46,7 @@ def linear_top1(encoder: nn.Module, part: ImageSet, held: ImageSet, seed: int) -
 
 
 def whole_top1(encoder: Encoder, part: ImageSet, held: ImageSet, tuning: Tuning, classes: int) -> float:
-    "The whole net (machine_room/44_fine_tuning)."
+    "The whole net (machine_room/45_fine_tuning)."
     logits = embed(fit_classifier(encoder, part, tuning, classes), held)  # (M, classes)
     return score(logits, held.known_labels().to(logits.device)).top1
 
