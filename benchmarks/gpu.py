@@ -85,17 +85,17 @@ def recipe_of(batch: int, args: argparse.Namespace) -> Recipe:
 class OurLoop:
     "The real loop, and the same loop without fetching."
 
-    def __init__(self, session: TrainState, images: int) -> None:
-        self.session, self.plan = session, iter(EpochSampler(images, session.recipe.batch_size, 0, stop=10**9))
+    def __init__(self, state: TrainState, images: int) -> None:
+        self.state, self.plan = state, iter(EpochSampler(images, state.recipe.batch_size, 0, stop=10**9))
         self.indices = next(self.plan)
-        self.pixels = session.images.get(self.indices)
+        self.pixels = state.images.get(self.indices)
 
     def real(self) -> None:
         indices = next(self.plan)
-        train_step(self.session, indices, self.session.images.get(indices))
+        train_step(self.state, indices, self.state.images.get(indices))
 
     def given(self) -> None:
-        train_step(self.session, self.indices, self.pixels)
+        train_step(self.state, self.indices, self.pixels)
 
     def operations(self) -> int:
         "Of one step: convolutions and matrix products."

@@ -34,21 +34,21 @@ def kind_of(operation: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), REST)
 
 
-def profiled(session: TrainState, stream: Iterator) -> dict[str, float]:
+def profiled(state: TrainState, stream: Iterator) -> dict[str, float]:
     """Milliseconds of one step by kind; the profiler's own cost falls on many small operations, and so on the rest."""
     batch = next(stream)
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        train_step(session, *batch)
+        train_step(state, *batch)
     times = dict.fromkeys([*KINDS, REST], 0.0)
     for event in found.key_averages():
         times[kind_of(event.key)] += event.self_cpu_time_total / 1e3
     return times
 
 
-def operations(session: TrainState, stream: Iterator) -> dict[str, float]:
+def operations(state: TrainState, stream: Iterator) -> dict[str, float]:
     """Floating-point operations of one step by kind, a multiplication with its addition as two."""
     with FlopCounterMode(display=False) as counter:
-        train_step(session, *next(stream))
+        train_step(state, *next(stream))
     counts = dict.fromkeys([*KINDS, REST], 0.0)
     for operation, count in counter.get_flop_counts()["Global"].items():
         counts[kind_of(str(operation).replace(".", "::"))] += count
@@ -76,17 +76,17 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, default=2048, help="rows and columns of the large product")
     args = parser.parse_args()
     precision = pick_precision("auto", torch.device("cpu"))
-    session = prepare_training(our_recipe(args), ImageSet(made_up_images(args.images)), "cpu")
-    stream = batches(session)
+    state = prepare_training(our_recipe(args), ImageSet(made_up_images(args.images)), "cpu")
+    stream = batches(state)
     for _ in range(5):  # warms up
-        train_step(session, *next(stream))
-    counts, times, rates, whole = operations(session, stream), [], [], []
+        train_step(state, *next(stream))
+    counts, times, rates, whole = operations(state, stream), [], [], []
     for _ in range(args.steps):
         rates.append(product_rate(args.matrix, precision))
-        times.append(profiled(session, stream))
+        times.append(profiled(state, stream))
         batch = next(stream)
         start = time.perf_counter()
-        train_step(session, *batch)
+        train_step(state, *batch)
         whole.append(1e3 * (time.perf_counter() - start))
     rate, step = statistics.median(rates), statistics.median(whole)
     rows = {kind: dict(milliseconds=round(statistics.median(t[kind] for t in times), 2),

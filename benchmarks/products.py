@@ -21,7 +21,7 @@ from isd_nb.recipe import find_recipe
 WARM = 4
 
 
-def session(name: str, products: bool) -> TrainState:
+def prepared(name: str, products: bool) -> TrainState:
     "A training of a recipe on random images, as `isd_train` begins it, or with PyTorch's convolutions."
     recipe = replace(find_recipe(name), epochs=None, steps=1000)
     shape = (8 * recipe.batch_size, 1 if name == "digits" else 3, recipe.image_size, recipe.image_size)
@@ -48,7 +48,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for name in given.recipes:
-        pair = [session(name, products) for products in (True, False)]
+        pair = [prepared(name, products) for products in (True, False)]
         took = [[milliseconds(training) for training in pair] for _ in range(WARM + given.rounds)][WARM:]
         now, before = (statistics.median(column) for column in zip(*took, strict=True))
         print(f"{name}: {now:.1f} ms a step by products, {before:.1f} by PyTorch's way, {before / now:.2f}", flush=True)

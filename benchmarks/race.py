@@ -110,14 +110,14 @@ def scheduled(step: TunedStep | PlainStep, recipe: Recipe, number: int) -> None:
 def ours(recipe: Recipe, images: ImageSet) -> Contestant:
     warm = prepare_training(replace(recipe, steps=2), images, "cpu")
     train_step(warm, *next(batches(warm)))
-    session = prepare_training(recipe, images, "cpu")
-    session.threads = ThreadChoice(None)
-    stream = batches(session)
+    state = prepare_training(recipe, images, "cpu")
+    state.threads = ThreadChoice(None)
+    stream = batches(state)
 
     def advance(number: int) -> None:
-        with session.threads.step():
-            train_step(session, *next(stream))
-    return Contestant(advance, lambda: session.method.encoders()["teacher"])
+        with state.threads.step():
+            train_step(state, *next(stream))
+    return Contestant(advance, lambda: state.method.encoders()["teacher"])
 
 
 def tuned_contestant(recipe: Recipe, images: ImageSet, tuning: Tuning = TUNING) -> tuple[TunedTraining, Callable]:

@@ -106,8 +106,9 @@ def all_methods(results: Path, data: str) -> str:
     columns = {c: title for c, title in PROTOCOLS.items() if c in means["isd"]}
     order = sorted(means, key=lambda name: -means[name]["knn20"])
     rows = [row(name, means[name], columns, name == "isd") for name in order]
-    runs, command = len(given.of["isd"]), whole_command(given.command)
-    note = f"{given.images_seen:,} images seen by each, means of {runs} runs: `{command}`."
+    runs = sorted({len(scores) for name, scores in given.of.items() if name not in ("pixels", "untrained")})
+    how_many = "one run each" if runs == [1] else f"means of {' to '.join(map(str, runs[:1] + runs[1:][-1:]))} runs"
+    note = f"{given.images_seen:,} images seen by each, {how_many}: `{whole_command(given.command)}`."
     return f"{table(['', *columns.values()], rows)}\n\n{note}"
 
 

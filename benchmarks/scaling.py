@@ -34,16 +34,16 @@ def turn_of(batch: int, size: int, anchors: int, device: str, images: int) -> Ca
     recipe = Recipe("bench", steps=10**9, batch_size=batch, image_size=size, queue_size=max(anchors, batch))
     generator = torch.Generator().manual_seed(0)
     bank = ImageSet(torch.randint(0, 256, (max(1024, batch), 3, size, size), generator=generator).to(torch.uint8))
-    session = prepare_training(recipe, bank, device)
-    stream, steps = batches(session), max(2, images // batch)
+    state = prepare_training(recipe, bank, device)
+    stream, steps = batches(state), max(2, images // batch)
 
     def turn() -> float:
-        train_step(session, *next(stream))
-        synchronize(session)
+        train_step(state, *next(stream))
+        synchronize(state)
         start = time.perf_counter()
         for _ in range(steps):
-            train_step(session, *next(stream))
-        synchronize(session)
+            train_step(state, *next(stream))
+        synchronize(state)
         return 1e6 * (time.perf_counter() - start) / (steps * batch)
     return turn
 

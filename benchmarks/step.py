@@ -181,14 +181,14 @@ def our_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def our_turn(args: argparse.Namespace, images: Tensor) -> Callable[[], float]:
-    session = prepare_training(our_recipe(args), ImageSet(images), args.device)
-    stream = batches(session)
+    state = prepare_training(our_recipe(args), ImageSet(images), args.device)
+    stream = batches(state)
 
     def turn() -> float:
         for count in (2, args.steps):
             start = time.perf_counter()
             for _ in range(count):
-                train_step(session, *next(stream))
+                train_step(state, *next(stream))
             synchronize(args.device)
         return (time.perf_counter() - start) / (args.steps * args.batch)
     return turn

@@ -31,16 +31,16 @@ CONTESTANTS = ("chosen", "one", "all")
 
 def rate(kind: str, seconds: float) -> float:  # images per second
     "Train with such threads, in this process."
-    session = prepare_training(find_recipe("digits"), digits()[0], "cpu")
-    session.threads = ThreadChoice({"chosen": None, "one": 1, "all": torch.get_num_threads()}[kind])
-    plan = iter(EpochSampler(len(session.images), session.recipe.batch_size, 0, 0, session.steps))
+    state = prepare_training(find_recipe("digits"), digits()[0], "cpu")
+    state.threads = ThreadChoice({"chosen": None, "one": 1, "all": torch.get_num_threads()}[kind])
+    plan = iter(EpochSampler(len(state.images), state.recipe.batch_size, 0, 0, state.steps))
     begun, half, seen = time.perf_counter(), None, 0
     while (now := time.perf_counter() - begun) < seconds:
         if half is None and now > seconds / 2:
             half, seen = now, 0
         indices = next(plan)
-        with session.threads.step():
-            train_step(session, indices, session.images.get(indices))
+        with state.threads.step():
+            train_step(state, indices, state.images.get(indices))
         seen += len(indices)
     return seen / (time.perf_counter() - begun - (half or 0))
 

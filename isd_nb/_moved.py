@@ -95,6 +95,9 @@ LEFT = {  # by the module that names have left and the one where they are: names
     "encoders": {
         "kernels.backbones": "conv_bn small_resnet tiny torchvision_resnet",
     },
+    "engine.state": {
+        "engine.state": "restore_session=restore_train_state save_session=save_train_state",
+    },
     "engine.evaluate_source": {
         "engine.evaluate_source": "fingerprint=weights_fingerprint",
     },
@@ -171,10 +174,10 @@ LEFT = {  # by the module that names have left and the one where they are: names
     },
     "training": {
         "engine.state": "Diverged Session=TrainState backward check_encoders check_losses check_weights compiler "
-                        "count_seconds micro_batches prepare=prepare_training restore_session save_session shard "
-                        "start_processes synchronize",
-        "engine.training": "Log=RunLogger Progress agreed batches check_tracker due=is_due look run_session "
-                           "start_tracker",
+                        "count_seconds micro_batches prepare=prepare_training restore_session=restore_train_state "
+                        "save_session=save_train_state shard start_processes synchronize",
+        "engine.training": "Log=RunLogger Progress agreed batches check_tracker due=is_due look "
+                           "run_session=run_training start_tracker",
         "sources.batches": "Plan=EpochSampler Rows=RankBatches decoders leave_signals",
     },
     "views": {

@@ -111,10 +111,10 @@ class NoDoubles(TorchDispatchMode):
 def test_a_step_and_features_need_no_float64(method: str) -> None:
     images = ImageSet(torch.randint(256, (32, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8))
     recipe = replace(find_recipe("digits"), method=method, steps=2, epochs=None, batch_size=16, queue_size=32, width=4)
-    session = prepare_training(replace(recipe, batch_norm_splits=1), images, "cpu")
+    state = prepare_training(replace(recipe, batch_norm_splits=1), images, "cpu")
     with NoDoubles():
-        train_step(session, torch.arange(16), images.images[:16])
-        embed(session.method.student, images)
+        train_step(state, torch.arange(16), images.images[:16])
+        embed(state.method.student, images)
 
 
 def test_a_set_larger_than_the_device_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +130,11 @@ def test_a_set_larger_than_the_device_stays_where_it_is(monkeypatch: pytest.Monk
 def test_chance_on_mps_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     images, said = ImageSet(torch.zeros(32, 1, 16, 16, dtype=torch.uint8)), []
     recipe = replace(find_recipe("digits"), steps=2, epochs=None, batch_size=16, queue_size=32, width=4)
-    session = prepare_training(recipe, images, "cpu")
+    state = prepare_training(recipe, images, "cpu")
     for name in ("manual_seed", "set_rng_state"):
         monkeypatch.setattr(f"torch.mps.{name}", lambda value, name=name: said.append((name, value)))
     monkeypatch.setattr("torch.mps.get_rng_state", lambda: "before")
-    session.accelerator = type("OfApple", (), dict(device=torch.device("mps"), process_index=0))
-    with own_chance(session):
+    state.accelerator = type("OfApple", (), dict(device=torch.device("mps"), process_index=0))
+    with own_chance(state):
         assert said[0][0] == "manual_seed"
     assert said[1:] == [("set_rng_state", "before")]

@@ -81,10 +81,10 @@ def test_parts_that_are_changed(health: ModuleType, images: ImageSet) -> None:
 
 
 def test_health_says_the_same_twice_and_changes_nothing(health: ModuleType, images: ImageSet) -> None:
-    session = prepare_training(TOY, images, "cpu")
-    before = {k: v.clone() for k, v in session.method.state_dict().items()}
+    state = prepare_training(TOY, images, "cpu")
+    before = {k: v.clone() for k, v in state.method.state_dict().items()}
     measure = health.health(TOY, images, images)
-    found = measure(session.method)
-    assert found == measure(session.method) and session.method.training
-    assert all(torch.equal(before[k], v) for k, v in session.method.state_dict().items())
+    found = measure(state.method)
+    assert found == measure(state.method) and state.method.training
+    assert all(torch.equal(before[k], v) for k, v in state.method.state_dict().items())
     assert 0 <= found["label_entropy"] <= math.log(16) + 1e-6 and found["rankme_student"] <= 16

@@ -53,12 +53,12 @@ def test_moco_shuffles_as_isd_does_and_is_none() -> None:
 
 def test_a_queue_begins_with_keys_of_the_images_that_come_last() -> None:
     recipe = replace(TOY, options={"prefill": True})
-    session = prepare_training(recipe, IMAGES, "cpu")
-    before = {name: value.clone() for name, value in session.method.state_dict().items()}
-    fill_queue(session, None)
-    after, filled = session.method.state_dict(), session.method.queue
+    state = prepare_training(recipe, IMAGES, "cpu")
+    before = {name: value.clone() for name, value in state.method.state_dict().items()}
+    fill_queue(state, None)
+    after, filled = state.method.state_dict(), state.method.queue
     assert [name for name in after if not torch.equal(before[name], after[name])] == ["queue.anchors", "queue.count"]
-    assert int(filled.count) == 48 and session.step == 0  # 3 batches are the first that fill 40 places
+    assert int(filled.count) == 48 and state.step == 0  # 3 batches are the first that fill 40 places
     torch.testing.assert_close(filled.anchors.norm(dim=1), torch.ones(40))
     straight = prepare_training(recipe, IMAGES, "cpu")
     fill_queue(straight, None)

@@ -214,8 +214,8 @@ def test_a_mistake_in_a_method_is_named(mistake: str, words: str, images: ImageS
     monkeypatch.setattr(Own, "needs", ("captions",) if mistake == "captions" else ())
     monkeypatch.setattr(Own, "recipe_changes", {"queue_sise": 3} if mistake == "changes" else {})
     with pytest.raises(InputError, match=words):
-        session = prepare_training(with_method(TOY, f"{__name__}:Own"), images, "cpu")
-        train_step(session, torch.arange(16), images.images[:16])
+        state = prepare_training(with_method(TOY, f"{__name__}:Own"), images, "cpu")
+        train_step(state, torch.arange(16), images.images[:16])
 
 
 def test_an_encoder_of_another_name_is_asked_for_in_one_sentence(images: ImageSet, tmp_path: Path) -> None:

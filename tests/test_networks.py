@@ -28,7 +28,7 @@ from isd_nb.encoders import BackboneConfig, Encoder, SplitBatchNorm, build_backb
 from isd_nb.engine.export import export_encoder, to_share
 from isd_nb.engine.finish import finish, train_supervised
 from isd_nb.engine.runs import read_recipe
-from isd_nb.engine.state import prepare_training, restore_session, save_encoders, save_session, train_step
+from isd_nb.engine.state import prepare_training, restore_train_state, save_encoders, save_train_state, train_step
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.explore.figures import train_or_go_on
@@ -263,10 +263,10 @@ def test_dropout_draws_by_seed_and_step(own: None) -> None:
     images = ImageSet(torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8))
     losses = []
     for _ in range(2):
-        session = prepare_training(replace(short("odd_networks:odd,kind=chance"), precision="float32"), images, "cpu")
+        state = prepare_training(replace(short("odd_networks:odd,kind=chance"), precision="float32"), images, "cpu")
         torch.rand(3)  # whatever else draws
         before = torch.get_rng_state()
-        losses.append(train_step(session, torch.arange(8), images.get(torch.arange(8))))
+        losses.append(train_step(state, torch.arange(8), images.get(torch.arange(8))))
         assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(*losses)
 
@@ -366,11 +366,11 @@ def test_a_run_from_before_goes_on_with_its_own_weight_decay(folder: Path, tmp_p
     before = prepare_training(recipe, images, "cpu")
     before.optimizer = make_optimizer(recipe, before.method, tables=True)
     train_step(before, torch.arange(8), images.get(torch.arange(8)))
-    save_session(before, tmp_path)
+    save_train_state(before, tmp_path)
     after = prepare_training(recipe, images, "cpu")
-    assert restore_session(after, tmp_path)
-    for session in (before, after):
-        train_step(session, torch.arange(8, 16), images.get(torch.arange(8, 16)))
+    assert restore_train_state(after, tmp_path)
+    for state in (before, after):
+        train_step(state, torch.arange(8, 16), images.get(torch.arange(8, 16)))
     for (name, value), other in zip(before.method.state_dict().items(), after.method.state_dict().values()):
         assert torch.equal(value, other), name
 
@@ -457,9 +457,9 @@ def test_what_is_wrong_with_a_network_is_said(backbone: str, stem: str, words: s
 @pytest.mark.parametrize("backbone", ["flat_networks:flat,inside=writes", "flat_networks:flat,inside=volume"])
 def test_a_network_may_write_into_its_images_and_hold_kernels_of_volumes(backbone: str, flat: None) -> None:
     images = ImageSet(torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8))
-    session = prepare_training(replace(short(CONVNET), backbone=backbone, stem="large"), images, "cpu")
-    assert train_step(session, torch.arange(8), images.images).isfinite()
-    kernel = session.method.student.backbone.net.first.weight
+    state = prepare_training(replace(short(CONVNET), backbone=backbone, stem="large"), images, "cpu")
+    assert train_step(state, torch.arange(8), images.images).isfinite()
+    kernel = state.method.student.backbone.net.first.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -490,11 +490,11 @@ def test_a_network_that_cannot_be_exported_gets_one_sentence(tmp_path: Path, mon
 def test_a_network_that_was_changed_is_not_resumed(flat: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
     recipe = replace(short(CONVNET), backbone="flat_networks:flat,inside=writes", stem="large")
-    save_session(prepare_training(recipe, images, "cpu"), tmp_path)
+    save_train_state(prepare_training(recipe, images, "cpu"), tmp_path)
     module = sys.modules["flat_networks"]
     monkeypatch.setattr(module, "flat", lambda channels, inside: nn.Sequential(Flat(channels, 0, inside)))
     with pytest.raises(InputError, match=r"inside=writes or isd is not what it was .* change it back"):
-        restore_session(prepare_training(recipe, images, "cpu"), tmp_path)
+        restore_train_state(prepare_training(recipe, images, "cpu"), tmp_path)
 
 
 class Doubles(nn.Module):

@@ -174,8 +174,8 @@ def test_a_companion_that_was_asked_to_stop_gives_the_first_process_time(monkeyp
 def test_a_stopped_training_waits_until_the_first_process_has_saved(tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     images, events = load_images("digits", 16)[0].subset(range(16)), list[str]()
-    save, wait = training.save_session, Accelerator.wait_for_everyone
-    monkeypatch.setattr(training, "save_session", lambda *given: (events.append("saved"), save(*given)))
+    save, wait = training.save_train_state, Accelerator.wait_for_everyone
+    monkeypatch.setattr(training, "save_train_state", lambda *given: (events.append("saved"), save(*given)))
     monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: (events.append("waited"), wait(self)))
     monkeypatch.setattr(training, "agreed", lambda *given: (True, False))
     with pytest.raises(Stopped):
@@ -185,11 +185,11 @@ def test_a_stopped_training_waits_until_the_first_process_has_saved(tmp_path: Pa
 
 def test_ruined_weights_are_not_saved_before_an_error_goes_on(tmp_path: Path) -> None:
     images = load_images("digits", 16)[0].subset(range(16))
-    session = prepare_training(SHORT, images, "cpu")
+    state = prepare_training(SHORT, images, "cpu")
     for ruined in (False, True):
         if ruined:
-            next(session.method.parameters()).data.view(-1)[0] = float("nan")
-        with pytest.raises(OSError, match="unreadable"), saved_first(session, tmp_path / f"{ruined}"):
+            next(state.method.parameters()).data.view(-1)[0] = float("nan")
+        with pytest.raises(OSError, match="unreadable"), saved_first(state, tmp_path / f"{ruined}"):
             raise OSError("unreadable")
         assert len([*tmp_path.glob(f"{ruined}/checkpoints/state_*.pt")]) == (not ruined)
 

@@ -17,7 +17,7 @@ import isd_nb
 import isd_nb.methods.checkpoints as checkpoints
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, read_safetensors, save_encoder
-from isd_nb.engine.state import prepare_training, restore_session, save_session, train_step
+from isd_nb.engine.state import prepare_training, restore_train_state, save_train_state, train_step
 from isd_nb.engine.export import to_share
 from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
@@ -255,12 +255,12 @@ def test_a_run_whose_frozen_parameters_changed_is_not_resumed(
     own.half = Half
     recipe = replace(SHORT, backbone="own_networks:half", stem="large")
     monkeypatch.setattr(Half, "learns", learned)
-    session = prepare_training(recipe, IMAGES, "cpu")
-    train_step(session, torch.arange(8), IMAGES.get(torch.arange(8)))
-    save_session(session, tmp_path)
-    assert restore_session(prepare_training(recipe, IMAGES, "cpu"), tmp_path)
+    state = prepare_training(recipe, IMAGES, "cpu")
+    train_step(state, torch.arange(8), IMAGES.get(torch.arange(8)))
+    save_train_state(state, tmp_path)
+    assert restore_train_state(prepare_training(recipe, IMAGES, "cpu"), tmp_path)
     monkeypatch.setattr(Half, "learns", (0, 1) if learned == (0,) else (0,))
-    said = refusal(restore_session, prepare_training(recipe, IMAGES, "cpu"), tmp_path)
+    said = refusal(restore_train_state, prepare_training(recipe, IMAGES, "cpu"), tmp_path)
     assert "was written while other parameters learned" in said and "change it back, or begin again" in said
 
 

@@ -62,10 +62,10 @@ def launch(start: Callable[..., Launched], tmp_path: Path):
 
 
 def weights_after(recipe: Recipe, images: ImageSet, steps: int = 8) -> dict[str, torch.Tensor]:
-    session = prepare_training(recipe, images, device="cpu")
+    state = prepare_training(recipe, images, device="cpu")
     for indices in EpochSampler(len(images), recipe.batch_size, recipe.seed, stop=steps):
-        train_step(session, indices, images.get(indices))
-    return session.method.state_dict()
+        train_step(state, indices, images.get(indices))
+    return state.method.state_dict()
 
 
 @pytest.mark.parametrize("method", ["isd", "byol_asym", "pirl", "invp", "simsiam"])

@@ -61,8 +61,8 @@ def test_any_value_trains_or_is_refused_in_one_sentence(name: str, images: Image
             check_recipe(recipe, len(images))
             find_method(recipe.method)
             if recipe.image_size * recipe.width * recipe.queue_size < 1e6:
-                session = prepare_training(recipe, images, "cpu")
-                train_step(session, torch.arange(recipe.batch_size), images.images[:recipe.batch_size])
+                state = prepare_training(recipe, images, "cpu")
+                train_step(state, torch.arange(recipe.batch_size), images.images[:recipe.batch_size])
         except InputError as error:
             assert str(error) and "\n" not in str(error)
             refused += 1

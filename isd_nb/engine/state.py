@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses', 'check_weights',
-           'check_encoders', 'train_step', 'save_session', 'restore_session', 'save_encoders']
+           'check_encoders', 'train_step', 'save_train_state', 'restore_train_state', 'save_encoders']
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #7001423c
 import inspect
@@ -94,7 +94,7 @@ def compiler(recipe: Recipe, device: torch.device) -> str:
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c17-16f2c5
 def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tracker: str | None = None,
-            out: Path | None = None) -> TrainState:
+                     out: Path | None = None) -> TrainState:
     "Build everything that a recipe describes, on the device, in every process."
     check_recipe(recipe, len(images))
     accelerator = start_processes(device, tracker, out)
@@ -114,28 +114,28 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
     elif fast and accelerator.device.type == "cpu":
         learn_by_products(method)
     return TrainState(recipe, placed(images, accelerator.device), accelerator, method, share_gradients(method, accelerator),
-                   make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
+                      make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c19-72f426
-def shard(session: TrainState) -> slice:
+def shard(state: TrainState) -> slice:
     "The rows of a batch that belong to this process."
-    share = session.recipe.batch_size // session.accelerator.num_processes
-    return slice(session.accelerator.process_index * share, (session.accelerator.process_index + 1) * share)
+    share = state.recipe.batch_size // state.accelerator.num_processes
+    return slice(state.accelerator.process_index * share, (state.accelerator.process_index + 1) * share)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c20-a76d9b
-def micro_batches(session: TrainState,
+def micro_batches(state: TrainState,
                   indices: Tensor,  # (B,), of the images
                   batch: Tensor,  # uint8 (B, C, H, W), the images
                   ) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
     "Views and labels or indices, if the method needs them, of each part of this process's rows."
-    recipe, labels = session.recipe, session.images.labels
-    first, size = shard(session).start, len(batch) // recipe.accumulate
+    recipe, labels = state.recipe, state.images.labels
+    first, size = shard(state).start, len(batch) // recipe.accumulate
     for start, images in zip(range(first, first + len(batch), size), batch.split(size)):
         rows = indices[start:start + size]
         extras = {"indices": rows, "labels": None if labels is None else labels[rows]}
         part = (start, start + size, recipe.batch_size)
-        views = [make(images, seeded(recipe.seed, 1 + i, session.step), part) for i, make in enumerate(session.views)]
-        yield views, {name: to_device(extras[name], batch.device) for name in session.method.needs}
+        views = [make(images, seeded(recipe.seed, 1 + i, state.step), part) for i, make in enumerate(state.views)]
+        yield views, {name: to_device(extras[name], batch.device) for name in state.method.needs}
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c21-ceac4d
 def check_output(output: Output, method: str) -> None:
@@ -150,15 +150,15 @@ def check_output(output: Output, method: str) -> None:
         raise InputError(f"the loss of the method {method} has no gradient: it was detached, or nothing in it learns")
 
 
-def backward(session: TrainState, views: list[Tensor], extras: dict[str, Tensor], last: bool) -> Output:
+def backward(state: TrainState, views: list[Tensor], extras: dict[str, Tensor], last: bool) -> Output:
     "Compare, and add to the gradients; the processes put theirs together with the last part."
-    alone = nullcontext() if last else session.accelerator.no_sync(session.model)
+    alone = nullcontext() if last else state.accelerator.no_sync(state.model)
     device = views[0].device.type
     with alone:
-        with torch.autocast(device, session.dtype, enabled=session.dtype != torch.float32):
-            output = session.model(*views, **extras)
-        check_output(output, session.recipe.method)
-        (output.loss / session.recipe.accumulate).backward()
+        with torch.autocast(device, state.dtype, enabled=state.dtype != torch.float32):
+            output = state.model(*views, **extras)
+        check_output(output, state.recipe.method)
+        (output.loss / state.recipe.accumulate).backward()
     return output._replace(loss=output.loss.detach())
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c23-a6cc0b
@@ -167,39 +167,39 @@ class Diverged(InputError):
 
     def __init__(self, what: str,
                  step: int,  # the first is 1
-                 session: TrainState) -> None:
-        recipe = session.recipe
-        super().__init__(f"{what} not finite at step {step} (learning rate {learning_rate(recipe, step - 1, session.steps):.3g}, "
+                 state: TrainState) -> None:
+        recipe = state.recipe
+        super().__init__(f"{what} not finite at step {step} (learning rate {learning_rate(recipe, step - 1, state.steps):.3g}, "
                          f"temperatures {recipe.student_temperature:g} and {recipe.teacher_temperature:g}); "
                          f"try a smaller learning rate or larger temperatures")
 
 
-def check_losses(losses: list[Tensor], session: TrainState) -> None:
+def check_losses(losses: list[Tensor], state: TrainState) -> None:
     "Raise for the first loss that is not finite; they are those of the steps that end at the present one."
     values = torch.stack(losses).isfinite().tolist()
     if not all(values):
-        raise Diverged("the loss is", session.step - len(values) + 1 + values.index(False), session)
+        raise Diverged("the loss is", state.step - len(values) + 1 + values.index(False), state)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c24-1284c4
-def check_weights(session: TrainState) -> None:
+def check_weights(state: TrainState) -> None:
     "Raise if a weight is not finite: such weights are never saved over good ones."
-    if not torch.stack([p.isfinite().all() for p in session.method.parameters()]).all():
-        raise Diverged("the weights are", session.step, session)
+    if not torch.stack([p.isfinite().all() for p in state.method.parameters()]).all():
+        raise Diverged("the weights are", state.step, state)
 
 
-def check_encoders(session: TrainState) -> None:
+def check_encoders(state: TrainState) -> None:
     "Raise if what an encoder makes of a few random images is not finite: a step can ruin it before a loss shows it."
-    noise = ImageSet(torch.randint(256, (8, *session.images.shape), generator=seeded(0)).to(torch.uint8))
-    for name, encoder in session.method.encoders().items():
-        if not embed(encoder, noise, device=session.accelerator.device).isfinite().all():
-            raise Diverged(f"the {name}'s features are", session.step, session)
+    noise = ImageSet(torch.randint(256, (8, *state.images.shape), generator=seeded(0)).to(torch.uint8))
+    for name, encoder in state.method.encoders().items():
+        if not embed(encoder, noise, device=state.accelerator.device).isfinite().all():
+            raise Diverged(f"the {name}'s features are", state.step, state)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c25-694253
 @contextmanager
-def own_chance(session: TrainState) -> Iterator[None]:
+def own_chance(state: TrainState) -> Iterator[None]:
     "Dropout and its like draw by seed, step and process: the same after a resume, and nothing outside this step notices."
-    device = session.accelerator.device
-    seed = seeded(session.recipe.seed, 100, session.step, session.accelerator.process_index).initial_seed()
+    device = state.accelerator.device
+    seed = seeded(state.recipe.seed, 100, state.step, state.accelerator.process_index).initial_seed()
     apple = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -213,74 +213,74 @@ def own_chance(session: TrainState) -> Iterator[None]:
         torch.mps.set_rng_state(apple)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c25-694253p1
-def train_step(session: TrainState,
+def train_step(state: TrainState,
                indices: Tensor,  # (B,) of the whole batch
                batch: Tensor,  # uint8 (b, C, H, W), this process's rows
                ) -> Tensor:  # the loss on these rows, a scalar
     "Two views, compare, step, update."
-    rate = learning_rate(session.recipe, session.step, session.steps)
-    for group in session.optimizer.param_groups:
+    rate = learning_rate(state.recipe, state.step, state.steps)
+    for group in state.optimizer.param_groups:
         group["lr"] = rate
-    session.method.schedule(session.step / session.steps)
-    session.optimizer.zero_grad(set_to_none=True)
+    state.method.schedule(state.step / state.steps)
+    state.optimizer.zero_grad(set_to_none=True)
     outputs: list[Output] = []
-    with own_chance(session):
-        for views, extras in micro_batches(session, indices, batch):
-            outputs.append(backward(session, views, extras, last=len(outputs) + 1 == session.recipe.accumulate))
+    with own_chance(state):
+        for views, extras in micro_batches(state, indices, batch):
+            outputs.append(backward(state, views, extras, last=len(outputs) + 1 == state.recipe.accumulate))
     output = merge_outputs(outputs)
     if batch.device.type == "cpu" and not output.loss.isfinite():
-        raise Diverged("the loss is", session.step + 1, session)
-    session.optimizer.step()
-    session.method.update(output)
-    session.step += 1
+        raise Diverged("the loss is", state.step + 1, state)
+    state.optimizer.step()
+    state.method.update(output)
+    state.step += 1
     return output.loss
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c48-b37f4fx
-def synchronize(session: TrainState) -> None:
+def synchronize(state: TrainState) -> None:
     "Wait for the device, so that a clock can be read."
-    device = session.accelerator.device
+    device = state.accelerator.device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def count_seconds(session: TrainState, started: float) -> float:  # now
+def count_seconds(state: TrainState, started: float) -> float:  # now
     "Wait for the device and add the time since `started` to the run's seconds."
-    synchronize(session)
+    synchronize(state)
     now = time.monotonic()
-    session.seconds += now - started
+    state.seconds += now - started
     return now
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c34-52efdc
-def save_session(session: TrainState, out: Path) -> None:
+def save_train_state(state: TrainState, out: Path) -> None:
     "Write a checkpoint of a running training; only one process does."
-    if session.accelerator.is_main_process:
-        save_checkpoint(out / "checkpoints", session.step, dict(
-            step=session.step, seconds=session.seconds, method=session.method.state_dict(),
-            optimizer=session.optimizer.state_dict(), losses=[*session.losses], threads=session.threads.fixed))
+    if state.accelerator.is_main_process:
+        save_checkpoint(out / "checkpoints", state.step, dict(
+            step=state.step, seconds=state.seconds, method=state.method.state_dict(),
+            optimizer=state.optimizer.state_dict(), losses=[*state.losses], threads=state.threads.fixed))
 
 
-def restore_session(session: TrainState, out: Path) -> bool:  # whether there was one
+def restore_train_state(state: TrainState, out: Path) -> bool:  # whether there was one
     "Put a training back to its newest checkpoint."
-    state = load_checkpoint(out / "checkpoints")
-    if state is None:
+    saved = load_checkpoint(out / "checkpoints")
+    if saved is None:
         return False
-    other = f"{session.recipe.backbone} or {session.recipe.method} is not what it was when the run was begun; change it back, or begin again with another --out"
+    other = f"{state.recipe.backbone} or {state.recipe.method} is not what it was when the run was begun; change it back, or begin again with another --out"
     try:
-        check_partners(state["method"], session.method.state_dict(), f"the checkpoint in {out}")
+        check_partners(saved["method"], state.method.state_dict(), f"the checkpoint in {out}")
     except ValueError as error:
         raise InputError(f"{error}: {other}") from error
-    session.method.load_state_dict(state["method"], strict=True)
-    if not belongs(state["optimizer"], session.optimizer):  # a run from before `decays`: it goes on as it was begun
-        session.optimizer = make_optimizer(session.recipe, session.method, tables=True)
-        if not belongs(state["optimizer"], session.optimizer):
+    state.method.load_state_dict(saved["method"], strict=True)
+    if not belongs(saved["optimizer"], state.optimizer):  # a run from before `decays`: it goes on as it was begun
+        state.optimizer = make_optimizer(state.recipe, state.method, tables=True)
+        if not belongs(saved["optimizer"], state.optimizer):
             raise InputError(f"the checkpoint in {out} was written while other parameters learned: {other}")
-    session.optimizer.load_state_dict(state["optimizer"])
-    session.step, session.seconds = state["step"], state["seconds"]
-    session.losses = [loss.to(session.accelerator.device) for loss in state.get("losses", ())]  # not in older ones
-    if session.threads.fixed is None and state.get("threads"):
-        session.threads = ThreadChoice(fixed=state["threads"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.step, state.seconds = saved["step"], saved["seconds"]
+    state.losses = [loss.to(state.accelerator.device) for loss in saved.get("losses", ())]  # not in older ones
+    if state.threads.fixed is None and saved.get("threads"):
+        state.threads = ThreadChoice(fixed=saved["threads"])
     return True
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #train-belong-c1

@@ -22,8 +22,8 @@ from ..data import ImageSet
 from .runs import check_begun, columns, note_longer, only_one, open_run, read_metrics, write_metrics, written_in
 from .scale import uncompile_backbones
 from .state import (
-    Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_session,
-    micro_batches, save_encoders, save_session, shard, train_step)
+    Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_train_state,
+    micro_batches, save_encoders, save_train_state, shard, train_step)
 from .threads import ThreadChoice
 from ..errors import InputError, suggest
 from ..method import Method
@@ -42,9 +42,9 @@ def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a 
     return evaluation or passed(max(100, steps // 1000)), evaluation
 
 # %% ../../nbs/machine_room/52_training.ipynb #c38-3cc5e4
-def measure(session: TrainState) -> dict[str, float]:
+def measure(state: TrainState) -> dict[str, float]:
     "A row of `metrics.csv`: how far we are, and the mean of the losses since the last row, over all processes."
-    s, recipe = session, session.recipe
+    s, recipe = state, state.recipe
     row = dict(step=s.step, images_seen=s.step * recipe.batch_size, seconds=s.seconds, threads=s.threads.count,
                learning_rate=learning_rate(recipe, min(s.step, s.steps - 1), s.steps))
     if s.method.teacher is not None:
@@ -59,9 +59,9 @@ def measure(session: TrainState) -> dict[str, float]:
     return row
 
 # %% ../../nbs/machine_room/52_training.ipynb #c38-lack
-def lacks_evaluation(session: TrainState, rows: Sequence[Mapping[str, float]]) -> bool:
+def lacks_evaluation(state: TrainState, rows: Sequence[Mapping[str, float]]) -> bool:
     "Whether the last row is of this step, and without the columns of the evaluation that was due."
-    if not rows or rows[-1]["step"] != session.step or not is_due(session.step, session.steps, session.recipe.evaluations)[1]:
+    if not rows or rows[-1]["step"] != state.step or not is_due(state.step, state.steps, state.recipe.evaluations)[1]:
         return False
     return rows[-1].keys() <= {name for name in columns if not name.startswith("knn")}
 
@@ -69,9 +69,9 @@ def lacks_evaluation(session: TrainState, rows: Sequence[Mapping[str, float]]) -
 class Progress:
     "A bar, and a line for every evaluation."
 
-    def __init__(self, session: TrainState, show: bool) -> None:
-        self.steps, self.show = session.steps, show
-        self.bar = tqdm(total=session.steps, initial=session.step, unit="step", disable=not show, dynamic_ncols=True)
+    def __init__(self, state: TrainState, show: bool) -> None:
+        self.steps, self.show = state.steps, show
+        self.bar = tqdm(total=state.steps, initial=state.step, unit="step", disable=not show, dynamic_ncols=True)
 
     def tell(self, row: Mapping[str, float], evaluated: bool) -> None:
         "Move the bar; print a line for an evaluation."
@@ -84,31 +84,31 @@ class Progress:
             self.bar.write("  ".join(parts))
 
 # %% ../../nbs/machine_room/52_training.ipynb #c39-fb930ap1
-def look(session: TrainState, out: Path, *measures: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
+def look(state: TrainState, out: Path, *measures: Callable[[Method], Mapping[str, float]] | None) -> Mapping[str, float]:
     "Keep the encoders and measure them, in the first process; all see whether they are sound, and help where a measure is `shared`."
-    check_encoders(session)
-    if not session.accelerator.is_main_process:
+    check_encoders(state)
+    if not state.accelerator.is_main_process:
         for ask in measures:
             if ask and getattr(ask, "shared", False):
-                ask(session.method)
+                ask(state.method)
         return {}
-    place = out / "checkpoints" / f"encoder_{session.step:08}.safetensors"
-    save_encoders(place, session.method, session.recipe, session.images)
-    return {name: value for ask in measures if ask for name, value in ask(session.method).items()}
+    place = out / "checkpoints" / f"encoder_{state.step:08}.safetensors"
+    save_encoders(place, state.method, state.recipe, state.images)
+    return {name: value for ask in measures if ask for name, value in ask(state.method).items()}
 
 # %% ../../nbs/machine_room/52_training.ipynb #c41-ecf0b0
 class RunLogger:
     "Rows of `metrics.csv` and of a tracker, a progress bar, and the encoders at every evaluation."
 
-    def __init__(self, session: TrainState, out: Path, evaluate: Callable | None, show: bool, watch: Callable | None = None,
+    def __init__(self, state: TrainState, out: Path, evaluate: Callable | None, show: bool, watch: Callable | None = None,
                  resumed: bool = False) -> None:
-        self.session, self.out, self.evaluate, self.watch = session, out, evaluate, watch
-        self.rows = [r for r in read_metrics(out) if r["step"] <= session.step] if resumed else []
-        self.progress, self.monitor = Progress(session, show), Monitor(session.recipe, session.images)
+        self.state, self.out, self.evaluate, self.watch = state, out, evaluate, watch
+        self.rows = [r for r in read_metrics(out) if r["step"] <= state.step] if resumed else []
+        self.progress, self.monitor = Progress(state, show), Monitor(state.recipe, state.images)
 
     def row(self, evaluated: bool, begun: Mapping[str, float] | None = None) -> None:  # columns that are there already
         "Log the losses since the last row; with `evaluated`, evaluate and keep the encoders."
-        s, row = self.session, dict(begun) if begun else measure(self.session)
+        s, row = self.state, dict(begun) if begun else measure(self.state)
         try:
             with torch.compiler.set_stance("force_eager") if s.compiled else nullcontext():  # other batch sizes
                 row |= look(s, self.out, self.monitor, self.evaluate) if evaluated else {}
@@ -138,17 +138,17 @@ def check_tracker(tracker: str | None) -> None:
                          "metrics.csv is always written")
 
 
-def start_tracker(session: TrainState, tracker: str | None, out: Path) -> None:
+def start_tracker(state: TrainState, tracker: str | None, out: Path) -> None:
     "Pass the recipe to the tracker."
     if tracker is not None:
-        settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe_to_json(session.recipe).items()}
-        session.accelerator.init_trackers("isd_nb", settings, {"wandb": {"name": out.name, "dir": str(out)}})
+        settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe_to_json(state.recipe).items()}
+        state.accelerator.init_trackers("isd_nb", settings, {"wandb": {"name": out.name, "dir": str(out)}})
 
 # %% ../../nbs/machine_room/52_training.ipynb #c30-246a1bx
-def batches(session: TrainState, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 pixels
+def batches(state: TrainState, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,), uint8 pixels
     "The batches from the present step to the last: this process's rows, on its device."
-    plan = EpochSampler(len(session.images), session.recipe.batch_size, session.recipe.seed, session.step, session.steps)
-    return read_batches(session.images, plan, shard(session), session.accelerator.device, workers)
+    plan = EpochSampler(len(state.images), state.recipe.batch_size, state.recipe.seed, state.step, state.steps)
+    return read_batches(state.images, plan, shard(state), state.accelerator.device, workers)
 
 
 # %% ../../nbs/machine_room/52_training.ipynb #c44-17a295
@@ -162,29 +162,29 @@ class Trained:
     threads: int = 1  # of the last steps
 
 # %% ../../nbs/machine_room/52_training.ipynb #lg2-longer
-def longer_line(session: TrainState, before: Recipe) -> str:
+def longer_line(state: TrainState, before: Recipe) -> str:
     "What the schedules do in a run that has more steps than before, in one line."
-    step, method, old = session.step, session.method, total_steps(before, len(session.images))
-    rates = learning_rate(before, max(0, step - 1), old), learning_rate(session.recipe, step, session.steps)
-    line = (f"{session.steps:,} steps instead of {old:,}: the schedules are laid out anew over all steps, so that after step {step:,} "
+    step, method, old = state.step, state.method, total_steps(before, len(state.images))
+    rates = learning_rate(before, max(0, step - 1), old), learning_rate(state.recipe, step, state.steps)
+    line = (f"{state.steps:,} steps instead of {old:,}: the schedules are laid out anew over all steps, so that after step {step:,} "
             f"the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}")
     if method.teacher is None:
         return line
     momenta = []
-    for progress in (max(0, step - 1) / old, step / session.steps):
+    for progress in (max(0, step - 1) / old, step / state.steps):
         method.schedule(progress)
         momenta.append(method.teacher.momentum)
     return f"{line}, and the teacher's momentum from {momenta[0]:.4g} to {momenta[1]:.4g}" if momenta[0] != momenta[1] else line
 
 
-def report_longer(session: TrainState, out: Path, show: bool) -> None:
+def report_longer(state: TrainState, out: Path, show: bool) -> None:
     "Where a run has more steps than before, note it, and print the line; it is a warning where nothing is shown."
-    if (before := note_longer(out, session.recipe, session.step)) is None:
+    if (before := note_longer(out, state.recipe, state.step)) is None:
         return
     if show:
-        print(longer_line(session, before), flush=True)
+        print(longer_line(state, before), flush=True)
     else:
-        warnings.warn(longer_line(session, before), stacklevel=3)
+        warnings.warn(longer_line(state, before), stacklevel=3)
 
 # %% ../../nbs/machine_room/52_training.ipynb #hl2-lock
 @contextmanager
@@ -217,118 +217,118 @@ def train(recipe: Recipe, images: ImageSet,
     out = Path(out)
     if resume:
         check_begun(out, recipe, len(images), longer)  # before what is built of another recipe is refused for something else
-    session = prepare_training(recipe, images, str(device), tracker, out)
-    first = session.accelerator.is_main_process
-    with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(session, threads):
-        session.accelerator.wait_for_everyone()
-        start_tracker(session, tracker, out)
-        resumed = resume and restore_session(session, out)
+    state = prepare_training(recipe, images, str(device), tracker, out)
+    first = state.accelerator.is_main_process
+    with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(state, threads):
+        state.accelerator.wait_for_everyone()
+        start_tracker(state, tracker, out)
+        resumed = resume and restore_train_state(state, out)
         if first and resume and longer:
-            report_longer(session, out, show)
-        run_session(session, out, CheckpointTimer(save_every), workers, resumed,
-                    lambda: RunLogger(session, out, evaluate, show and first, watch, resumed))
-    seen = session.step * recipe.batch_size
-    return Trained(session.method, seen, session.seconds, seen / max(session.seconds, 1e-9), session.threads.count)
+            report_longer(state, out, show)
+        run_training(state, out, CheckpointTimer(save_every), workers, resumed,
+                    lambda: RunLogger(state, out, evaluate, show and first, watch, resumed))
+    seen = state.step * recipe.batch_size
+    return Trained(state.method, seen, state.seconds, seen / max(state.seconds, 1e-9), state.threads.count)
 
 # %% ../../nbs/machine_room/52_training.ipynb #lfbc3ae099
 @contextmanager
-def chosen_threads(session: TrainState, asked: int | None) -> Iterator[None]:
+def chosen_threads(state: TrainState, asked: int | None) -> Iterator[None]:
     "So many threads; not asked for, they are chosen while one process trains on a CPU, and elsewhere stay as they are."
     before = torch.get_num_threads()
-    alone = session.accelerator.num_processes == 1 and session.accelerator.device.type == "cpu"
+    alone = state.accelerator.num_processes == 1 and state.accelerator.device.type == "cpu"
     if asked is not None or alone:
-        session.threads = ThreadChoice(asked)
+        state.threads = ThreadChoice(asked)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 # %% ../../nbs/machine_room/52_training.ipynb #c46-9aa9a7
-def run_session(session: TrainState, out: Path, saver: CheckpointTimer, workers: int | None, resumed: bool, make_log: Callable[[], RunLogger]) -> None:
+def run_training(state: TrainState, out: Path, saver: CheckpointTimer, workers: int | None, resumed: bool, make_log: Callable[[], RunLogger]) -> None:
     "From the first row to the last checkpoint."
     log = make_log()
     try:
         with stop_signals() as came:
             if not resumed:
-                fill_queue(session, workers)
+                fill_queue(state, workers)
                 log.row(evaluated=True)
-            elif lacks_evaluation(session, log.rows):  # it failed, and the run was saved
+            elif lacks_evaluation(state, log.rows):  # it failed, and the run was saved
                 log.row(evaluated=True, begun=log.rows.pop())
-            run_steps(session, out, log, came, saver, workers)
-        save_session(session, out)
+            run_steps(state, out, log, came, saver, workers)
+        save_train_state(state, out)
     finally:
         log.progress.bar.close()
-        for tracked in session.accelerator.trackers:
+        for tracked in state.accelerator.trackers:
             tracked.finish()
-        if session.compiled:
-            uncompile_backbones(session.method)
+        if state.compiled:
+            uncompile_backbones(state.method)
 
 # %% ../../nbs/machine_room/52_training.ipynb #lf3e5487d1
-def fill_queue(session: TrainState, workers: int | None) -> None:
+def fill_queue(state: TrainState, workers: int | None) -> None:
     "Where the method wants it, let the keys of real images enter its queue before the first step."
-    size, images = session.recipe.batch_size, len(session.images)
-    count = min(-(-session.method.prefill // size), images // size)
-    last = replace(session, step=images // size - count, steps=images // size)  # the last batches of the first epoch
+    size, images = state.recipe.batch_size, len(state.images)
+    count = min(-(-state.method.prefill // size), images // size)
+    last = replace(state, step=images // size - count, steps=images // size)  # the last batches of the first epoch
     for indices, batch in batches(last, workers) if count else ():
-        with torch.autocast(batch.device.type, session.dtype, enabled=session.dtype != torch.float32):
+        with torch.autocast(batch.device.type, state.dtype, enabled=state.dtype != torch.float32):
             for views, _ in micro_batches(last, indices, batch):
-                session.method.fill(views[1])
+                state.method.fill(views[1])
         last.step += 1
 
 # %% ../../nbs/machine_room/52_training.ipynb #c47-91d72c
-def run_steps(session: TrainState, out: Path, log: RunLogger, came: list[int], saver: CheckpointTimer, workers: int | None = None) -> None:
+def run_steps(state: TrainState, out: Path, log: RunLogger, came: list[int], saver: CheckpointTimer, workers: int | None = None) -> None:
     "All steps from the present one to the last."
     started = time.monotonic()
-    for indices, batch in reading(session, out, workers):
-        with session.threads.step():
-            session.losses.append(train_step(session, indices, batch))
+    for indices, batch in reading(state, out, workers):
+        with state.threads.step():
+            state.losses.append(train_step(state, indices, batch))
         log.progress.bar.update()
-        row_due, evaluation_due = is_due(session.step, session.steps, session.recipe.evaluations)
+        row_due, evaluation_due = is_due(state.step, state.steps, state.recipe.evaluations)
         if row_due:
-            started = count_seconds(session, started)
-            with saved_first(session, out):
+            started = count_seconds(state, started)
+            with saved_first(state, out):
                 log.row(evaluation_due)
             started = time.monotonic()
-        stop, save = agreed(session, bool(came), saver.due(), row_due)
+        stop, save = agreed(state, bool(came), saver.due(), row_due)
         if stop or save:
-            count_seconds(session, started)
-            keep(session, out, saver)
+            count_seconds(state, started)
+            keep(state, out, saver)
             started = time.monotonic()
         if stop:
-            session.accelerator.wait_for_everyone()  # the others end only when the first has saved
-            raise Stopped(f"stopped at step {session.step} of {session.steps}, saved in {out}")
+            state.accelerator.wait_for_everyone()  # the others end only when the first has saved
+            raise Stopped(f"stopped at step {state.step} of {state.steps}, saved in {out}")
 
 # %% ../../nbs/machine_room/52_training.ipynb #c48-b37f4f
-def agreed(session: TrainState, came: bool, due: bool, row_due: bool) -> tuple[bool, bool]:  # stop; save
+def agreed(state: TrainState, came: bool, due: bool, row_due: bool) -> tuple[bool, bool]:  # stop; save
     "Whether any process was asked to stop, and whether the first wants to save; several compare at rows and every 20 steps."
-    s = session.accelerator
+    s = state.accelerator
     if s.num_processes == 1:
         return came, due
-    if not row_due and session.step % 20:
+    if not row_due and state.step % 20:
         return False, False
     flags = torch.tensor([came, due and s.is_main_process], dtype=torch.float32, device=s.device)
     stop, save = (s.reduce(flags, "sum") > 0).tolist()
     return stop, save
 
 
-def check_sound(session: TrainState) -> None:
+def check_sound(state: TrainState) -> None:
     "Raise where what would be saved is ruined."
-    if session.losses:
-        check_losses(session.losses, session)
-    check_weights(session)
+    if state.losses:
+        check_losses(state.losses, state)
+    check_weights(state)
 
 
-def keep(session: TrainState, out: Path, saver: CheckpointTimer) -> None:
+def keep(state: TrainState, out: Path, saver: CheckpointTimer) -> None:
     "Check what will be saved, put the losses of all processes together, and save."
-    check_sound(session)
-    if session.losses and session.accelerator.num_processes > 1:
-        session.losses = [*session.accelerator.reduce(torch.stack(session.losses), "mean")]
+    check_sound(state)
+    if state.losses and state.accelerator.num_processes > 1:
+        state.losses = [*state.accelerator.reduce(torch.stack(state.losses), "mean")]
     with saver.saving():
-        save_session(session, out)
+        save_train_state(state, out)
 
 # %% ../../nbs/machine_room/52_training.ipynb #lf004097b5
 @contextmanager
-def saved_first(session: TrainState, out: Path) -> Iterator[None]:
+def saved_first(state: TrainState, out: Path) -> Iterator[None]:
     "Save before an error goes on, but for weights that are ruined."
     try:
         yield
@@ -336,16 +336,16 @@ def saved_first(session: TrainState, out: Path) -> Iterator[None]:
         raise
     except Exception:
         with suppress(OSError, Diverged):  # a full disk is reported already; what is ruined stays out of the checkpoints
-            check_sound(session)
-            save_session(session, out)
+            check_sound(state)
+            save_train_state(state, out)
         raise
 
 
-def reading(session: TrainState, out: Path, workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def reading(state: TrainState, out: Path, workers: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     "The batches; where one cannot be read, what was learned is saved."
-    source = batches(session, workers)
+    source = batches(state, workers)
     while True:
-        with saved_first(session, out):
+        with saved_first(state, out):
             batch = next(source, None)
         if batch is None:
             return

@@ -115,14 +115,14 @@ def step_cost(recipe: Recipe, images: ImageSet) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     recipe = smaller_batch(recipe)
-    session = prepare_training(recipe, images, "cpu")
-    session.step, counts = session.steps // 2, {"forward": 0.0, "backward": 0.0}
-    handles = count_passes(session.method, recipe.batch_size * recipe.image_size ** 2, counts)
+    state = prepare_training(recipe, images, "cpu")
+    state.step, counts = state.steps // 2, {"forward": 0.0, "backward": 0.0}
+    handles = count_passes(state.method, recipe.batch_size * recipe.image_size ** 2, counts)
     rows = torch.arange(recipe.batch_size)
-    made = [views(session.images.get(rows), seeded(0, i)) for i, views in enumerate(session.views)]
-    session.views = [lambda batch, *_, view=view: view[:len(batch)] for view in made]  # made before: they are not counted
+    made = [views(state.images.get(rows), seeded(0, i)) for i, views in enumerate(state.views)]
+    state.views = [lambda batch, *_, view=view: view[:len(batch)] for view in made]  # made before: they are not counted
     with FlopCounterMode(display=False) as counter:
-        train_step(session, rows, session.images.get(rows))
+        train_step(state, rows, state.images.get(rows))
     for handle in handles:
         handle.remove()
     return dict(passes_per_image=counts, flops_per_image=counter.get_total_flops() // recipe.batch_size)
