@@ -44,7 +44,7 @@ def knn_predict(train_features: Tensor | ArrayLike,  # (N, F)
                 train_labels: Tensor | ArrayLike,  # (N,)
                 test_features: Tensor | ArrayLike,  # (M, F)
                 k: int = 20,
-                temperature: float | None = None,  # None: unweighted majority, as on the poster
+                temperature: float | None = None,  # None: unweighted majority, as in the ISD paper
                 ) -> Tensor:  # (M,) labels
     "The label that most of the k nearest training images carry (cosine similarity)."
     train_features, test_features = as_features(train_features, "train"), as_features(test_features, "test")

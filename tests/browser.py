@@ -23,9 +23,7 @@ CHROME = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-renderer-backgrounding",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
+    "--disable-gpu",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", 400))  # seconds until anything has failed; busy machines need many

@@ -223,7 +223,8 @@ def test_paired_differences() -> None:
 def test_studies_go_on_where_they_stopped(claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A file that has lost rows is completed, to the same numbers; a second seed is added to the first."
     probe_quickly(monkeypatch.setattr)
-    more = dict(budgets=(1,), min_steps=3) if claim is few_labels else {}
+    smaller = {few_labels: dict(budgets=(1,), min_steps=3), soft_and_binary: dict(temperatures=(0.02, 0.1))}
+    more = smaller.get(claim, {})
     recipe = replace(RECIPE, evaluations=1)
     study = Study("toy", recipe, 32, (0,), tmp_path / "out", tmp_path / "runs", "cpu")
     rows = claim.measure(study, **more).rows
