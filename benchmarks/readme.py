@@ -71,18 +71,17 @@ def evaluated(scores: Mapping[str, Any]) -> Mapping[str, float]:
 
 
 def scores_of(results: Path, data: str) -> Scores:
-    "All runs of the final table, or of the earlier comparison until the table has all its methods."
+    "All runs of the final table; of the earlier comparison where there is no table."
     found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
     files = sorted((results / "tables" / data).glob("*.json"))
-    earlier = results / "compare" / f"{data}.json"
-    saved = {"runs": []} if files and not earlier.is_file() else read(earlier)
-    if files and {run["method"] for run in saved["runs"]} <= {path.stem.rpartition("-")[0] for path in files}:
-        for path in files:
-            name, run = path.stem.rpartition("-")[0], read(path)
-            for part, scores in run["scores"].items() if name == "baselines" else [(name, evaluated(run["scores"]))]:
-                found[part].append(scores)
-        isd = next(read(p) for p in files if p.stem.rpartition("-")[0] == "isd")
+    for path in files:
+        name, run = path.stem.rpartition("-")[0], read(path)
+        for part, scores in run["scores"].items() if name == "baselines" else [(name, evaluated(run["scores"]))]:
+            found[part].append(scores)
+    if files:
+        isd = next(read(path) for path in files if path.stem.rpartition("-")[0] == "isd")
         return Scores(found, isd["images_seen"], isd["command"])
+    saved = read(results / "compare" / f"{data}.json")
     for run in saved["runs"]:
         found[run["method"]].append(evaluated(run["scores"]))
     for run in saved["baselines"]:
