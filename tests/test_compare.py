@@ -15,10 +15,11 @@ from conftest import call
 from launching import QUICK, Forked, forking
 
 from isd_nb.cli.compare import isd_compare
-from isd_nb.studies.compare import Task, compare, finished, plan, recipe_for, run_tasks, smaller_batch, step_cost
-from isd_nb.studies.tables import by_method, comparison_table, compute
+from isd_nb.studies.compare import (
+    Task, compare, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
+from isd_nb.studies.tables import by_method, comparison_table, compute, plot_compute, plot_learning
 from isd_nb.engine.contract import check_contract
-from isd_nb.errors import InputError
+from isd_nb.errors import InputError, refusal
 from isd_nb.sources.digits import digits
 from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.state import save_encoders
@@ -29,7 +30,12 @@ from isd_nb.recipe import Recipe, find_recipe, recipe_to_json
 TINY = Recipe("tiny", steps=6, evaluations=20, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
               precision="float32")
 OWN = '''
+from isd_nb.isd import ISD
 from isd_nb.methods.byol import BYOLAsym
+
+class Named(ISD):
+    def encoders(self):
+        return {"mine": self.student}
 
 class Mine(BYOLAsym):
     options = {"scale": 1.0}
@@ -146,6 +152,54 @@ def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path, small
     assert {line.split()[0] for line in table.splitlines()[1:6]} == {"Mine", "isd", "compress", "its"}  # "its student"
     assert list(by_method(comparison)) == sorted(runs, key=lambda m: -max(
         s["knn20"] for w, s in runs[m]["scores"].items() if w == "teacher" or "teacher" not in runs[m]["scores"]))
+
+
+def test_encoders_of_other_names_are_compared(own: Path, small: Path) -> None:
+    "The first of them counts, and a run of an earlier version, which noted no curve of it, is left out of the figure."
+    base, names = replace(TINY, data=f"folder:{small}"), ["my_methods:Named"]
+    comparison = compare(base, names, [0], own / "out", budget=96, device="cpu", tell=lambda line: None)
+    assert not comparison["failures"] and [set(r["scores"]) for r in comparison["runs"]] == [{"mine"}]
+    assert [set(row) - {"loss"} for row in comparison["runs"][0]["curve"]] == [{"images_seen", "knn20_mine"}] * 4
+    assert compare(base, names, [0], own / "out", budget=96, device="cpu", tell=lambda line: None) == comparison
+    table = comparison_table(comparison)
+    assert "Named has neither a teacher nor a student: its scores are those of its encoder 'mine'" in table
+    assert "learning curve" not in table and [ax.get_title() for ax in plot_learning(comparison).axes] == ["Named"]
+    comparison["runs"][0]["curve"] = []
+    assert "Named has no learning curve" in comparison_table(comparison)
+    assert [ax.get_title() for ax in plot_learning(comparison).axes] == [""]
+
+
+def test_two_methods_of_one_class_name_stay_two() -> None:
+    def made(method: str, knn20: float) -> dict:
+        scores = dict.fromkeys(("knn1", "knn20", "linear", "labels_1", "labels_10"), knn20)
+        return dict(method=method, seed=0, images_seen=9, seconds=2.0, images_per_second=5.0, peak_memory_mb=6.0,
+                    guide=None, scores={"student": scores}, flops_per_image=1,
+                    passes_per_image={"forward": 2.0, "backward": 1.0},
+                    curve=[{"images_seen": i, "knn20_student": knn20} for i in range(2)])
+
+    runs = [made("a:Mine", 0.75), made("b:Mine", 0.25), made("c:Other", 0.5)]
+    pixels = dict.fromkeys(("pixels", "untrained"), runs[0]["scores"]["student"])
+    comparison = dict(runs=runs, baselines=[dict(seed=0, scores=pixels)], seeds=[0], failures={})
+    assert [line.split()[0] for line in comparison_table(comparison).splitlines()[1:4]] == ["a:Mine", "Other", "b:Mine"]
+    panels = plot_learning(comparison).axes
+    assert [ax.get_title() for ax in panels] == ["a:\nMine", "Other", "b:\nMine"]
+    assert [ax.lines[-1].get_ydata()[-1] for ax in panels] == [0.75, 0.5, 0.25]
+    assert {text.get_text() for text in plot_compute(comparison).axes[0].texts} == {"a:Mine", "b:Mine", "Other"}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"my_methods:Mien": {"learning_rate": 9.0}}, "did you mean 'my_methods:Mine'"),
+    ({"my_methodz:Mine": {}}, "No module named 'my_methodz'"),
+    ({"my_methods:Mine": {"settings": {}, "learning_rate": 7.0}}, "'learning_rate' of my_methods:Mine beside its"),
+    ({"isd": {"settings": {}, "options.scale": 7.0}}, "'options.scale' of isd beside its"),
+])
+def test_settings_without_effect_are_refused(content: dict, message: str, own: Path) -> None:
+    write_json(own / "tuned.json", content)
+    assert message in refusal(read_settings, own / "tuned.json", ["my_methods:Mine"])
+    kept = {"settings": {"learning_rate": 0.1}, "score": 1, "trials": 3, "method": "my_methods:Mine", "data": "digits"}
+    write_json(own / "tuned.json", {"my_methods:Mine": kept, "swav": {"learning_rate": 0.2}})  # swav is not compared
+    assert read_settings(own / "tuned.json", ["my_methods:Mine"]) == {
+        "my_methods:Mine": ({"learning_rate": 0.1}, 3), "swav": ({"learning_rate": 0.2}, None)}
 
 
 def test_a_stopped_comparison_goes_on(own: Path, small: Path) -> None:

@@ -17,13 +17,17 @@ from isd_nb.cli.explore import from_anywhere, isd_explore
 from isd_nb.cli.pack import pack
 from isd_nb.cli.train import isd_train
 from isd_nb.data import ImageSet
+from isd_nb.encoders import load_encoder
 from isd_nb.engine.evaluate_run import check_own, evaluate_run
+from isd_nb.engine.finish import score_table
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
 from isd_nb.engine.whole import check_test, sets_of
 from isd_nb.engine.whole import train as train_whole
 from isd_nb.errors import refusal
 from isd_nb.explore.figures import train_or_go_on
+from isd_nb.explore.gallery import gallery_of_run
+from isd_nb.isd import ISD
 from isd_nb.methods.building import read_sets
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, recipe_to_json
@@ -293,3 +297,21 @@ def test_a_data_set_keeps_its_shape_and_is_grey_or_in_colour() -> None:
         said = refusal(from_dataset, [grey, colour], size)
         assert "image 1 of the data set has 3 channels, but the first has 1: convert all of them to RGB" in said
     assert "give a size" in refusal(from_dataset, [grey, Image.new("L", (4, 8))])
+
+
+class Named(ISD):
+    "A method whose encoders have names of its own."
+
+    def encoders(self) -> dict:
+        return {"mine": self.student, "its": self.teacher.module}
+
+
+def test_encoders_of_other_names_have_scores_and_a_gallery(make_module: Callable, small: Path, tmp_path: Path) -> None:
+    make_module("own_names", Named=Named)
+    said = trained(tmp_path, "--data", f"folder:{small}", "--method", "own_names:Named", "--out", "run")
+    rows = [line.split()[0] for line in said.partition("encoder   ")[2].splitlines()[1:5]]
+    assert rows == ["raw", "untrained", "mine", "its"] and "no accuracy" not in said
+    assert 'load_encoder("run", which="mine")' in said and load_encoder(tmp_path / "run", "mine")
+    assert score_table(json.loads((tmp_path / "run/summary.json").read_text())).split()[:2] == ["mine", "its"]
+    gallery = gallery_of_run(tmp_path / "run", limit=20, moments=1, show=False)
+    assert gallery.encoders == ["its", "mine"] and len(gallery.images) == 20

@@ -8,7 +8,7 @@ __all__ = ['run', 'command', 'isd_train']
 # %% ../../nbs/machine_room/79_isd_train.ipynb #f33a159d
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .options import (
     Backbone, BatchSize, Change, DataSpec, Device, DryRun, Epochs, Figures, Init, Labels, MethodName, Out, Processes, RecipeName,
     Resume, Root, Seed, Steps, Supervised, TestFolder, White, Window, Threads, Tracker, Workers, console, own_directory, run_directory)
 from ..engine.estimate import absent_images, bottleneck, dry_run, part_rates
-from ..engine.finish import final_scores, leave, table, train_supervised, what_was_run
+from ..engine.finish import final_scores, first_choice, leave, table, train_supervised, what_was_run
 from ..engine.launch import companions, end_with_first, one_sentence, process_count, with_threads
 from ..engine.model_card import is_card
 from ..engine.runs import read_recipe, with_own_white
@@ -36,9 +36,9 @@ from ..sources.door import Sets, check_pixels
 from ..sources.given import with_given
 
 # %% ../../nbs/machine_room/79_isd_train.ipynb #c30-9ebddbx
-def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
+def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path], encoders: Iterable[str]) -> str:  # their names
     "The last words of a run."
-    which = "" if summary["has_teacher"] else ', which="student"'
+    which = "" if (name := first_choice(encoders)) == "teacher" else f', which="{name}"'
     lines = ["", table(summary), "", f"{summary['images_seen']:,} images in {summary['seconds']:,.0f} s "
              f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
     lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
@@ -58,7 +58,7 @@ def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, s
     leave(recipe, out, trained, sets.train, summary)
     files = drawn(out, recipe, trained, sets, summary) if figures else []
     if show:
-        print(closing(summary, out, files))
+        print(closing(summary, out, files, trained.method.encoders()))
     return summary
 
 

@@ -28,7 +28,7 @@ from .umap_map import layout, need_umap
 from ..data import ImageSet
 from ..errors import InputError, kept_if_allowed, locked
 from ..sources.door import load_shown
-from ..encoders import FrozenEncoder, load_encoder
+from ..encoders import FrozenEncoder, load_encoder, read_safetensors
 from ..evaluation import embed
 from .neighbours import other_neighbours, printable
 from ..engine.evaluate_run import own_white
@@ -189,6 +189,15 @@ def encoder_at(path: Path, name: str) -> FrozenEncoder:
         raise InputError(f"{path} is no encoder file of isd_nb: its header is damaged ({error})") from error
 
 
+def any_encoder(path: Path) -> FrozenEncoder:
+    "The student of a file, or the first encoder in it where a method of one's own has given its encoders other names."
+    try:
+        names = (read_safetensors(path, "no tensor")[0] or {}).get("encoders", [])
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+    return encoder_at(path, "student" if "student" in names or not names else str(names[0]))
+
+
 def encode_with(files: Mapping[int, Path], device: str) -> Callable[[CheckpointKey, Tensor], Tensor]:
     "A function that embeds one image by the encoder of any moment; encoders that were used stay loaded."
     load = lru_cache(maxsize=4)(lambda name, step: encoder_at(files[step], name).to(device))
@@ -213,7 +222,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     "Images, features and layouts of a run; computed once, kept in its directory, computed again when it has changed."
     run = Path(run)
     recipe, files = read_recipe(run), run_files(run, moments)
-    last = encoder_at(files[max(files)], "student")  # every run has a student
+    last = any_encoder(files[max(files)])
     images = run_images(recipe, data, root, limit, last.config.channels, show, white)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = run / "explorer"

@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['protocols', 'baselines', 'costs', 'best_of', 'summarise', 'by_method', 'mean_of', 'compute', 'label', 'scores_text',
-           'costs_text', 'comparison_table', 'notes', 'write_comparison', 'mean_curve', 'plot_learning', 'plot_compute']
+           'costs_text', 'comparison_table', 'notes', 'own_notes', 'write_comparison', 'mean_curve', 'plot_learning',
+           'plot_compute']
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c03-ecf592
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine.finish import first_choice
 from ..evaluation import seed_interval
 from ..protocols.answers import protocol_version
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c09-b88616
 def best_of(scores: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
-    "Those of the teacher, else of the student (of the untrained net, where nothing was trained)."
-    return next(scores[name] for name in ("teacher", "student", "untrained") if name in scores)
+    "Those of the teacher, else of the student, else of the first encoder (of the untrained net, where nothing was trained)."
+    usual = [name for name in ("teacher", "student", "untrained") if name in scores]
+    return scores[usual[0] if usual else first_choice(scores)]
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c12-f1aac2
 def summarise(values: Sequence[float]) -> tuple[float, float | None]:
@@ -53,9 +56,10 @@ baselines = {"pixels": "raw pixels", "untrained": "untrained net"}  # rows that 
 costs = {"compute": 9, "passes": 11, "seconds": 9, "images/s": 10, "MB": 7}  # and their widths
 
 
-def label(method: str) -> str:
-    "A short name: of `package.module:Class` the class."
-    return method.rpartition(":")[2]
+def label(method: str, compared: Iterable[str] = ()) -> str:  # with all methods of the comparison
+    "A short name: of `package.module:Class` the class, unless another method has the same short name."
+    short = method.rpartition(":")[2]
+    return method if any(other != method and label(other) == short for other in compared) else short
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c21-a4eca3
 def scores_text(scores: Sequence[Mapping[str, float]]) -> str:  # one for each seed
@@ -82,15 +86,17 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     groups = by_method(comparison)
     yardstick = groups.get("isd", comparison["runs"])
     unit = sum(compute(r, comparison) for r in yardstick) / len(yardstick)
-    lines = [f"{'':<14}" + "".join(f"{n:<14}" for n in ("   1-NN", "  20-NN", " linear", "     1%", "    10%"))
+    heads = {name: label(name, groups) for name in groups}
+    room = max(14, *(len(head) + 1 for head in heads.values()))
+    lines = [" " * room + "".join(f"{n:<14}" for n in ("   1-NN", "  20-NN", " linear", "     1%", "    10%"))
              + "".join(f"{name:>{width}}" for name, width in costs.items())]
     for name, runs in groups.items():
-        lines.append(f"{label(name):<14}{scores_text([best_of(r['scores']) for r in runs])}{costs_text(runs, comparison, unit)}")
-        if "teacher" in runs[0]["scores"]:
-            lines.append(f"{'  its student':<14}{scores_text([r['scores']['student'] for r in runs])}")
+        lines.append(f"{heads[name]:<{room}}{scores_text([best_of(r['scores']) for r in runs])}{costs_text(runs, comparison, unit)}")
+        if {"teacher", "student"} <= runs[0]["scores"].keys():
+            lines.append(f"{'  its student':<{room}}{scores_text([r['scores']['student'] for r in runs])}")
     for name, long in baselines.items():
         if comparison["baselines"]:
-            lines.append(f"{long:<14}{scores_text([b['scores'][name] for b in comparison['baselines']])}")
+            lines.append(f"{long:<{room}}{scores_text([b['scores'][name] for b in comparison['baselines']])}")
     return "\n".join([*lines, "", *notes(comparison)])
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c24-91a881
@@ -102,12 +108,25 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
              "Scores are the teacher's where there is one, and its student's below. 1% and 10%: linear layer on so many labels.",
              f"compute: floating-point operations of a run in units of {yardstick}; passes: of whole images through backbones, "
              "forward+backward; seconds and images/s: of training alone, without evaluation."]
+    every_name = {r["method"] for r in runs}
     for name in sorted({r["method"] for r in runs if r["guide"]}):
-        lines.append(f"{label(name)} learns from the ISD run of the same seed: its compute includes that run, its images seen do not.")
+        lines.append(f"{label(name, every_name)} learns from the ISD run of the same seed: its compute includes that run, its images seen do not.")
+    lines += own_notes(comparison)
     every = [*runs, *comparison["baselines"]]
     if old := sum(r.get("protocol_version", 1) < protocol_version for r in every):
         lines.append(f"{old} of {len(every)} rows were scored by the protocols of an earlier version (linear layers without an epsilon).")
     return lines + [f"{name} failed: {error}" for name, error in comparison["failures"].items()]
+
+
+def own_notes(comparison: Mapping[str, Any]) -> list[str]:
+    "What has to be known of methods whose encoders have other names, and of those without a learning curve."
+    groups, lines = by_method(comparison), []
+    for name, runs in groups.items():
+        if (which := first_choice(runs[0]["scores"])) not in ("teacher", "student"):
+            lines.append(f"{label(name, groups)} has neither a teacher nor a student: its scores are those of its encoder {which!r}.")
+        if not all(r.get("curve") for r in runs):
+            lines.append(f"{label(name, groups)} has no learning curve, for its runs noted no accuracies: the figure leaves it out.")
+    return lines
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c27-c586e7
 def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
@@ -122,9 +141,9 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> None:
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c30-a5a482
 def mean_curve(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:  # images seen, 20-NN
-    "The mean over seeds of the teacher's (else the student's) 20-NN accuracy at every evaluation."
-    rows = list(zip(*(r["curve"] for r in runs)))
-    values = [[r.get("knn20_teacher", r["knn20_student"]) for r in row] for row in rows]
+    "The mean over seeds of the teacher's (else the student's, else the first encoder's) 20-NN accuracy at every evaluation."
+    rows = list(zip(*(r.get("curve", ()) for r in runs)))
+    values = [[r["knn20_" + first_choice(n.removeprefix("knn20_") for n in r if n.startswith("knn20_"))] for r in row] for row in rows]
     return [row[0]["images_seen"] for row in rows], [sum(v) / len(v) for v in values]
 
 # %% ../../nbs/machine_room/64_tables.ipynb #c32-99f83b
@@ -132,9 +151,10 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
     "A panel for each method, best first: 20-NN accuracy over images seen, all other methods in grey."
     import matplotlib.pyplot as plt
 
-    curves = {label(m): mean_curve(runs) for m, runs in by_method(comparison).items()}
-    columns = min(columns, len(curves))
-    height = -(-len(curves) // columns)
+    groups = by_method(comparison)
+    curves = {name: curve for name, runs in groups.items() if (curve := mean_curve(runs))[0]}
+    columns = max(1, min(columns, len(curves)))
+    height = max(1, -(-len(curves) // columns))
     fig, axes = plt.subplots(height, columns, figsize=(1 + 1.7 * columns, 1.25 * height + 0.7), sharex=True, sharey=True,
                              squeeze=False, layout="constrained", dpi=85)
     for ax, name in zip(axes.flat, curves):
@@ -143,7 +163,7 @@ def plot_learning(comparison: Mapping[str, Any], columns: int = 4) -> Any:
         for b in comparison["baselines"][:1]:
             ax.axhline(b["scores"]["pixels"]["knn20"], color="#D55E00", ls=":", lw=1.2)
         ax.plot(*curves[name], color="#0072B2", lw=1.8)
-        ax.set_title(name, fontsize=9)
+        ax.set_title(label(name, groups).replace(":", ":\n"), fontsize=9)
     for ax in axes.flat[len(curves):]:
         ax.axis("off")
     axes[0, 0].xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k")
@@ -158,12 +178,12 @@ def plot_compute(comparison: Mapping[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    spots = []
-    for name, runs in by_method(comparison).items():
+    spots, groups = [], by_method(comparison)
+    for name, runs in groups.items():
         values, x = [best_of(r["scores"])["knn20"] for r in runs], compute(runs[0], comparison) / 1e12
         y, color = mean_of(runs, "knn20"), "#0072B2" if name == "isd" else "#444444"
         ax.errorbar(x, y, [[y - min(values)], [max(values) - y]], fmt="o", color=color, ms=5, capsize=3)
-        spots.append((x, y, label(name), color))
+        spots.append((x, y, label(name, groups), color))
     for b in comparison["baselines"][:1]:
         ax.axhline(b["scores"]["pixels"]["knn20"], color="#D55E00", ls=":", lw=1.2, label="raw pixels")
     ax.set(xlabel="compute of the whole training (10¹² floating-point operations)", ylabel="20-NN accuracy",
