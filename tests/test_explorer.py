@@ -133,6 +133,7 @@ def test_mistakes_end_in_one_sentence(isd_explore: Callable, colour_run: Path, t
     assert "no config.json" in refused(tmp_path / "nowhere", "--html", tmp_path / "x.html")
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     assert "is no page of the explorer" in refused(colour_run, "--html", tmp_path / "notes.html")
+    assert f"{tmp_path / 'explorer.html'}" in refused(colour_run, "--html", tmp_path)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "umap", None)
         patch.setattr(gallery, "layout", layout)

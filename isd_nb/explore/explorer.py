@@ -141,7 +141,9 @@ def to_html(gallery: Gallery) -> str:
 
 # %% ../../nbs/machine_room/74_explorer.ipynb #c39-write
 def check_page(path: Path) -> None:
-    "Raise where a page would take the place of a file that is no page of the explorer."
+    "Raise where a page would take the place of a file that is no page of the explorer, or has none."
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file that ends in .html, such as {path / 'explorer.html'}")
     if path.is_file() and path.stat().st_size and b'<div id="explorer">' not in path.read_bytes():  # all of them have had it
         raise InputError(f"{path} is there already, and is no page of the explorer; it would be overwritten: choose another file")
 
