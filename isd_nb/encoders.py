@@ -78,6 +78,7 @@ class Encoder(nn.Module):
 # %% ../nbs/machine_room/41_encoder_files.ipynb #cf766c1ec
 import json
 import os
+import stat
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -127,7 +128,10 @@ def save_encoder(path: Path | str,  # the file; it is replaced in one step
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # of any new file here; safetensors makes one for its owner alone
         save_file(tensors, temporary, metadata={"format": "pt", "isd_nb": json.dumps(header)})
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

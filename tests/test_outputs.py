@@ -82,6 +82,35 @@ def test_an_export_does_not_overwrite_its_source(tmp_path: Path) -> None:
     assert (tmp_path / "mine.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("ending", [".pt", ".pt2", ".onnx"])
+def test_an_export_takes_the_place_of_an_export_alone(ending: str, encoder: Path, tmp_path: Path) -> None:
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / f"mine{ending}"
+    torch.save({"epoch": 90}, out)  # a checkpoint of the reader's own
+    checkpoint = out.read_bytes()
+    for before in (checkpoint, b"no zip"):
+        out.write_bytes(before)
+        refused(call(isd_export, tmp_path, encoder, "--out", out), "no isd_export has written it")
+        assert out.read_bytes() == before
+    out.write_bytes(b"")
+    for _ in range(2):  # into an empty file, and over an earlier export
+        export_encoder(str(encoder), out)
+    assert export.is_exported(out) and sorted(os.listdir(tmp_path)) == sorted([out.name, encoder.name])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_an_encoder_can_be_read_by_those_who_read_its_neighbours(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "neighbour").write_text("")
+        for _ in range(2):
+            file = random_encoder(tmp_path / "encoder.safetensors")
+            assert file.stat().st_mode == (tmp_path / "neighbour").stat().st_mode
+    finally:
+        os.umask(before)
+
+
 def test_an_export_that_fails_leaves_the_earlier_one(encoder: Path, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*arguments: object) -> object:

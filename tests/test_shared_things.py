@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from conftest import TINY, call
 from PIL import Image
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import isd_nb
@@ -319,6 +320,27 @@ def saved(place: Path, recipe: Recipe) -> Path:
     images = ImageSet(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8))
     save_encoders(place / "encoder.safetensors", build_method(recipe, images), recipe, images)
     return place
+
+
+def test_what_is_passed_on_takes_the_place_of_what_was_passed_on_alone(tmp_path: Path) -> None:
+    one, other = (saved(tmp_path / name, replace(SHORTER, seed=i)) for i, name in enumerate(("one", "other")))
+    mine = tmp_path / "mine" / "model.safetensors"
+    mine.parent.mkdir()
+    save_file({"weight": torch.ones(2)}, mine)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text('{"recipe": {}}')  # a run that has no weights yet
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for folder, file, words in ((other, "encoder.safetensors", "no mark"), (mine.parent, mine.name, "no mark"),
+                                (tmp_path / "begun", "encoder.safetensors", "is a run"),
+                                (tmp_path / "begun", "new.safetensors", "is a run")):
+        assert words in refusal(to_share, one, folder, file=file)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "config.json").write_text("{}")  # of another program
+    for run in (one, one, other):  # the same again, and another run in its place
+        weights, _ = to_share(run, tmp_path / "shared")
+        assert load_encoder(weights).metadata["recipe"]["seed"] == load_encoder(run).metadata["recipe"]["seed"]
+    assert "shared" in load_encoder(weights).metadata and "shared" not in load_encoder(other).metadata
 
 
 def test_a_guide_is_passed_on_by_its_name(run: Path, tmp_path: Path) -> None:

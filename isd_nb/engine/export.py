@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
 
-from ..encoders import FrozenEncoder, load_encoder, save_encoder
+from ..encoders import FrozenEncoder, load_encoder, read_safetensors, save_encoder
 from .launch import ended_by_sigterm
 from .model_card import holds_encoders, is_card, model_card, read_summary, shareable
 from ..errors import InputError, from_extra, printable, suggest
@@ -123,6 +123,17 @@ def written(encoder: FrozenEncoder, module: nn.Module, some: Tensor, others: Ten
         rest = " or ".join(sorted(set(formats) - {out.suffix}))
         raise InputError(f"{encoder.config.name} cannot be written as {out.suffix} ({reason}): try {rest}") from error
 
+# %% ../../nbs/machine_room/59_export.ipynb #ex05-own
+def is_exported(file: Path) -> bool:
+    "Whether an earlier export wrote a file: all of them hold a note."
+    if file.suffix == ".onnx":
+        return b"\n\x06isd_nb\x12" in file.read_bytes()  # the name of a property, as ONNX writes it
+    try:
+        with ZipFile(file) as parts:
+            return any(name.endswith("/isd_nb.json") for name in parts.namelist())
+    except (BadZipFile, NotImplementedError, UnicodeDecodeError):  # no zip, or one that Python cannot read
+        return False
+
 # %% ../../nbs/machine_room/59_export.ipynb #ex05-chk
 def check_place(source: str | FrozenEncoder, out: Path) -> None:
     "Raise where an export cannot be written, or would take the place of its source."
@@ -133,6 +144,8 @@ def check_place(source: str | FrozenEncoder, out: Path) -> None:
     read = (source, source.rpartition("@")[2]) if isinstance(source, str) else ()  # NETWORK@FILE names a file, too
     if any(out.exists() and os.path.exists(file) and os.path.samefile(file, out) for file in read):
         raise InputError(f"{out} is the file that the encoder is read from, and would be overwritten: choose another --out")
+    if out.exists() and out.stat().st_size and not is_exported(out):
+        raise InputError(f"{out} is there already, and no isd_export has written it; it would be overwritten: choose another --out")
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex05-new
 @contextmanager
@@ -184,6 +197,15 @@ def card_for_hub(card: str, name: str, summary: Mapping[str, Any], data: str, li
 
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex08-chk
+def is_marked(weights: Path) -> bool:
+    "Whether an earlier export wrote weights to be passed on."
+    try:
+        header = read_safetensors(weights, "no tensor")[0]
+    except ValueError:  # no whole file of weights, or its header is damaged
+        return False
+    return header is not None and header["extra"].get("shared") is True
+
+
 def check_shared(run: Path, folder: Path, file: str) -> None:
     "Raise where there is no run to share, or where what is shared would take the place of something else."
     if not (run / file_name).is_file():
@@ -196,6 +218,10 @@ def check_shared(run: Path, folder: Path, file: str) -> None:
         raise InputError(f"{folder / file} is a folder: choose another --out")
     if (card := folder / "README.md").exists() and not is_card(card):
         raise InputError(f"{card} is no model card, and would be overwritten: choose another --out, a folder for weights and card alone")
+    if (config := folder / "config.json").is_file() and b'"recipe"' in config.read_bytes():
+        raise InputError(f"{folder} is a run (its config.json holds a recipe), whose weights and card would be overwritten: choose another --out, a folder for weights and card alone")
+    if (weights := folder / file).exists() and weights.stat().st_size and not is_marked(weights):
+        raise InputError(f"{weights} is there already, and has no mark of an earlier isd_export (older versions set none); it would be overwritten: choose another --out")
 
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex08-ld28
@@ -211,7 +237,7 @@ def to_share(run: Path | str,  # a directory that isd_train wrote
     encoders = {which: load_encoder(run, which) for which in holds_encoders(run)}
     first = next(iter(encoders.values()))
     extra = {k: v for k, v in first.metadata.items() if k != "encoders"}
-    extra["recipe"], card = shareable(extra["recipe"]), folder / "README.md"
+    extra["recipe"], extra["shared"], card = shareable(extra["recipe"]), True, folder / "README.md"
     text = model_card(run, licence).replace(file_name, file)
     text = card_for_hub(text, name, read_summary(run), extra["recipe"]["data"], licence) if name else text
     folder.mkdir(parents=True, exist_ok=True)
