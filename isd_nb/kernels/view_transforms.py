@@ -267,10 +267,17 @@ def _recolour_(x: Tensor, params: AugmentParams) -> Tensor:
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #ced98c1ce-b
 def check_range(images: Tensor) -> None:  # float, of any shape
-    "Refuse values of 0 to 255 where 0 to 1 is meant; on a GPU, and in a graph that is traced, nothing waits for this look."
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if images.device.type == "cpu" and not traced and images.numel() and (most := float(images.amax())) > 2:
-        raise InputError(f"images as floats have values from 0 to 1, not up to {most:g}: divide them by 255, or give them as uint8")
+    "Refuse values that are none of 0 to 1; on a GPU, and in a graph that is traced, nothing waits for this look."
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or not images.numel():
+        return
+    low, high = float(images.amin()), float(images.amax())  # far faster than `aminmax` where channels lie last
+    if not math.isfinite(low + high):
+        raise InputError("the images hold NaN or infinite values: give pixels in [0, 1]")
+    if low < -0.3:  # enlarging by a bicubic filter leads a little below 0, too
+        raise InputError(f"the images have values from {low:.3g} to {high:.3g}: they are normalised already, and what takes them normalises itself; "
+                         "give pixels in [0, 1], without Normalize")
+    if high > 2:
+        raise InputError(f"images as floats have values from 0 to 1, not up to {high:g}: divide them by 255, or give them as uint8")
 
 
 def channels_last(shape: Sequence[int]) -> bool:  # of one image, (C, H, W) where they come first
