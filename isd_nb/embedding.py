@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .data import ImageSet, as_pixels
 from .encoders import Encoder
 from .errors import InputError
+from .kernels.devices import pick_device
 from .kernels.scores import as_tensor
 
 # %% ../nbs/machine_room/20_embedding.ipynb #c06-833e47
@@ -55,13 +56,22 @@ def in_batches(images: ImageSet | Tensor, size: int, ahead: int = 2) -> Generato
         finally:
             pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/machine_room/20_embedding.ipynb #c10-place
+def place_of(device: torch.device | str) -> torch.device:
+    "The device that is meant; an `InputError` where there is none of this name, or none here."
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):  # PyTorch has no device of this name
+        return pick_device(str(device))
+    return pick_device(str(place)) if place.type in ("cuda", "mps") else place
+
 # %% ../nbs/machine_room/20_embedding.ipynb #c10-52b1cc
 @contextlib.contextmanager
 def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None) -> Iterator[tuple[Callable, torch.device]]:
     "What to call and where, with every module in evaluation mode for as long as this lasts."
     tensors = [*encoder.parameters(), *encoder.buffers()] if isinstance(encoder, nn.Module) else []
     here = tensors[0].device if tensors else torch.device("cpu")
-    place = torch.device(device or here)
+    place = here if device in (None, "") else place_of(device)
     if isinstance(encoder, nn.Module) and tensors and (place.type != here.type or place.index not in (None, here.index)):
         encoder = copy.deepcopy(encoder).to(place)
     modes = {m: m.training for m in encoder.modules()} if isinstance(encoder, nn.Module) else {}
@@ -74,7 +84,9 @@ def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None)
             module.training = mode
 
 # %% ../nbs/machine_room/20_embedding.ipynb #em-out1
-def as_output(found: Any, name: str, images: int) -> Tensor:  # of any shape: (images, ...)
+def as_output(found: Any, name: str, images: int,
+              before: Tensor | None = None,  # features of earlier images; none as yet
+              ) -> Tensor:  # of any shape: (images, ...)
     "What an encoder returned for a batch as a tensor, one row for each image; an array will do."
     found = as_tensor(found, f"what {name} returns") if isinstance(found, np.ndarray) else found
     if not isinstance(found, Tensor):
@@ -82,6 +94,9 @@ def as_output(found: Any, name: str, images: int) -> Tensor:  # of any shape: (i
         raise InputError(f"{name} returns a {type(found).__name__}{parts}, not a tensor of features: give a module around it that returns the features alone")
     if found.shape[:1] != (images,):
         raise InputError(f"{name} returns the shape {tuple(found.shape)} for {images} images, not one row of features for each")
+    if before is not None and found.shape[1:] != before.shape[1:]:
+        raise InputError(f"{name} returns features of the shape {tuple(found.shape[1:])} for one image, but {tuple(before.shape[1:])} for one of an earlier batch: "
+                         "all images need features of one width")
     return found
 
 # %% ../nbs/machine_room/20_embedding.ipynb #em-out2
@@ -126,7 +141,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
               keep: torch.device | str | None = None,  # where the features are kept; default: where they are computed
               ) -> dict[str, Tensor]:  # by name, float32 (N, F)
     "Features of all images by several encoders, from one pass: no image is read twice, and no feature copied."
-    kinds = {name: precision if isinstance(precision, str) else precision[name] for name in encoders}
+    kinds = {name: precision[name] if isinstance(precision, Mapping) else precision for name in encoders}
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
         check_images(images, kind, batch_size)
@@ -145,7 +160,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
                         pixels[place], plain[name] = pixels[place] if anew is None else anew, anew is not None
                     else:
                         output = encode(pixels[place].contiguous() if plain[name] else pixels[place])
-                    features = as_output(output, label, len(batch))
+                    features = as_output(output, label, len(batch), found.get(name))
                 if not done:
                     own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have
                     found[name] = torch.empty(len(images), *features.shape[1:], device=keep or own)

@@ -9,6 +9,7 @@ __all__ = ['LinearClassifier', 'fit_linear']
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,17 @@ def classes_of(labels: Tensor, classes: int | None) -> int:
         raise InputError(f"training labels go up to {int(labels.max())}, so there are more than the {classes} classes given")
     return classes or int(labels.max()) + 1
 
+# %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-settings
+def check_settings(learning_rate: float, weight_decay: float, **counts: tuple[int, int]) -> None:  # by name a number and the least it may be
+    "Raise unless rates are numbers that training can use, and counts are whole numbers."
+    for name, (count, least) in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
+            raise InputError(f"{name} must be a whole number, at least {least}, not {count!r:.60}")
+    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate must be a positive number, not {learning_rate!r:.60}")
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay must be a number, at least 0, not {weight_decay!r:.60}")
+
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-617c48
 def fit_linear(features: Tensor | ArrayLike,  # (N, F)
                labels: Tensor | ArrayLike,  # (N,) in 0 ... classes - 1
@@ -112,6 +124,7 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     "Train one linear layer on fixed features by the poster's schedule, for `epochs` epochs or `min_steps` steps."
     features = as_features(features, "training")
     labels = check_labels(features, labels, "training")
+    check_settings(learning_rate, weight_decay, batch_size=(batch_size, 1), epochs=(epochs, 0), min_steps=(min_steps, 0))
     classifier = LinearClassifier(features, classes_of(labels, classes))
     if not classifier.mean.isfinite().all():
         raise InputError("training features hold NaN or infinite values: the encoder has diverged")
@@ -122,6 +135,6 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     with one_thread(batch_size * layer.weight.numel(), features.device):
         for epoch in tqdm(range(epochs), "linear", leave=False, disable=not progress):
             rate = learning_rate * 0.1 ** sum(epoch >= end for end in slower)
-            for rows in torch.randperm(len(features), generator=generator).to(features.device).split(batch_size):
+            for rows in torch.randperm(len(features), generator=generator).to(features.device).split(int(batch_size)):
                 sgd_step(layer, velocity, inputs(rows), labels[rows], rate, weight_decay)
     return classifier.requires_grad_(False)

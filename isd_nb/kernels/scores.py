@@ -82,6 +82,8 @@ def score(logits: Tensor | ArrayLike,  # (M, classes)
     logits, labels = as_tensor(logits, "logits"), as_tensor(labels, "labels")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise InputError(f"logits must be (M, classes) and labels (M,), not {tuple(logits.shape)} and {tuple(labels.shape)}")
+    if logits.isnan().any():
+        raise InputError("logits hold NaN: the classifier has diverged; choose a smaller learning rate")
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (M, 5)
     return Score(best[:, 0].double().mean().item(), best.any(1).double().mean().item(), best[:, 0])
 
