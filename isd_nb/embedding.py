@@ -57,7 +57,7 @@ def in_batches(images: ImageSet | Tensor, size: int, ahead: int = 2) -> Generato
             pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/machine_room/20_embedding.ipynb #c10-place
-def place_of(device: torch.device | str) -> torch.device:
+def device_meant(device: torch.device | str) -> torch.device:
     "The device that is meant; an `InputError` where there is none of this name, or none here."
     try:
         place = torch.device(device)
@@ -71,7 +71,7 @@ def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None)
     "What to call and where, with every module in evaluation mode for as long as this lasts."
     tensors = [*encoder.parameters(), *encoder.buffers()] if isinstance(encoder, nn.Module) else []
     here = tensors[0].device if tensors else torch.device("cpu")
-    place = here if device in (None, "") else place_of(device)
+    place = here if device in (None, "") else device_meant(device)
     if isinstance(encoder, nn.Module) and tensors and (place.type != here.type or place.index not in (None, here.index)):
         encoder = copy.deepcopy(encoder).to(place)
     modes = {m: m.training for m in encoder.modules()} if isinstance(encoder, nn.Module) else {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .neighbours import other_neighbours, printable
 from ..engine.evaluate_run import own_white
 from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
-from ..kernels.scores import as_features
+from ..kernels.scores import as_features, as_tensor
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..recipe import Recipe
@@ -68,11 +69,21 @@ class Gallery:
         "Training steps, the first one first."
         return sorted({step for _, step in self.features})
 
+# %% ../../nbs/machine_room/70_gallery.ipynb #c08-keys
+def check_moment_names(values: Mapping[CheckpointKey, Any], what: str) -> None:
+    "Raise unless each value has an encoder's name and a step."
+    if not isinstance(values, Mapping):
+        raise InputError(f"{what} are given by encoder and step, such as {{(\"teacher\", 0): {what}}}, not as a {type(values).__name__}")
+    for key in values:
+        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str) and isinstance(key[1], Integral)):
+            raise InputError(f"{what} are given by encoder and step, such as (\"teacher\", 0), not by {key!r:.60}")
+
 # %% ../../nbs/machine_room/70_gallery.ipynb #c08-11f762
 def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor | ArrayLike]) -> None:
     "Raise unless there are features of all images for every encoder at every step."
     if len(images) < 4:
         raise InputError(f"the explorer needs at least 4 images, not {len(images)}")
+    check_moment_names(features, "features")
     if not features:
         raise InputError("there are no features to explore: give features[encoder, step]")
     names = sorted({name for name, _ in features})
@@ -85,6 +96,28 @@ def check_moments(images: ImageSet, features: Mapping[CheckpointKey, Tensor | Ar
                 raise InputError(f"features of the {name} at step {step} are missing")
             if len(shape) != 2 or shape[0] != len(images):
                 raise InputError(f"features of the {name} at step {step} are {tuple(shape)}, but there are {len(images)} images")
+
+# %% ../../nbs/machine_room/70_gallery.ipynb #c08-places
+def check_places(places: Mapping[CheckpointKey, Tensor | ArrayLike],
+                 moments: Iterable[CheckpointKey], count: int) -> dict[CheckpointKey, np.ndarray]:  # (N, 2) each
+    "The places of these moments as arrays; an `InputError` unless there is a finite place for each image at every moment."
+    check_moment_names(places, "places")
+    found = dict[CheckpointKey, np.ndarray]()
+    for name, step in moments:
+        if (name, step) not in places:
+            raise InputError(f"places of the {name} at step {step} are missing")
+        where = as_tensor(places[name, step], f"places of the {name} at step {step}").numpy(force=True)
+        if where.shape != (count, 2) or not np.isfinite(where).all():
+            raise InputError(f"places of the {name} at step {step} must be finite numbers of shape ({count}, 2), two for each image, "
+                             f"not {'NaN or infinite' if where.shape == (count, 2) else where.shape}")
+        found[name, int(step)] = where
+    return found
+
+
+def check_temperature(temperature: float) -> None:
+    "Raise unless it is a positive number."
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
+        raise InputError(f"a temperature must be a positive number, not {temperature!r:.60}")
 
 # %% ../../nbs/machine_room/70_gallery.ipynb #c10-af65ea
 def lay_out(features: Mapping[CheckpointKey, Tensor], show: bool) -> dict[CheckpointKey, np.ndarray]:
@@ -108,9 +141,11 @@ def gallery_of(images: ImageSet,
                ) -> Gallery:
     "A gallery of any features; layouts and neighbours are computed."
     check_moments(images, features)
-    unit = {m: F.normalize(as_features(f, m[0]).float(), dim=1) for m, f in features.items()}
+    check_temperature(settings.get("temperature", 0.04))
+    given = None if places is None else check_places(places, features, len(images))
+    unit = {(m[0], int(m[1])): F.normalize(as_features(f, m[0]).float(), dim=1) for m, f in features.items()}
     rows = {m: other_neighbours(f).int().cpu().numpy() for m, f in unit.items()}
-    places = lay_out(unit, show) if places is None else places
+    places = lay_out(unit, show) if given is None else given
     return Gallery(images, {m: f.cpu().numpy() for m, f in unit.items()}, places, rows, **settings)
 
 # %% ../../nbs/machine_room/70_gallery.ipynb #c15-cbb3c8

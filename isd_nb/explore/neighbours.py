@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..errors import InputError
+from ..kernels.devices import row_numbers
 from ..kernels.nearest_neighbours import nearest
-from ..kernels.scores import as_features, as_tensor
+from ..kernels.scores import as_features, as_tensor, check_labels
 from ..loss import soft_labels
 
 if TYPE_CHECKING:
@@ -39,14 +40,26 @@ class Answer:
 # %% ../../nbs/machine_room/68_neighbours.ipynb #n06-b100b8
 def query_and_others(features: Tensor, query: int | Tensor) -> tuple[Tensor, Tensor]:  # (F,); the rows that it is compared to
     "The query's features, and all rows but its own; an image that is none of the set is compared to all of them."
-    if isinstance(query, Tensor):
-        if query.shape != features.shape[1:] or not len(features):
-            raise InputError(f"the query's features are of shape {tuple(query.shape)}, but the {len(features)} images' are "
+    given = as_tensor(query, "a query")
+    if given.ndim:
+        if given.shape != features.shape[1:] or not len(features):
+            raise InputError(f"the query's features are of shape {tuple(given.shape)}, but the {len(features)} images' are "
                              f"{features.shape[1]} wide: use one encoder")
-        return query.float().cpu(), torch.arange(len(features))
-    if not 0 <= query < len(features) or len(features) < 2:
-        raise InputError(f"there is no image {query} with others to compare it to among {len(features)}")
-    return features[query], torch.cat([torch.arange(query), torch.arange(query + 1, len(features))])
+        return given.float().cpu(), torch.arange(len(features))
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise InputError(f"a query is the whole number of an image, or the features (F,) of another, not {given.item()}")
+    row = int(given)
+    if not 0 <= row < len(features) or len(features) < 2:
+        raise InputError(f"there is no image {row} with others to compare it to among {len(features)}")
+    return features[row], torch.cat([torch.arange(row), torch.arange(row + 1, len(features))])
+
+# %% ../../nbs/machine_room/68_neighbours.ipynb #n06-classes
+def share_by_class(shares: Tensor, labels: Tensor, classes: int) -> Tensor:  # (M,), (M,) from 0 -> (classes,)
+    "How much of the shares falls on each class; without a number of classes there are as many as the labels name."
+    named = int(labels.max()) + 1
+    if classes and named > classes:
+        raise InputError(f"labels go up to {named - 1}, so there are more than the {classes} classes given")
+    return torch.zeros(classes or named).index_add_(0, labels, shares.float())
 
 # %% ../../nbs/machine_room/68_neighbours.ipynb #c07-afe1a2
 def look_up(features: Tensor | ArrayLike,  # (N, F) of all images
@@ -54,7 +67,7 @@ def look_up(features: Tensor | ArrayLike,  # (N, F) of all images
             k: int = 12,  # neighbours; fewer if there are fewer images
             temperature: float = 0.04,  # of the soft label; the teacher's
             labels: Tensor | None = None,  # (N,)
-            classes: int = 0,  # how many there are
+            classes: int = 0,  # how many there are; 0: as many as the labels name
             ) -> Answer:
     "The nearest images of one image, and its soft label over all of them (ISD, Tejankar et al. 2021, eq. 1)."
     if not temperature > 0:
@@ -66,11 +79,11 @@ def look_up(features: Tensor | ArrayLike,  # (N, F) of all images
     lengths = torch.linalg.vector_norm(features, dim=1) * torch.linalg.vector_norm(vector)  # (N,)
     products = torch.cat([(part * vector).sum(1) for part in features.split(4096)])  # (N,) row by row: equal rows have equal ones
     cosines = (products / lengths.clamp_min(1e-12))[others]  # (N-1,) or (N,)
+    if not cosines.isfinite().all():
+        raise InputError("features hold NaN or infinite values: the encoder has diverged")
     order = cosines.argsort(descending=True, stable=True)[:k]  # the first of equals, as in `other_neighbours`
     shares = (cosines / temperature).softmax(0)  # what `soft_labels` gives, without a copy of all features
-    by_class = torch.zeros(classes) if labels is not None else torch.zeros(0)
-    if labels is not None:
-        by_class.index_add_(0, as_tensor(labels, "labels").cpu()[others].long(), shares.float())
+    by_class = torch.zeros(0) if labels is None else share_by_class(shares, check_labels(features, labels, "image")[others], classes)
     return Answer(others[order], cosines[order], shares[order], by_class, float(torch.special.entr(shares).sum()))
 
 # %% ../../nbs/machine_room/68_neighbours.ipynb #c17-08c268
@@ -84,10 +97,10 @@ def plain_text(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 # %% ../../nbs/machine_room/68_neighbours.ipynb #c18-758c0b
-def show_image(ax: "Axes", image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W)
+def show_image(ax: "Axes", image: Tensor, title: str = "", color: str | None = None) -> None:  # uint8 (C, H, W); of more than three channels the first three, of two the first
     "Draw one image without axes, with a title below and a frame in `color`."
-    grey = image.shape[0] == 1
-    ax.imshow((image[0] if grey else image.permute(1, 2, 0)).numpy(force=True), cmap="gray" if grey else None, vmin=0, vmax=255)
+    grey = image.shape[0] < 3
+    ax.imshow((image[0] if grey else image[:3].permute(1, 2, 0)).numpy(force=True), cmap="gray" if grey else None, vmin=0, vmax=255)
     ax.set(xticks=[], yticks=[])
     ax.set_xlabel(plain_text(title), fontsize=8, labelpad=2)
     for spine in ax.spines.values():
@@ -112,9 +125,23 @@ def frame_colour(queries: ImageSet, row: int, bank: ImageSet, index: int) -> str
         return "#999999"
     return "#0072B2" if queries.labels[row] == bank.labels[index] else "#D55E00"
 
+# %% ../../nbs/machine_room/68_neighbours.ipynb #c20-pairs
+def check_rows_of(images: ImageSet, features: Tensor, what: str) -> None:  # (N, F)
+    "Raise unless there is a row of features for each of these images."
+    if len(features) != len(images):
+        raise InputError(f"there are {len(images)} {what}, but features of {len(features)}: give the features of these very images, in their order")
+
+
+def rows_within(rows: Sequence[int] | Tensor | ArrayLike, count: int) -> list[int]:
+    "Rows as a list; an `InputError` unless there are some, and each is one of so many."
+    numbers = row_numbers(rows, count)
+    if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= count:
+        raise InputError(f"rows must name some of the {count} queries, from 0 to {count - 1}, not {numbers.tolist()!r:.60}")
+    return numbers.tolist()
+
 # %% ../../nbs/machine_room/68_neighbours.ipynb #c22-6a501d
 def plot_soft_label(images: ImageSet,  # N images
-                    features: Tensor,  # (N, F) of these images
+                    features: Tensor | ArrayLike,  # (N, F) of these images
                     query: int,  # which image
                     views: Tensor | None = None,  # uint8 (2, C, H, W): two views of it; without, the image itself
                     k: int = 8,  # anchors to show
@@ -123,7 +150,8 @@ def plot_soft_label(images: ImageSet,  # N images
     "A query, its other view and its top anchors, with the soft label and the one-hot label as bars."
     import matplotlib.pyplot as plt
 
-    answer = look_up(features, query, k, temperature)
+    check_rows_of(images, features := as_features(features), "images")
+    answer, query = look_up(features, query, k, temperature), int(query)
     pictures = [(images[query] if views is None else view) for view in (views if views is not None else (None, None))]
     fig, axes = plt.subplots(2, len(answer.rows) + 2, figsize=(0.95 * (len(answer.rows) + 2), 2.6), squeeze=False,
                              height_ratios=(1, 1.1))
@@ -197,17 +225,16 @@ def plot_neighbours(queries: ImageSet,  # M images
                     query_features: Tensor | ArrayLike,  # (M, F) of the queries
                     bank: ImageSet,  # N images; where these are the queries themselves, each is compared to the others alone
                     bank_features: Tensor | ArrayLike,  # (N, F) of the bank
-                    rows: Sequence[int],  # which queries to show
+                    rows: Sequence[int] | Tensor | ArrayLike,  # which queries to show
                     k: int = 8,  # neighbours of each
                     temperature: float = 0.04,  # of the soft labels; the teacher's
                     ) -> "Figure":
     "One row per query: the image, its nearest neighbours in the bank, and how much of the soft label falls on each."
     import matplotlib.pyplot as plt
 
-    if not rows or max(rows) >= len(queries):
-        raise InputError(f"rows must name some of the {len(queries)} queries, not {list(rows)}")
-    rows = list(rows)
-    vectors, others = as_features(query_features), as_features(bank_features)
+    rows, vectors, others = rows_within(rows, len(queries)), as_features(query_features), as_features(bank_features)
+    check_rows_of(queries, vectors, "queries")
+    check_rows_of(bank, others, "images in the bank")
     found, shares = shown_neighbours(vectors, others, rows, k, temperature, bank is queries and torch.equal(vectors, others))
     fig, axes = plt.subplots(len(rows), found.shape[1] + 1, figsize=(0.95 * (found.shape[1] + 1), 1.25 * len(rows)), squeeze=False)
     for line, row, neighbours, share in zip(axes, rows, found.tolist(), shares.tolist()):

@@ -99,7 +99,7 @@ def classes_of(labels: Tensor, classes: int | None) -> int:
     return classes or int(labels.max()) + 1
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-settings
-def check_settings(learning_rate: float, weight_decay: float, **counts: tuple[int, int]) -> None:  # by name a number and the least it may be
+def check_fit(learning_rate: float, weight_decay: float, **counts: tuple[int, int]) -> None:  # by name a number and the least it may be
     "Raise unless rates are numbers that training can use, and counts are whole numbers."
     for name, (count, least) in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
@@ -124,7 +124,7 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     "Train one linear layer on fixed features by the poster's schedule, for `epochs` epochs or `min_steps` steps."
     features = as_features(features, "training")
     labels = check_labels(features, labels, "training")
-    check_settings(learning_rate, weight_decay, batch_size=(batch_size, 1), epochs=(epochs, 0), min_steps=(min_steps, 0))
+    check_fit(learning_rate, weight_decay, batch_size=(batch_size, 1), epochs=(epochs, 0), min_steps=(min_steps, 0))
     classifier = LinearClassifier(features, classes_of(labels, classes))
     if not classifier.mean.isfinite().all():
         raise InputError("training features hold NaN or infinite values: the encoder has diverged")

@@ -10,6 +10,7 @@ __all__ = ['resize_weights', 'resample', 'crop_boxes', 'between', 'rotate', 'lum
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #cf9278fae
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,16 @@ def crop_boxes(u: Tensor,  # numbers from [0, 1): ten for the area, ten for the 
 def between(u: Tensor, low: float, high: float) -> Tensor:  # of any shape
     "Numbers from [0, 1) moved to [low, high)."
     return u * (high - low) + low
+
+# %% ../../nbs/machine_room/12_view_transforms.ipynb #ca2261a47-n
+def are_numbers(*values: object) -> bool:
+    "Whether all of them are single numbers, of Python, NumPy or PyTorch: what can be compared to a number."
+    return all(isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim) for value in values)
+
+
+def is_whole(value: object, least: int) -> bool:
+    "Whether it is a whole number, of Python or NumPy, and not below the least."
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #c20ef013c
 def rotate(x: Tensor,  # (B, C, S, S)
