@@ -6,8 +6,6 @@
 __all__ = ['STRONG', 'WEAK', 'GENTLE', 'PLAIN', 'ViewRecipe', 'random_draw', 'Views', 'AugmentParams', 'augment']
 
 # %% ../nbs/1_isd/1_views.ipynb #cf03ef1a9
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .kernels.scores import as_tensor
-from .kernels.view_transforms import AugmentParams, are_numbers, augment, draw_params, is_whole
+from .kernels.view_transforms import AugmentParams, augment, check_between, draw_params, rising_pair, whole_pixels
 
 _all_ = ["AugmentParams", "augment"]
 
@@ -40,16 +38,9 @@ class ViewRecipe:
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            given = getattr(self, name)
-            pair = tuple(given) if isinstance(given, Iterable) else (given,)  # a list of a settings file will do
-            if len(pair) != 2 or not are_numbers(*pair) or not 0 < pair[0] <= pair[1] < math.inf:
-                raise InputError(f"{name} is {given!r}; it must be (low, high) with 0 < low <= high")
-            object.__setattr__(self, name, pair)
+            object.__setattr__(self, name, rising_pair(name, getattr(self, name)))
         for name, high in _LIMITS.items():
-            if not are_numbers(value := getattr(self, name)):
-                raise InputError(f"{name} is {value!r}; it must be a number between 0 and {high:g}")
-            if not 0 <= value <= high:
-                raise InputError(f"{name} is {value}; it must lie between 0 and {high:g}")
+            check_between(name, getattr(self, name), high)
 
 # %% ../nbs/1_isd/1_views.ipynb #c09-511c00
 _LIMITS = dict(flip=1, rotation=180, jitter=1, brightness=10, contrast=10, saturation=10, hue=0.5, grey=1, blur=1,
@@ -74,9 +65,7 @@ class Views:
     def __init__(self, recipe: ViewRecipe, size: int) -> None:
         if not isinstance(recipe, ViewRecipe):
             raise InputError(f"the recipe of a view is a ViewRecipe, such as STRONG, not {recipe!r:.60}")
-        if not is_whole(size, 1):
-            raise InputError(f"size is {size!r}; it must be a whole number of pixels, at least 1")
-        self.recipe, self.size = recipe, int(size)
+        self.recipe, self.size = recipe, whole_pixels(size)
 
     def __repr__(self) -> str:
         return f"Views({self.recipe}, size={self.size})"

@@ -9,7 +9,7 @@ __all__ = ['resize_weights', 'resample', 'crop_boxes', 'between', 'rotate', 'lum
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #cf9278fae
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -80,10 +80,28 @@ def are_numbers(*values: object) -> bool:
     "Whether all of them are single numbers, of Python, NumPy or PyTorch: what can be compared to a number."
     return all(isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim) for value in values)
 
+# %% ../../nbs/machine_room/12_view_transforms.ipynb #ca2261a47-p
+def rising_pair(name: str, given: Any) -> tuple[float, float]:
+    "A setting of two positive numbers, the lower one first; a list of a settings file will do."
+    pair = tuple(given) if isinstance(given, Iterable) else (given,)
+    if len(pair) != 2 or not are_numbers(*pair) or not 0 < pair[0] <= pair[1] < math.inf:
+        raise InputError(f"{name} is {given!r}; it must be (low, high) with 0 < low <= high")
+    return pair
 
-def is_whole(value: object, least: int) -> bool:
-    "Whether it is a whole number, of Python or NumPy, and not below the least."
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+def check_between(name: str, value: Any, high: float) -> None:
+    "Raise unless a setting is a number from 0 to `high`."
+    if not are_numbers(value):
+        raise InputError(f"{name} is {value!r}; it must be a number between 0 and {high:g}")
+    if not 0 <= value <= high:
+        raise InputError(f"{name} is {value}; it must lie between 0 and {high:g}")
+
+
+def whole_pixels(size: Any) -> int:
+    "The side of a view, also where it is a number of NumPy."
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise InputError(f"size is {size!r}; it must be a whole number of pixels, at least 1")
+    return int(size)
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #c20ef013c
 def rotate(x: Tensor,  # (B, C, S, S)
