@@ -1,10 +1,13 @@
 """Every registered method: pure, finite, exactly resumable, and in two processes what it is in one."""
 import copy
+import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launching import finish
@@ -15,7 +18,7 @@ from isd_nb.errors import InputError
 from isd_nb.sources.digits import digits
 from isd_nb.method import Method, Output
 from isd_nb.engine import state
-from isd_nb.engine.state import prepare_training, save_encoders, train_step
+from isd_nb.engine.state import prepare_training, save_encoders, train_step, try_method
 from isd_nb.engine.training import train
 from isd_nb.methods.building import build_method, methods, with_method
 from isd_nb.methods.checkpoints import open_encoder
@@ -216,6 +219,103 @@ def test_a_mistake_in_a_method_is_named(mistake: str, words: str, images: ImageS
     with pytest.raises(InputError, match=words):
         state = prepare_training(with_method(TOY, f"{__name__}:Own"), images, "cpu")
         train_step(state, torch.arange(16), images.images[:16])
+
+
+MISTAKES = {
+    "no from_recipe": ("base = Method", r"from_recipe of the method .* failed: NotImplementedError: Mine must define"),
+    "no forward": ("forward = Method.forward", "forward of .* 2 views: NotImplementedError: Mine must"),
+    "three views": ("views = classmethod(lambda cls, recipe: [*SimCLR.views(recipe), SimCLR.views(recipe)[0]])",
+                    "forward of .* failed, called with 3 views: TypeError"),
+    "a view's part": ("views = classmethod(lambda cls, recipe: [lambda images, generator: images] * 2)",
+                      "called with images, generator and part: TypeError.*3 were given"),
+    "labels that are not taken": ('needs = ("labels")', "called with 2 views and labels: TypeError"),
+    "a shape": ("def forward(self, q, k): return torch.ones(2, 3) @ torch.ones(2, 3)",
+                r"RuntimeError: .* \(mine.py, line 6\)"),
+    "no buffers": ("def forward(self, q, k): return super().forward(q, k)._replace(buffers=None)", "buffers .*None"),
+    "a part": ("def forward(self, q, k): return super().forward(q, k)._replace(buffers={'studnet': {}})",
+               "name a part 'studnet'.*did you mean 'student'"),
+    "no gradient": ("def forward(self, q, k): return Output(super().forward(q, k).loss.detach())", "has no gradient"),
+    "a dot": ("def encoders(self): return {'student.ema': self.student}",
+              "an encoder 'student.ema'.*letters, digits, - and _"),
+    "no attribute": ("def encoders(self): return self.found", "encoders of the method .*AttributeError"),
+    "schedule": ("def schedule(self): pass", "schedule of the method .*TypeError"),
+    "update": ("def update(self, output): self.nothing.move()", r"update .*AttributeError: .* \(mine.py, line 6\)"),
+    "a name": ("undefined_name", r"cannot be imported: NameError: .* \(mine.py, line 6\)"),
+    "syntax": ("def", r"cannot be imported: SyntaxError: .*\(mine.py, line 6\)"),
+}
+
+
+def write_mine(folder: Path, line: str) -> None:
+    "A method of a module `mine`, with this in its sixth line."
+    base = "Method" if line == "base = Method" else "SimCLR"
+    (folder / "mine.py").write_text(f"""import torch
+from isd_nb.method import Method, Output
+from isd_nb.methods.simclr import SimCLR
+
+class Mine({base}):
+    {line}
+""")
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+    monkeypatch.syspath_prepend(tmp_path)
+    yield replace(TOY, method="mine:Mine", steps=2)
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_leaves_no_run_behind(mistake: str, mine: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    "One sentence, before there is a directory, so that the corrected call can take its place."
+    line, words = MISTAKES[mistake]
+    write_mine(tmp_path, line)
+    with pytest.raises(InputError, match=words) as caught:
+        train(mine, images, tmp_path / "run", device="cpu", show=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("needs", ["labels", ("labels", "indices")])
+def test_needs_may_be_one_text(needs: Any, mine: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    write_mine(tmp_path, f"needs = {needs!r}; forward = lambda self, q, k, **more: SimCLR.forward(self, q, k)")
+    trained = train(mine, images, tmp_path / "run", device="cpu", show=False)
+    assert trained.method.needs == (("labels",) if needs == "labels" else needs)
+
+
+def test_a_number_in_extra_is_averaged_over_parts(mine: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    write_mine(tmp_path, "def forward(self, q, k): return super().forward(q, k)._replace(extra={'mean': q.mean()})\n"
+                         "    def update(self, output): super().update(output); self.seen = output.extra['mean']")
+    trained = train(replace(mine, accumulate=2), images, tmp_path / "run", device="cpu", show=False)
+    assert trained.method.seen.ndim == 0 and 0 < trained.method.seen < 1
+
+
+@pytest.mark.parametrize("name", ["isd_nb.isd:ISD", "isd_nb.methods.pirl:PIRL"])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "gradient_checkpointing": True}])
+def test_what_is_tried_first_changes_nothing(name: str, changes: dict[str, Any], images: ImageSet,
+                                             tmp_path: Path) -> None:
+    "By its path a method is tried before it trains, by its short name it is not: weights and queue are the same."
+    found = []
+    for method in (name.rpartition(":")[2].lower(), name):
+        recipe = replace(TOY, steps=2, method=method, **changes)
+        found.append(train(recipe, images, tmp_path / method, device="cpu", show=False, threads=1).method.state_dict())
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_what_is_tried_leaves_statistics_and_chance(mine: Recipe, images: ImageSet, tmp_path: Path) -> None:
+    "Also where a copy still leads to the method itself, and where chance is drawn in three ways."
+    write_mine(tmp_path, "def forward(self, q, k):\n"
+                         "        random.random(), np.random.rand(), torch.rand(1)\n        return self.twice(q, k)\n"
+                         "    @classmethod\n    def from_recipe(cls, *given):\n"
+                         "        m = super().from_recipe(*given)\n"
+                         "        m.twice = lambda q, k: (m.student(q), SimCLR.forward(m, q, k))[1]\n        return m")
+    (tmp_path / "mine.py").write_text("import random\nimport numpy as np\n" + (tmp_path / "mine.py").read_text())
+    own = prepare_training(mine, images, "cpu")
+    before = copy.deepcopy(own.method.state_dict())
+    chance = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    try_method(own)
+    torch.testing.assert_close(own.method.state_dict(), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in own.method.parameters())
+    assert chance == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
 
 
 def test_an_encoder_of_another_name_is_asked_for_in_one_sentence(images: ImageSet, tmp_path: Path) -> None:

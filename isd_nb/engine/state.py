@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged', 'check_losses', 'check_weights',
-           'check_encoders', 'train_step', 'save_train_state', 'restore_train_state', 'save_encoders']
+           'check_encoders', 'train_step', 'nothing_moves', 'twin_of', 'try_method', 'try_step', 'save_train_state',
+           'restore_train_state', 'save_encoders']
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #7001423c
+import copy
 import inspect
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,10 +31,11 @@ from .scale import compile_backbones, keep_freed_memory, merge_outputs
 from .threads import ThreadChoice
 from ..errors import InputError
 from ..evaluation import embed
+from ..kernels.buffers import load_buffers_
 from ..kernels.convolution import in_channels_last, learn_by_products
 from ..kernels.devices import pick_device, pick_devices, to_device
 from ..method import Method, Output
-from ..methods.building import backbone_config, build_method, make_optimizer, pick_precision
+from ..methods.building import backbone_config, build_method, make_optimizer, named_mistakes, pick_precision
 from ..protocols.storage import load_checkpoint, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
 from ..sources.batches import placed, seeded
@@ -113,8 +118,10 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
         compiled = compile_backbones(method, (rows, images.shape[0], recipe.image_size, recipe.image_size), dtype, backend)
     elif fast and accelerator.device.type == "cpu":
         learn_by_products(method)
+    with named_mistakes(recipe.method, "views"):
+        views = method.views(recipe)
     return TrainState(recipe, placed(images, accelerator.device), accelerator, method, share_gradients(method, accelerator),
-                      make_optimizer(recipe, method), method.views(recipe), dtype, total_steps(recipe, len(images)), compiled)
+                      make_optimizer(recipe, method), views, dtype, total_steps(recipe, len(images)), compiled)
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c19-72f426
 def shard(state: TrainState) -> slice:
@@ -234,6 +241,58 @@ def train_step(state: TrainState,
     state.method.update(output)
     state.step += 1
     return output.loss
+
+# %% ../../nbs/machine_room/49_train_step.ipynb #ts-try-c1
+@contextmanager
+def nothing_moves(state: TrainState) -> Iterator[None]:
+    "Random numbers and the method's buffers are afterwards what they were, and no gradient is left."
+    buffers = {name: buffer.clone() for name, buffer in state.method.named_buffers()}
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - views of a user's may draw from it
+    try:
+        with own_chance(state):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
+        own = dict(state.method.named_buffers())  # a copy may lead to the method itself
+        load_buffers_(state.method, {n: b for n, b in buffers.items() if n in own and not torch.equal(own[n], b)})
+        state.optimizer.zero_grad(set_to_none=True)
+
+# %% ../../nbs/machine_room/49_train_step.ipynb #ts-try-c1p1
+def twin_of(state: TrainState) -> TrainState | None:
+    "The same training of a copy of the method; None where it holds what cannot be copied, and its first step must show."
+    try:
+        twin = copy.deepcopy(state.method)
+    except Exception:  # whatever an object of a user's may raise
+        return None
+    return replace(state, method=twin, model=twin, views=twin.views(state.recipe), step=0, losses=[])
+
+# %% ../../nbs/machine_room/49_train_step.ipynb #ts-try-c2
+def try_method(state: TrainState) -> None:
+    "Raise an `InputError` where a method that is not ours cannot do a step; nothing changes, and ours are not tried."
+    name, rows = state.recipe.method, shard(state)
+    if ":" not in name:
+        return
+    with nothing_moves(state):
+        if tried := twin_of(state):
+            noise = torch.randint(256, (rows.stop - rows.start, *state.images.shape), generator=seeded(0)).to(torch.uint8)
+            with named_mistakes(name, "a view", "images, generator and part"):
+                views, extras = next(micro_batches(tried, torch.arange(state.recipe.batch_size), to_device(noise, state.accelerator.device)))
+            try_step(tried, views, extras)
+
+# %% ../../nbs/machine_room/49_train_step.ipynb #ts-try-c2p1
+def try_step(state: TrainState, views: list[Tensor], extras: dict[str, Tensor]) -> None:
+    "What a step calls of a method, in its order; its weights stay."
+    name, method = state.recipe.method, state.method
+    if method.prefill:
+        with named_mistakes(name, "fill"), torch.autocast(views[0].device.type, state.dtype, enabled=state.dtype != torch.float32):
+            method.fill(views[1])
+    with named_mistakes(name, "schedule"):
+        method.schedule(0.0)
+    with named_mistakes(name, "forward", " and ".join([f"{len(views)} views", *extras])):
+        output = backward(state, views, extras, last=True)
+    with named_mistakes(name, "update"):
+        method.update(merge_outputs([output] * state.recipe.accumulate))
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c48-b37f4fx
 def synchronize(state: TrainState) -> None:

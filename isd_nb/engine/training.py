@@ -23,7 +23,7 @@ from .runs import check_begun, columns, note_longer, only_one, open_run, read_me
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_train_state,
-    micro_batches, save_encoders, save_train_state, shard, train_step)
+    micro_batches, save_encoders, save_train_state, shard, train_step, try_method)
 from .threads import ThreadChoice
 from ..errors import InputError, suggest
 from ..method import Method
@@ -218,6 +218,7 @@ def train(recipe: Recipe, images: ImageSet,
     if resume:
         check_begun(out, recipe, len(images), longer)  # before what is built of another recipe is refused for something else
     state = prepare_training(recipe, images, str(device), tracker, out)
+    try_method(state)  # before there is a directory
     first = state.accelerator.is_main_process
     with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(state, threads):
         state.accelerator.wait_for_everyone()
