@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isd_nb import STRONG, ImageSet, Views, embed
 from isd_nb.encoders import BackboneConfig, Encoder, FrozenEncoder, build_backbone
 from isd_nb.errors import refusal
-from isd_nb.evaluation import fit_linear, linear_accuracy, score
+from isd_nb.evaluation import fit_linear, knn_accuracy, linear_accuracy, score
 from isd_nb.explore.gallery import gallery_of
 from isd_nb.explore.neighbours import look_up, plot_neighbours, plot_soft_label
 from isd_nb.explore.page_data import describe
@@ -230,3 +230,10 @@ def test_views_of_a_size_in_numpy() -> None:
         assert "whole number of pixels" in refusal(Views, STRONG, size)
     assert "such as STRONG, not 'strong'" in refusal(Views, "strong", 16)
     assert ViewRecipe(crop_scale=[np.float32(0.5), 1], flip=np.float64(0.5), noise=True).crop_scale == (0.5, 1)
+
+
+@pytest.mark.parametrize("k", [2.0, True, "5", None])
+def test_neighbours_are_counted_in_whole_numbers(k: Any) -> None:
+    labels = torch.arange(6) % 2
+    assert "k must be a whole number of neighbours, not" in refusal(knn_accuracy, VECTORS, labels, VECTORS, labels, k)
+    assert knn_accuracy(VECTORS, labels, VECTORS, labels, np.int64(1)) == 1

@@ -8,6 +8,7 @@ __all__ = ['nearest']
 # %% ../../nbs/machine_room/07_nearest_neighbours.ipynb #c02-413870
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,9 @@ def nearest(train_features: Tensor | ArrayLike,  # (N, F) the bank that is searc
     "The k nearest rows of the bank by cosine similarity: exact, in float32, the first of equals, with bounded memory."
     train_features, test_features = as_tensor(train_features, "train features"), as_tensor(test_features, "test features")
     check_features(train_features, test_features)
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise InputError(f"k must be a whole number of neighbours, not {k!r:.60}")
+    k = int(k)
     if not 1 <= k <= len(train_features):
         raise InputError(f"k must lie between 1 and the {len(train_features)} rows of the bank, not {k}")
     queries = F.normalize(test_features.float(), dim=1)
