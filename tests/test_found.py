@@ -90,7 +90,7 @@ def test_every_command_says_what_it_found(
 
 def test_every_run_keeps_what_was_found(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isd_nb.engine.finish.score_features", lambda *given, **more: {})  # takes long
-    monkeypatch.setattr("isd_nb.studies.compare.all_scores", lambda *given: {})
+    monkeypatch.setattr("isd_nb.studies.compare.all_scores", lambda *given: {"student": {"knn20": 0.5}})
     monkeypatch.setattr("isd_nb.studies.compare.step_cost", lambda *given: {})
     recipe = replace(TINY, data=f"folder:{pets}")
     isd_nb.train(recipe, None, tmp_path / "python", device="cpu", root=tmp_path, threads=1)

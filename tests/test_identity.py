@@ -248,7 +248,9 @@ def test_a_comparison_is_of_one_set_of_images(small: Path, tmp_path: Path) -> No
 
 
 def test_old_scores_in_a_table_are_marked() -> None:
-    rows = [dict(method="isd", images_seen=9, guide=None) | more for more in ({}, dict(protocol_version=2))]
+    scores = {"student": {"knn20": 0.5}}
+    row = dict(method="isd", images_seen=9, guide=None, scores=scores, curve=[{}])
+    rows = [row, row | dict(protocol_version=2)]
     comparison = dict(runs=rows, baselines=[dict(protocol_version=2)], seeds=[0], failures={})
     assert "1 of 3 rows were scored by the protocols of an earlier version" in "\n".join(notes(comparison))
     assert "earlier" not in "\n".join(notes(comparison | dict(runs=rows[1:])))

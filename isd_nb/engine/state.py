@@ -271,7 +271,7 @@ def twin_of(state: TrainState) -> TrainState | None:
 def try_method(state: TrainState) -> None:
     "Raise an `InputError` where a method that is not ours cannot do a step; nothing changes, and ours are not tried."
     name, rows = state.recipe.method, shard(state)
-    if ":" not in name:
+    if ":" not in name or state.accelerator.num_processes > 1:  # of several, the one with the mistake must be the one that fails
         return
     with nothing_moves(state):
         if tried := twin_of(state):
