@@ -47,6 +47,8 @@ def printable(name: Path | str) -> str:
 def given_path(path: Path | str) -> Path:
     "A path as a user gives it: what has this very name, else `~` and `~name` stand for a home; an `InputError` where there is no such home."
     path = Path(path)
+    if "\0" in str(path):
+        raise InputError(f"{printable(path)} is no path: it holds a null byte")
     first = path.parts[0] if path.parts else ""
     if not first.startswith("~") or path.exists():
         return path

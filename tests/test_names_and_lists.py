@@ -225,3 +225,16 @@ def test_tables_of_spreadsheets(tmp_path: Path) -> None:
     for start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1"):
         table.write_bytes(start + bytes(range(256)))
         assert refusal(read_table, table) == f"{table} is an Excel workbook: save it as CSV"
+
+
+@pytest.mark.parametrize("data", ["folder:a\0b", "packed:a\0b", "folder:.?labels=a\0b", "folder:.?test=a\0b"])
+def test_a_path_with_a_null_byte_is_one_sentence(tmp_path: Path, data: str) -> None:
+    pictures(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(5)))
+    for command, given in (
+        (isd_pack, (data, "out", "--size", "8")),
+        (isd_eval, ("--encoder", "shipped:digits", "--data", data)),
+        (isd_train, ("--data", data, "--out", "run", "--processes", "1")),
+    ):
+        done = call(command, tmp_path, *given)
+        assert done.returncode == 2 and "a\\x00b is no path: it holds a null byte" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
