@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -130,6 +131,29 @@ def in_either_order(encode: Callable[[Tensor], Any], images: Tensor,
     images = anew()
     return encode(images.contiguous()), images
 
+# %% ../nbs/machine_room/20_embedding.ipynb #em-work
+@dataclass
+class AtWork:
+    "An encoder that is given one batch after the other."
+    name: str
+    encoder: nn.Module | Callable[[Tensor], Tensor]  # as it was given
+    encode: Callable[[Tensor], Tensor]  # what to call
+    place: torch.device
+    precision: str
+    plain: bool | None = None  # whether it needs pixels in the plain order; None before its first batch
+
+    def features(self, batch: Tensor, pixels: dict[torch.device, Tensor], earlier: Tensor | None) -> Tensor:  # of any shape: (B, ...)
+        "What it makes of a batch, bytes (B, C, H, W), whose pixels are there on each device; `earlier`: its features so far."
+        label = "the encoder" if self.name == "encoder" else f"the encoder {self.name!r}"
+        autocast = torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with autocast, explained(self.encoder, label, images := pixels[self.place]):
+            if self.plain is None:
+                output, anew = in_either_order(self.encode, images, partial(as_floats, batch, self.place))
+                pixels[self.place], self.plain = images if anew is None else anew, anew is not None
+            else:
+                output = self.encode(images.contiguous() if self.plain else images)
+            return as_output(output, label, len(batch), earlier)
+
 # %% ../nbs/machine_room/20_embedding.ipynb #c11-ce8bde
 @torch.no_grad()
 def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  # by name; of an `Encoder` its backbone
@@ -145,26 +169,18 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
         check_images(images, kind, batch_size)
-    found, plain, done = dict[str, Tensor](), dict[str, bool](), 0
+    found, done = dict[str, Tensor](), 0
     with contextlib.ExitStack() as modes:
-        nets = {name: modes.enter_context(evaluating(net, device)) for name, net in encoders.items()}
+        nets = [AtWork(name, net, *modes.enter_context(evaluating(net, device)), kinds[name]) for name, net in encoders.items()]
         batches = modes.enter_context(contextlib.closing(in_batches(images, int(batch_size))))
         for batch in tqdm(batches, "features", math.ceil(len(images) / batch_size), leave=False, disable=not progress):
-            pixels = {place: as_floats(batch, place) for place in {place for _, place in nets.values()}}
-            for name, (encode, place) in nets.items():
-                label = "the encoder" if name == "encoder" else f"the encoder {name!r}"
-                autocast = torch.autocast(place.type, torch.bfloat16, enabled=kinds[name] == "bfloat16")
-                with autocast, explained(encoders[name], label, pixels[place]):
-                    if not done:
-                        output, anew = in_either_order(encode, pixels[place], partial(as_floats, batch, place))
-                        pixels[place], plain[name] = pixels[place] if anew is None else anew, anew is not None
-                    else:
-                        output = encode(pixels[place].contiguous() if plain[name] else pixels[place])
-                    features = as_output(output, label, len(batch), found.get(name))
+            pixels = {place: as_floats(batch, place) for place in {net.place for net in nets}}
+            for net in nets:
+                features = net.features(batch, pixels, found.get(net.name))
                 if not done:
-                    own = "cpu" if place.type == "mps" else features.device  # scores need float64, which mps does not have
-                    found[name] = torch.empty(len(images), *features.shape[1:], device=keep or own)
-                found[name][done:done + len(batch)] = features
+                    own = "cpu" if net.place.type == "mps" else features.device  # scores need float64, which mps does not have
+                    found[net.name] = torch.empty(len(images), *features.shape[1:], device=keep or own)
+                found[net.name][done:done + len(batch)] = features
             done += len(batch)
     return found
 

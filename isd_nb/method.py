@@ -31,6 +31,14 @@ class Output(NamedTuple):
     buffers: Mapping[str, Mapping[str, Tensor]] = {}  # batch norm's next statistics, by the name of the part
     extra: Mapping[str, Tensor] = {}  # what only this method's `update` needs, e.g. the indices of the images
 
+# %% ../nbs/machine_room/19_method.ipynb #mt-opt-c1
+def check_known(method: str, given: Iterable[str], known: Mapping[str, Any]) -> None:
+    "Raise for an option that a method of this name does not know."
+    for name in given:
+        if name not in known:
+            raise InputError(f"{method} has no option {name!r}: {suggest(name, known)}" if known else
+                             f"{method} has no options of its own, and {name!r} was given")
+
 # %% ../nbs/machine_room/19_method.ipynb #c08-dc8b8b
 class FromRecipe:
     "How a method is built from the settings of an `isd_nb.recipe.Recipe`."
@@ -53,10 +61,7 @@ class FromRecipe:
     @classmethod
     def settings(cls, recipe: Any) -> dict[str, Any]:  # the method's options, changed by the recipe's
         "What only this method knows; a name that it does not know is refused."
-        for name in recipe.options:
-            if name not in cls.options:
-                raise InputError(f"{cls.__name__} has no option {name!r}: {suggest(name, cls.options)}"
-                                 if cls.options else f"{cls.__name__} has no options of its own, and {name!r} was given")
+        check_known(cls.__name__, recipe.options, cls.options)
         return {**cls.options, **recipe.options}
 
     @classmethod

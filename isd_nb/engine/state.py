@@ -11,7 +11,6 @@ __all__ = ['TrainState', 'prepare_training', 'shard', 'micro_batches', 'Diverged
 import copy
 import inspect
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +37,7 @@ from ..methods.building import backbone_config, build_method, make_optimizer, na
 from ..protocols.storage import load_checkpoint, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
 from ..sources.batches import placed, seeded
+from ..sources.datasets import generators_put_back
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c14-158f28
 @dataclass
@@ -247,13 +246,10 @@ def train_step(state: TrainState,
 def nothing_moves(state: TrainState) -> Iterator[None]:
     "Random numbers and the method's buffers are afterwards what they were, and no gradient is left."
     buffers = {name: buffer.clone() for name, buffer in state.method.named_buffers()}
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - views of a user's may draw from it
     try:
-        with own_chance(state):
+        with generators_put_back(), own_chance(state):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
         own = dict(state.method.named_buffers())  # a copy may lead to the method itself
         load_buffers_(state.method, {n: b for n, b in buffers.items() if n in own and not torch.equal(own[n], b)})
         state.optimizer.zero_grad(set_to_none=True)

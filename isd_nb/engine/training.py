@@ -227,7 +227,7 @@ def train(recipe: Recipe, images: ImageSet,
         if first and resume and longer:
             report_longer(state, out, show)
         run_training(state, out, CheckpointTimer(save_every), workers, resumed,
-                    lambda: RunLogger(state, out, evaluate, show and first, watch, resumed))
+                     lambda: RunLogger(state, out, evaluate, show and first, watch, resumed))
     seen = state.step * recipe.batch_size
     return Trained(state.method, seen, state.seconds, seen / max(state.seconds, 1e-9), state.threads.count)
 
