@@ -194,9 +194,11 @@ def test_figures_that_fail_do_not_cost_the_summary(tmp_path: Path, monkeypatch: 
 MINE = """
 import os
 from isd_nb.isd import ISD
+calls = []
 class Mine(ISD):
     def forward(self, view_q, view_k):
-        if os.environ.get("RANK") == "1" and "FAIL" in os.environ:
+        calls.append(1)
+        if os.environ.get("RANK") == "1" and len(calls) == int(os.environ.get("FAIL", 0)):
             raise ZeroDivisionError("a mistake in the second process")
         return super().forward(view_q, view_k)
 """
@@ -211,15 +213,18 @@ def test_a_method_in_this_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_why_a_companion_failed_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("call", "code"), [(1, 2), (3, 1)], ids=["tried before the run", "in its second step"])
+def test_why_a_companion_failed_is_said(call: int, code: int, tmp_path: Path) -> None:
     (tmp_path / "method_of_this_test.py").write_text(MINE)
     command = [sys.executable, "-m", "isd_nb.cli", *SMALL, *TINY, "--processes", "2", "--set", "batch_norm_splits=2",
                "--no-supervised", "--no-figures", "--method", "method_of_this_test:Mine", "--out", "run"]
-    done = run_forked(command, cwd=tmp_path, env={**os.environ, "FAIL": "1"}, deep=True)
+    done = run_forked(command, cwd=tmp_path, env={**os.environ, "FAIL": str(call)}, deep=True)
     assert done.returncode == 1, done.stderr
-    said = [line for line in done.stderr.splitlines() if "a companion process ended with exit code 1" in line]
-    assert said and "ZeroDivisionError: a mistake in the second process; see run/logs/" in said[-1], done.stderr
-    assert "Traceback" in (tmp_path / "run" / "logs" / "process_1.log").read_text()
+    said = [line for line in done.stderr.splitlines() if f"a companion process ended with exit code {code}" in line]
+    assert said and "ZeroDivisionError: a mistake in the second process" in said[-1], done.stderr
+    assert "see run/logs/process_1.log" in said[-1]
+    assert ("Traceback" in (tmp_path / "run" / "logs" / "process_1.log").read_text()) == (code == 1)
+    assert (tmp_path / "run" / "config.json").is_file() == (code == 1), "a run was begun by a method that fails"
 
 
 def test_threads_are_fixed_kept_and_put_back(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def twin_of(state: TrainState) -> TrainState | None:
 def try_method(state: TrainState) -> None:
     "Raise an `InputError` where a method that is not ours cannot do a step; nothing changes, and ours are not tried."
     name, rows = state.recipe.method, shard(state)
-    if ":" not in name or state.accelerator.num_processes > 1:  # of several, the one with the mistake must be the one that fails
+    if ":" not in name:
         return
     with nothing_moves(state):
         if tried := twin_of(state):
@@ -275,6 +275,7 @@ def try_method(state: TrainState) -> None:
             with named_mistakes(name, "a view", "images, generator and part"):
                 views, extras = next(micro_batches(tried, torch.arange(state.recipe.batch_size), to_device(noise, state.accelerator.device)))
             try_step(tried, views, extras)
+    state.accelerator.wait_for_everyone()  # no run is begun where one of several processes fails
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #ts-try-c2p1
 def try_step(state: TrainState, views: list[Tensor], extras: dict[str, Tensor]) -> None:
