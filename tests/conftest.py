@@ -59,13 +59,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def call(command: Callable[[], None], place: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """Runs a console command in the folder `place`, in this process: a new one takes seconds to import torch.
-
-    The linear layers of its scores are trained for a moment, unless it asks for steps."""
+    "Runs a console command in the folder `place`, in this process: a new one takes seconds to import torch."
     out, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
         patch.chdir(place)
-        probe_quickly(patch.setattr)
         patch.setattr("sys.argv", [command.__name__, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             command()
@@ -80,6 +77,14 @@ def full_disk() -> Iterator[Callable[[], None]]:
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_linear_layers() -> Iterator[None]:
+    "Those of scores are trained for a moment, unless a test asks for steps: `fit_linear` itself is as it is."
+    with pytest.MonkeyPatch.context() as patch:
+        probe_quickly(patch.setattr)
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launching import probe_quickly
 from isd_nb import embedding
 from isd_nb.kernels import linear_classifier
 from isd_nb.studies import few_labels, soft_and_binary, unbalanced
@@ -220,9 +219,8 @@ def test_paired_differences() -> None:
 
 
 @pytest.mark.parametrize("claim", [soft_and_binary, few_labels, unbalanced], ids=lambda c: c.__name__.split(".")[-1])
-def test_studies_go_on_where_they_stopped(claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_go_on_where_they_stopped(claim, tmp_path: Path) -> None:
     "A file that has lost rows is completed, to the same numbers; a second seed is added to the first."
-    probe_quickly(monkeypatch.setattr)
     smaller = {few_labels: dict(budgets=(1,), min_steps=3), soft_and_binary: dict(temperatures=(0.02, 0.1))}
     more = smaller.get(claim, {})
     recipe = replace(RECIPE, evaluations=1)

@@ -68,26 +68,27 @@ def one_thread(work: int, device: torch.device) -> Iterator[None]:
 
 def standardised(classifier: LinearClassifier, features: Tensor,
                  most: int = 1 << 30,  # bytes of a copy that is standardised once
-                 ) -> Callable[[Tensor], Tensor]:  # rows (B,) -> inputs of the layer (B, F)
-    "Features as the layer sees them: all at once where a copy is small, else a batch at a time, and no copy is made."
+                 ) -> Callable[[Tensor], Tensor]:  # rows (B,) -> inputs of the layer (B, F + 1), the last of them 1
+    "Features as the layer sees them, and a 1 for the bias: all at once where a copy is small, else a batch at a time, and no copy is made."
+    def with_one(part: Tensor) -> Tensor:
+        return F.pad(classifier.standardise(part), (0, 1), value=1.0)
     if 4 * features.numel() > most:
-        return lambda rows: classifier.standardise(features[rows])
-    inputs = torch.empty(features.shape, device=features.device)
+        return lambda rows: with_one(features[rows])
+    inputs = torch.empty(len(features), features.shape[1] + 1, device=features.device)
     for start in range(0, len(features), block):
-        inputs[start:start + block] = classifier.standardise(features[start:start + block])
+        inputs[start:start + block] = with_one(features[start:start + block])
     return lambda rows: inputs.index_select(0, rows)
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #st3-m2
 @torch.no_grad()
-def sgd_step(layer: nn.Linear, velocity: tuple[Tensor, Tensor], inputs: Tensor, labels: Tensor,  # (B, F), (B,)
+def sgd_step(weights: Tensor, velocity: Tensor,  # (classes, F + 1) each, the last column of the biases
+             inputs: Tensor, labels: Tensor,  # (B, F + 1), (B,)
              learning_rate: float, weight_decay: float) -> None:
     "One step of SGD with momentum 0.9 on the mean cross-entropy of a batch, in place."
-    errors = layer(inputs).softmax(1)  # (B, classes)
-    errors.scatter_add_(1, labels[:, None], errors.new_full((len(labels), 1), -1.0)).div_(len(labels))
-    gradients = torch.addmm(layer.weight, errors.T, inputs, beta=weight_decay), errors.sum(0).add_(layer.bias, alpha=weight_decay)
-    for parameter, speed, gradient in zip((layer.weight, layer.bias), velocity, gradients, strict=True):
-        speed.mul_(0.9).add_(gradient)
-        parameter.sub_(speed, alpha=learning_rate)
+    errors = (inputs @ weights.T).softmax(1)  # (B, classes)
+    errors.scatter_add_(1, labels[:, None], errors.new_full((len(labels), 1), -1.0))
+    velocity.addmm_(errors.T, inputs, beta=0.9, alpha=1 / len(labels)).add_(weights, alpha=weight_decay)
+    weights.sub_(velocity, alpha=learning_rate)
 
 # %% ../../nbs/machine_room/09_linear_classifier.ipynb #c09-classes
 def classes_of(labels: Tensor, classes: int | None) -> int:
@@ -129,12 +130,13 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     if not classifier.mean.isfinite().all():
         raise InputError("training features hold NaN or infinite values: the encoder has diverged")
     layer, inputs, generator = classifier.linear, standardised(classifier, features), torch.Generator().manual_seed(seed)
-    velocity = torch.zeros_like(layer.weight), torch.zeros_like(layer.bias)
+    weights, velocity = (torch.zeros(layer.out_features, layer.in_features + 1, device=features.device) for _ in range(2))
     epochs = max(epochs, math.ceil(min_steps / math.ceil(len(features) / batch_size)))
     slower = [max(1, round(epochs * part / 40)) for part in (15, 30)]  # epochs after which the rate falls
     with one_thread(batch_size * layer.weight.numel(), features.device):
         for epoch in tqdm(range(epochs), "linear", leave=False, disable=not progress):
             rate = learning_rate * 0.1 ** sum(epoch >= end for end in slower)
             for rows in torch.randperm(len(features), generator=generator).to(features.device).split(int(batch_size)):
-                sgd_step(layer, velocity, inputs(rows), labels[rows], rate, weight_decay)
+                sgd_step(weights, velocity, inputs(rows), labels[rows], rate, weight_decay)
+    layer.load_state_dict(dict(weight=weights[:, :-1], bias=weights[:, -1]))
     return classifier.requires_grad_(False)
