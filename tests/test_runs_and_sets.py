@@ -19,16 +19,16 @@ from isd_nb.cli.train import isd_train
 from isd_nb.data import ImageSet
 from isd_nb.encoders import load_encoder
 from isd_nb.engine.evaluate_run import check_own, evaluate_run
-from isd_nb.engine.finish import score_table
+from isd_nb.engine.finish import score_table, what_was_run
 from isd_nb.engine.state import save_encoders
-from isd_nb.engine.training import train
+from isd_nb.engine.training import Trained, train
 from isd_nb.engine.whole import check_test, sets_of
 from isd_nb.engine.whole import train as train_whole
 from isd_nb.errors import refusal
 from isd_nb.explore.figures import train_or_go_on
 from isd_nb.explore.gallery import gallery_of_run
 from isd_nb.isd import ISD
-from isd_nb.methods.building import read_sets
+from isd_nb.methods.building import build_method, read_sets
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, recipe_to_json
 from isd_nb.sources.datasets import from_dataset
@@ -161,6 +161,17 @@ def test_a_run_in_python_states_what_a_command_states(given_run: Path, tmp_path:
         Image.fromarray(image[0]).save(folder / f"{i:02}.png")
     trained(tmp_path, "--data", f"folder:{folder}", "--out", "run")
     assert json.loads((tmp_path / "run/summary.json").read_text()).keys() == summary.keys()
+
+
+@pytest.mark.parametrize(("program", "command"), [
+    ("/bin/isd_train", "isd_train --seed 3"), ("/lib/isd_nb/cli/__main__.py", "isd_train --seed 3"),
+    ("/lib/pytest/__main__.py", ""), ("/lib/own/cli.py", ""), ("", "")])
+def test_a_summary_keeps_its_command_however_it_was_started(program: str, command: str,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures()
+    done = Trained(build_method(QUICK, images), 32, 1.0, 32.0)
+    monkeypatch.setattr("sys.argv", [program, "--seed", "3"])
+    assert what_was_run(QUICK, done, None, Sets(images, images, None))["command"] == command
 
 
 def test_a_run_without_a_note_of_its_test_images_goes_on_and_states_it(small: Path, tmp_path: Path) -> None:

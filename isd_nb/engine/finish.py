@@ -95,7 +95,9 @@ def table(summary: Mapping[str, Any]) -> str:
 # %% ../../nbs/machine_room/54_finish.ipynb #c30-9ebddb
 def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: Sets) -> dict[str, Any]:
     "The part of a summary that is known before the scores."
-    command = " ".join(["isd_train", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("isd_train", "cli.py") else ""
+    program = Path(sys.argv[0]).parts  # for `python -m isd_nb.cli`, as torchrun starts it: a file of the package
+    by_command = program[-1:] == ("isd_train",) or program[-3:] == ("isd_nb", "cli", "__main__.py")
+    command = " ".join(["isd_train", *sys.argv[1:]]) if by_command else ""
     return dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None,
                 data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
                 test_images=len(sets.test or ()), images_seen=trained.images_seen,
