@@ -1,4 +1,5 @@
 """Two processes, and processes that are killed: every run ends as the undisturbed one."""
+import json
 import os
 import random
 import signal
@@ -139,5 +140,5 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
     command = [*launch, "--out", "run", "--no-figures", *TINY, *SMALL, "--set", "evaluations=1"]
     result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "run" / "summary.json").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["command"].startswith("isd_train --out run ")
     assert result.stdout.count("Next:") == 1  # one process reports
