@@ -73,7 +73,7 @@ def leads_somewhere(path: Path | str) -> bool:
 # %% ../nbs/machine_room/01_errors.ipynb #c33-858713x
 @contextmanager
 def kept_if_allowed(what: str, folder: Path, otherwise: str) -> Iterator[None]:
-    "Where a thing that only saves time cannot be written, print it and go on."
+    "Where a thing that only saves time cannot be written, warn and go on."
     try:
         yield
     except OSError as error:

@@ -14,7 +14,7 @@ import torch
 from conftest import call
 from launching import QUICK, Forked, forking
 
-from isd_nb.cli.compare import isd_compare
+from isd_nb.cli.compare import isd_compare, report
 from isd_nb.studies.compare import (
     Task, compare, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
 from isd_nb.studies.tables import by_method, comparison_table, compute, plot_compute, plot_learning
@@ -170,7 +170,9 @@ def test_encoders_of_other_names_are_compared(own: Path, small: Path) -> None:
     assert [ax.get_title() for ax in plot_learning(comparison).axes] == [""]
 
 
-def test_two_methods_of_one_class_name_stay_two() -> None:
+@pytest.fixture
+def three_runs() -> dict:
+    "A comparison of three methods, two of them of one class name."
     def made(method: str, knn20: float) -> dict:
         scores = dict.fromkeys(("knn1", "knn20", "linear", "labels_1", "labels_10"), knn20)
         return dict(method=method, seed=0, images_seen=9, seconds=2.0, images_per_second=5.0, peak_memory_mb=6.0,
@@ -180,12 +182,28 @@ def test_two_methods_of_one_class_name_stay_two() -> None:
 
     runs = [made("a:Mine", 0.75), made("b:Mine", 0.25), made("c:Other", 0.5)]
     pixels = dict.fromkeys(("pixels", "untrained"), runs[0]["scores"]["student"])
-    comparison = dict(runs=runs, baselines=[dict(seed=0, scores=pixels)], seeds=[0], failures={})
+    return dict(runs=runs, baselines=[dict(seed=0, scores=pixels)], seeds=[0], failures={})
+
+
+def test_two_methods_of_one_class_name_stay_two(three_runs: dict) -> None:
+    comparison = three_runs
     assert [line.split()[0] for line in comparison_table(comparison).splitlines()[1:4]] == ["a:Mine", "Other", "b:Mine"]
     panels = plot_learning(comparison).axes
     assert [ax.get_title() for ax in panels] == ["a:\nMine", "Other", "b:\nMine"]
     assert [ax.lines[-1].get_ydata()[-1] for ax in panels] == [0.75, 0.5, 0.25]
     assert {text.get_text() for text in plot_compute(comparison).axes[0].texts} == {"a:Mine", "b:Mine", "Other"}
+
+
+def test_only_figures_that_were_drawn_are_named(three_runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    report(three_runs, tmp_path)
+    assert "comparison.json, table.csv, learning.png, compute.png, and the runs" in capsys.readouterr().out
+    assert all((tmp_path / name).is_file() for name in ("table.csv", "learning.png", "compute.png"))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    report(three_runs, tmp_path)
+    printed = capsys.readouterr().out
+    assert "no figures: matplotlib" in printed and ".png" not in printed
+    assert "comparison.json, table.csv, and the runs" in printed
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_its_own_white_only(isd_train: Callable, tmp_path: Pa
     for run, place, *more in fits:
         result = isd_train(*again, run, "--data", f"folder:{place}", *more)
         assert result.returncode == 0, (run, place, more, result.stderr)
-        assert run == "plain" or "to 4095 (white), as white= says" in result.stdout
+        assert run == "plain" or "to 4095 (white), as given by white=" in result.stdout
         assert Path(read_recipe(tmp_path / run).data.partition("?")[0].removeprefix("folder:")).name == place
     for run, was, *more in (("plain", "None", "--white", "400"), ("stated", "4095", "--white", "400"),
                             ("set", "4095", "--white", "400"), ("plain", "None", "--set", "white=400")):

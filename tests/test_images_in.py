@@ -240,7 +240,7 @@ def test_what_is_white_can_be_stated_to_every_command(tmp_path: Path, monkeypatc
     deep(tmp_path / "deep"), write(tmp_path / "flat", *SPLIT)
     white = ("--white", "4095")
     packed = call(isd_pack, tmp_path, "folder:deep", "packed", *white)
-    assert packed.returncode == 0 and "to 4095 (white), as white= says" in packed.stdout, packed.stderr
+    assert packed.returncode == 0 and "to 4095 (white), as given by white=" in packed.stdout, packed.stderr
     assert int(load_sets("packed:packed", 12).bank.get(range(8)).max()) == round(255 * 1000 / 4095)
     planned = call(train_command, tmp_path, "--data", "folder:deep", *white, *TINY, "--batch-size", "8", "--dry-run")
     assert planned.returncode == 0 and "to 4095 (white)" in planned.stdout, planned.stderr
@@ -306,7 +306,7 @@ def test_dicom_is_seen_through_a_window(tmp_path: Path, monkeypatch: pytest.Monk
     for memory in (4 << 30, 0):
         wide = read(tmp_path, f"{tmp_path / 'own'}?window=500,2000", memory=memory)
         assert torch.equal(wide.train.get([0])[0, 0], seen(-500, 1499))
-        assert "DICOM files are seen from -500 (black) to 1499 (white), as window= says" in str(wide.found)
+        assert "DICOM files are seen from -500 (black) to 1499 (white), as given by window=" in str(wide.found)
     packed = read(tmp_path, f"{to_zip(tmp_path / 'own', tmp_path / 'own.zip')}?window=500,2000")
     assert torch.equal(packed.train.images, wide.train.get(range(len(wide.train)))[:, :1])
     assert len({fingerprint(sets.train) for sets in (own, wide)}) == 2

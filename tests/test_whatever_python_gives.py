@@ -89,7 +89,7 @@ def test_deep_images_of_a_data_set_share_one_scale() -> None:
     assert found.images[:, 0, 0, 0].tolist() == [12, 19, 249]
     with pytest.warns(UserWarning, match=r"floating-point numbers from -1 \(black\) to 1 \(white\)"):
         assert from_dataset([deep(-1, "f4"), deep(0, "f4"), deep(1, "f4")]).images[:, 0, 0, 0].tolist() == [0, 128, 255]
-    with pytest.warns(UserWarning, match=r"to 4095 \(white\), as white= says$"):
+    with pytest.warns(UserWarning, match=r"to 4095 \(white\), as given by white=$"):
         assert from_dataset([deep(2048, "u2")], white=4095).images.unique().tolist() == [128]
     with pytest.warns(UserWarning, match="white is for values of more than 8 bits, and no image has any"):
         from_dataset([Image.new("L", (8, 8))], white=4095)

@@ -70,11 +70,19 @@ def report(comparison: Mapping[str, Any], out: Path) -> None:
     if comparison["runs"]:
         print("", comparison_table(comparison), sep="\n")
         write_comparison(comparison, out / "table.csv")
-        try:
-            for name, draw in (("learning", plot_learning), ("compute", plot_compute)):
-                draw(comparison).savefig(out / f"{name}.png", dpi=100)
-        except ImportError as error:
-            print(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')")
-        print(f"\nEverything is in {out}: comparison.json, table.csv, learning.png, compute.png, and the runs")
+        written = ["comparison.json", "table.csv", *draw_figures(comparison, out)]
+        print(f"\nEverything is in {out}: {', '.join(written)}, and the runs")
     if comparison["failures"]:
         raise SystemExit(1)
+
+
+def draw_figures(comparison: Mapping[str, Any], out: Path) -> list[str]:  # the files that were written
+    "Both figures; none, and a sentence, where matplotlib is missing."
+    figures = {"learning.png": plot_learning, "compute.png": plot_compute}
+    try:
+        for name, draw in figures.items():
+            draw(comparison).savefig(out / name, dpi=100)
+    except ImportError as error:
+        print(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')")
+        return []
+    return [*figures]

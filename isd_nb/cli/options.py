@@ -151,6 +151,6 @@ Resume = Annotated[bool, Option("--resume", help="go on with a run that was stop
 Workers = Annotated[int | None, Option(min=0, help="processes that decode images of a set too large for memory; by default one per core, up to 16")]
 Tracker = Annotated[str | None, Option(help="tensorboard or wandb, beside metrics.csv")]
 Supervised = Annotated[bool, Option(help="train the same backbone with labels, too, for comparison")]
-DryRun = Annotated[bool, Option("--dry-run", help="only say what the run would take")]
+DryRun = Annotated[bool, Option("--dry-run", help="only print what the run would take")]
 Figures = Annotated[bool, Option(help="draw curves, neighbours and map at the end")]
 Change = Annotated[list[str] | None, Option("--set", help="any other setting of the recipe, as name=value")]

@@ -219,7 +219,7 @@ def evaluate_run(run: Path | str,  # made by isd_train
                  show: bool = False,  # bars
                  **settings: Any,  # of `EvalConfig`
                  ) -> dict[str, Any]:  # what the file holds; of its `rows`, those that were asked for
-    "Ask a run; rows that are in its file already are not computed again."
+    "Score a run; rows that are in its file already are not computed again."
     return evaluate_run_by(run, [EvalConfig(protocol, data, **settings)], encoder, baselines, device, root, command, show)[0]
 
 # %% ../../nbs/machine_room/61_evaluate_run.ipynb #c35-by1

@@ -85,7 +85,7 @@ def main_axes(features: Tensor) -> np.ndarray:  # (N, F) -> (N, 2)
 # %% ../../nbs/machine_room/72_figures.ipynb #c40-974114
 def draw(recipe: Recipe, sets: Sets, finished: Finished, out: Path | str,
          points: int = 2000,  # of the map
-         quick: bool = False,  # main axes instead of UMAP, which compiles for a minute before its first map
+         quick: bool = False,  # main axes instead of UMAP, which compiles on its first call
          ) -> tuple["Figure", "Figure"]:
     "Neighbours of four test images and the map of some, for the last encoder (a teacher, if any); also in figures/."
     from isd_nb.explore.umap_map import layout, plot_map

@@ -67,7 +67,7 @@ wrapped = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 
 
 def holds(values: Mapping[str, Any], layout: KeyLayout) -> dict[str, Tensor]:
-    "The tensors of the dictionary that a layout speaks of, if there are any."
+    "The tensors of the dictionary that a layout names, if there are any."
     inner = values.get(layout.place) if layout.place else values
     inner = inner if isinstance(inner, Mapping) else {}
     return {wrapped.sub("", k): v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}

@@ -152,7 +152,7 @@ class EvalConfig:
         if self.protocol not in protocols:
             raise InputError(f"unknown protocol {self.protocol!r}: {suggest(self.protocol, protocols)}")
         if self.protocol == "transfer" and self.data is None:
-            raise InputError("transfer asks about other images: name them with --data, e.g. torchvision:CIFAR100")
+            raise InputError("transfer scores other images: name them with --data, e.g. torchvision:CIFAR100")
         check_numbers(self)
         object.__setattr__(self, "fractions", tuple(dict.fromkeys(self.fractions)))  # each once: a draw counts once
 

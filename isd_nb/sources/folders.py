@@ -245,11 +245,11 @@ def level_notes(levels: Levels | None, white: float | None,
     "How files of more than 8 bits, and DICOM files, are scaled: of each kind that there is; what is stated and not used is named."
     there = {kind for seen in surveys if seen for kind in (*seen.values, *(["dicom"] if seen.modes[through_window] else []))} if surveys else {*(levels or {})}
     kinds = {"whole": "whole numbers of more than 8 bits", "real": "floating-point numbers"}
-    how = "as white= says" if white is not None else f"as the values of the set suggest; {option} sets it"
+    how = "as given by white=" if white is not None else f"as the values of the set suggest; {option} sets it"
     edges = {kind: f"from {black:g} (black) to {top:g} (white)" for kind, (black, top) in (levels or {}).items() if kind in there}
     said = " and ".join(f"{kinds[kind]} {words}" for kind, words in edges.items() if kind in kinds)
     unused = "" if white is None or said else f"white is for values of more than 8 bits, and no {what} has any"
-    window = f"values of DICOM files are seen {edges['dicom']}, as window= says" if "dicom" in edges else ""
+    window = f"values of DICOM files are seen {edges['dicom']}, as given by window=" if "dicom" in edges else ""
     if "dicom" in (levels or {}) and not window:
         window = f"window is for DICOM files, and no {what} is one"
     return "; ".join(part for part in (f"pixels are {said}, {how}" if said else "", unused, window) if part)
