@@ -8,6 +8,7 @@ __all__ = ['table_rows', 'train_supervised', 'final_scores', 'first_choice', 'na
 
 # %% ../../nbs/machine_room/54_finish.ipynb #73f976a8
 import math
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -97,7 +98,7 @@ def what_was_run(recipe: Recipe, trained: Trained, upper: Trained | None, sets: 
     "The part of a summary that is known before the scores."
     program = Path(sys.argv[0]).parts  # for `python -m isd_nb.cli`, as torchrun starts it: a file of the package
     by_command = program[-1:] == ("isd_train",) or program[-3:] == ("isd_nb", "cli", "__main__.py")
-    command = " ".join(["isd_train", *sys.argv[1:]]) if by_command else ""
+    command = shlex.join(["isd_train", *sys.argv[1:]]) if by_command else ""
     return dict(recipe=recipe.name, method=recipe.method, has_teacher=trained.method.teacher is not None,
                 data=recipe.data, seed=recipe.seed, machine=machine(), command=command, images=len(sets.train),
                 test_images=len(sets.test or ()), images_seen=trained.images_seen,
