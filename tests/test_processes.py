@@ -110,7 +110,7 @@ def same(a: dict, b: dict) -> None:
 
 def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
     "SIGKILL while training and saving (every step saves): the run goes on, and ends bit for bit the same."
-    count = int(os.environ.get("ISD_NB_KILLS", 3))
+    count = int(os.environ.get("ISD_NB_KILLS", 2))
     script = write_script(tmp_path / "train.py", steps=60 * count, save_every=0)
     finish(start(write_script(tmp_path / "plain.py", steps=60 * count), str(tmp_path / "straight")))
     rng, kills, run = random.Random(0), 0, tmp_path / "killed"

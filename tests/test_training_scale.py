@@ -94,13 +94,13 @@ def test_synchronised_batch_norm_sees_the_whole_batch(launch, images: ImageSet, 
 
 def test_exact_resume_in_two_processes(launch, tmp_path: Path) -> None:
     "Stopped by SIGTERM in the middle and resumed: bit for bit the run that was never stopped."
-    recipe = replace(TOY, steps=200)
+    recipe = replace(TOY, steps=100)
     finish(launch(recipe, "straight", 2))
     process = launch(recipe, "stopped", 2)
     wait_for_checkpoint(tmp_path / "stopped", process)
     process.send_signal(signal.SIGTERM)
     process.wait(120)
-    assert newest(tmp_path / "stopped")["step"] < 200
+    assert newest(tmp_path / "stopped")["step"] < 100
     finish(launch(recipe, "stopped", 2, "--resume"))
     same(newest(tmp_path / "straight"), newest(tmp_path / "stopped"))
 
