@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ from conftest import call
 from launching import QUICK, Forked, forking
 
 from isd_nb.cli.compare import isd_compare, report
+from isd_nb.studies import compare as module
 from isd_nb.studies.compare import (
     Task, compare, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
 from isd_nb.studies.tables import by_method, comparison_table, compute, plot_compute, plot_learning
 from isd_nb.engine.contract import check_contract
 from isd_nb.errors import InputError, refusal
 from isd_nb.sources.digits import digits
+from isd_nb.sources.door import Sets
 from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.state import save_encoders
 from isd_nb.methods.building import build_method, methods
@@ -285,3 +289,20 @@ def test_mistakes_end_with_one_sentence(arguments: list[str], message: str, tmp_
 def test_budget_decides_the_steps() -> None:
     base: Callable[[str], Recipe] = lambda m: recipe_for(m, find_recipe("digits"), 998_400)  # noqa: E731
     assert {base(m).steps * base(m).batch_size for m in methods} == {998_400}
+
+
+def test_the_images_are_let_go_before_the_runs_begin(
+        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Every run reads them in a process of its own."
+    read: list[weakref.ref] = []
+
+    def noted(*given: Any) -> Sets:
+        sets = sets_of(*given)
+        read.append(weakref.ref(sets.train))
+        return sets
+    sets_of = module.comparable_sets
+    monkeypatch.setattr(module, "comparable_sets", noted)
+    monkeypatch.setattr(module, "do_missing", lambda tasks, out, about, *rest: about | {"there": read[0]() is not None})
+    base = replace(find_recipe("digits"), data=f"folder:{small}", steps=2, batch_size=16, queue_size=32)
+    about = compare(base, ["isd"], [0], tmp_path / "out", device="cpu", tell=lambda text: None)
+    assert not about["there"] and about["images"][1]["images"] > 0

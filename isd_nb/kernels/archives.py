@@ -137,9 +137,10 @@ def contents_of(file: Path, state: int, size: int) -> Contents:  # state and siz
 def split_archive(path: Path | str) -> tuple[Path, str] | None:  # the archive, and the path in it; None: an ordinary path
     "Where a path goes into an archive."
     text = os.fspath(path)
-    for found in inside.finditer(text):
+    parts = text.replace(os.sep, "/")  # Windows has backslashes, archives have none
+    for found in inside.finditer(parts):
         if os.path.isfile(text[:found.end()]):
-            return Path(text[:found.end()]), text[found.end():].strip("/")
+            return Path(text[:found.end()]), parts[found.end():].strip("/")
     return None
 
 
@@ -212,11 +213,13 @@ def read_member(archive: Path, name: str, place: Member) -> bytes:
     with archive.open("rb") as file:
         start = place.start
         if place.kind != "plain":  # a zip's local header has a name and extras of its own lengths
-            header = os.pread(file.fileno(), 30, start)
+            file.seek(start)
+            header = file.read(30)
             if header[:4] != b"PK\x03\x04":
                 raise OSError(f"{name} in {archive.name} is not where the archive states")
             start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        data = os.pread(file.fileno(), place.packed, start)
+        file.seek(start)
+        data = file.read(place.packed)
     try:
         data = zlib.decompressobj(-15).decompress(data, place.size + 1) if place.kind == "deflated" else data
     except zlib.error as error:

@@ -32,7 +32,8 @@ def places_of(paths: Sequence[Path]) -> tuple[bytes, list[bytes]]:  # a folder, 
     if isinstance(paths, FileList):
         return os.fsencode(paths.folder), paths.all_names()
     folder = os.fsencode(os.path.commonpath([path.absolute().parent for path in paths]))
-    return folder, [os.path.relpath(os.fsencode(path.absolute()), folder) for path in paths]
+    below = [os.path.relpath(os.fsencode(path.absolute()), folder) for path in paths]
+    return folder, [name.replace(os.fsencode(os.sep), b"/") for name in below]
 
 # %% ../../nbs/machine_room/29_identity.ipynb #id06-le28p1
 def some_bytes(path: bytes, piece: int = 16 << 10) -> bytes:
@@ -46,7 +47,7 @@ def some_bytes(path: bytes, piece: int = 16 << 10) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size <= 4 * piece:
                 return file.read()
-            return b"".join(os.pread(file.fileno(), piece, at) for at in (0, size // 2, size - piece))
+            return b"".join(file.read(piece) for at in (0, size // 2, size - piece) if file.seek(at) == at)
     except OSError:
         return b""
 

@@ -7,15 +7,14 @@ __all__ = ['shared', 'of_each', 'recipe_for', 'read_settings', 'count_passes', '
            'worker', 'run_tasks', 'plan', 'read_result', 'finished', 'gather', 'compare']
 
 # %% ../../nbs/machine_room/65_compare.ipynb #f00d142e
-import fcntl
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -147,8 +146,11 @@ def peak_memory() -> float:  # MB
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would begin with the parent's
         return round(int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2 ** 20 if sys.platform == "darwin" else 1024), 1)
+    with suppress(ImportError):
+        import resource
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 1024), 1)
+    import psutil  # where there is no getrusage (Windows); it comes with accelerate
+    return round(psutil.Process().memory_info().peak_wset / 2 ** 20, 1)
 
 # %% ../../nbs/machine_room/65_compare.ipynb #lf47d9999c
 def all_scores(encoders: Mapping[str, nn.Module], sets: Sets, seed: int,  # which images are the labelled ones
@@ -196,8 +198,7 @@ def trained_result(task: Task, sets: Sets) -> dict[str, Any]:
     trained = train(recipe, images, out, sample_evaluator(sets.bank, sets.test), out.exists(), task.device,
                     show=False, workers=task.workers, found=sets.found.to_json() if sets.found else None)
     result = dict(method=recipe.method, seed=recipe.seed, settings=task.settings, images_seen=trained.images_seen,
-                  seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1),
-                  peak_memory_mb=peak_memory())
+                  seconds=round(trained.seconds, 1), images_per_second=round(trained.images_per_second, 1), peak_memory_mb=peak_memory())
     if (place := device_of(trained.method)).type == "cuda":
         result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(place) / 2 ** 20, 1)
     scores = result["scores"] = all_scores(trained.method.encoders(), sets, recipe.seed)
@@ -214,7 +215,9 @@ def worker() -> None:
     task = Task(**values | {"recipe": recipe_from_json(values["recipe"])})
     with one_sentence(task.name, "the same command goes on"), log_of(task).with_suffix(".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(ImportError):  # Windows locks no files in this way
+                import fcntl
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is at work in {task.out}") from None
         work(task)
@@ -228,11 +231,10 @@ def log_of(task: Task) -> Path:
 def start(task: Task, threads: int | None) -> subprocess.Popen:  # threads: None leaves it to PyTorch
     "Start the process of a run; a Ctrl-C in the terminal does not reach it, `run_tasks` passes it on."
     log_of(task).parent.mkdir(parents=True, exist_ok=True)
-    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with log_of(task).open("a") as log:
         process = subprocess.Popen([sys.executable, "-c", "from isd_nb.studies.compare import worker; worker()"],
                                    stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, start_new_session=True,
-                                   env={**os.environ, **limit})
+                                   env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})})
     if process.stdin is not None:
         with process.stdin as told:
             told.write(json.dumps(asdict(task) | {"recipe": recipe_to_json(task.recipe)}))
@@ -290,8 +292,7 @@ def end_some(running: list[tuple[Task, Any]], failed: dict[str, str], tell: Call
         tell(task, failed.get(task.out))
 
 # %% ../../nbs/machine_room/65_compare.ipynb #c36-381dbc
-def plan(base: Recipe,
-         names: Sequence[str],  # methods
+def plan(base: Recipe, names: Sequence[str],  # methods
          seeds: Sequence[int], budget: int, out: Path,  # budget: images seen
          settings: Mapping[str, Mapping[str, Any]],  # by method
          source: Path | str = "the settings",  # where they are stated, for messages
@@ -345,8 +346,7 @@ def gather(tasks: Iterable[Task], **about: Any) -> dict[str, Any]:  # what `comp
 def compare(base: Recipe, names: Sequence[str], seeds: Sequence[int], out: Path,
             budget: int | None = None,  # images seen; None: as many as the recipe states
             settings: Path | None = None,  # a file, see `read_settings`
-            jobs: int = 1,
-            device: str = "auto", root: Path | str = "data",
+            jobs: int = 1, device: str = "auto", root: Path | str = "data",
             command: str = "",  # how this was called, for the record
             tell: Callable[[str], None] = print,
             ) -> dict[str, Any]:  # what `comparison.json` holds
@@ -354,7 +354,8 @@ def compare(base: Recipe, names: Sequence[str], seeds: Sequence[int], out: Path,
     from isd_nb import __version__
 
     sets = comparable_sets(base, root, out)
-    images = len(sets.train)
+    images, found, noted = len(sets.train), str(sets.found), identities(sets)
+    del sets  # every run reads them in its own process
     budget = budget or total_steps(base, images) * base.batch_size
     tuned = read_settings(settings, names)
     tasks = plan(base, names, seeds, budget, out, {m: s for m, (s, _) in tuned.items()}, settings or "the settings",
@@ -364,8 +365,8 @@ def compare(base: Recipe, names: Sequence[str], seeds: Sequence[int], out: Path,
     about = dict(recipe=recipe_to_json(base), data=base.data, budget_images=budget, seeds=list(seeds), machine=machine(),
                  version=__version__, command=command, jobs=jobs, settings_file=str(settings or ""),
                  trials={m: n for m, (_, n) in tuned.items()}, failures={})
-    tell(str(sets.found))
-    return do_missing(tasks, out, about | dict(images=identities(sets)), jobs, tell)
+    tell(found)
+    return do_missing(tasks, out, about | dict(images=noted), jobs, tell)
 
 # %% ../../nbs/machine_room/65_compare.ipynb #c43-77be36
 def comparable_sets(base: Recipe, root: Path | str, out: Path) -> Sets:
