@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from isd_nb.studies.compare import read_settings
 from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.engine.finish import finish, score_table
-from isd_nb.explore.figures import draw, train_or_go_on
+from isd_nb.explore import neighbours
+from isd_nb.explore.figures import draw, draw_figures, train_or_go_on
 from isd_nb.explore.gallery import run_images
 from isd_nb.explore.gpu_notebooks import toy_folder
 from isd_nb.protocols.scorer import sample_evaluator
@@ -235,3 +238,24 @@ def test_the_explorer_cuts_images_as_they_are_evaluated(small: Path, tmp_path: P
     recipe = replace(QUICK, data=f"folder:{small}", stored_size=19)
     shown, tested = run_images(recipe, None, tmp_path, 100), read_sets(recipe, tmp_path).test
     assert torch.equal(shown.images, tested.images) and shown.paths[:] == tested.paths[:]
+
+
+@pytest.mark.parametrize("with_test", [True, False])
+def test_no_query_is_its_own_neighbour(with_test: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Above 2,000 images without a test set, too; beside a test set nothing is left out, so a copy there is the first."
+    import matplotlib.pyplot as plt
+
+    sizes, drawn, plot = list[int](), list[Any](), neighbours.plot_neighbours
+    pixels = torch.randint(256, (2_100, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels.byte())
+    monkeypatch.setitem(sys.modules, "umap", ModuleType("umap"))
+    monkeypatch.setattr("isd_nb.explore.figures.plot_curves", lambda *given: plt.figure())
+    monkeypatch.setattr("isd_nb.explore.umap_map.layout", lambda features: sizes.append(len(features)))
+    monkeypatch.setattr("isd_nb.explore.umap_map.plot_map", lambda *given: plt.figure())
+    monkeypatch.setattr(neighbours, "plot_neighbours", lambda *a, **how: drawn.append(plot(*a, **how)) or drawn[0])
+    trained = SimpleNamespace(method=SimpleNamespace(encoders=lambda: {"teacher": torch.nn.Flatten()}))
+    draw_figures(tmp_path, QUICK, trained, images, images.subset(range(2_100)) if with_test else None, {})
+    shown = [ax.images[0].get_array() for ax in drawn[0].axes]
+    rows = [shown[start:start + 9] for start in range(0, len(shown), 9)]
+    assert len(rows) == 8 and sizes == [2_000]
+    assert [any((one == query).all() for one in others) for query, *others in rows] == [with_test] * 8

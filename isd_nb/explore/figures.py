@@ -120,18 +120,20 @@ def plot_curves(out: Path, summary: Mapping[str, Any]) -> Any:
     return fig
 
 # %% ../../nbs/machine_room/72_figures.ipynb #c24-a7a207
-def figures_of(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, probe: ImageSet,
-               summary: Mapping[str, Any]) -> dict[str, Any]:  # by name
+def figures_of(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,
+               summary: Mapping[str, Any], most: int = 2_000) -> dict[str, Any]:  # most: images on the map
     "Curves, neighbours and map of a run, as figures of matplotlib."
     from isd_nb.explore.umap_map import layout, plot_map
     from isd_nb.explore.neighbours import plot_neighbours
 
     encoder, bank = list(trained.method.encoders().values())[-1], subsample_evenly(train_set, 10_000)
-    found, test_features = embed(encoder, bank), embed(encoder, probe)
-    rows = torch.linspace(0, len(probe) - 1, min(8, len(probe))).long().tolist()
+    found, probe = embed(encoder, bank), subsample_evenly(test_set, most) if test_set else bank
+    features = found if probe is bank else embed(encoder, probe)
+    rows, mapped = (torch.linspace(0, len(probe) - 1, min(n, len(probe))).long() for n in (8, most))
     figures = {"curves": plot_curves(out, summary),
-               "neighbours": plot_neighbours(probe, test_features, bank, found, rows, temperature=recipe.teacher_temperature)}
-    return figures | ({"umap": plot_map(layout(test_features), probe, "UMAP of the learned features")} if len(probe) >= 4 else {})
+               "neighbours": plot_neighbours(probe, features, bank, found, rows.tolist(), temperature=recipe.teacher_temperature)}
+    seen = probe.subset(mapped)
+    return figures | ({"umap": plot_map(layout(features[mapped]), seen, "UMAP of the learned features")} if len(seen) >= 4 else {})
 
 # %% ../../nbs/machine_room/72_figures.ipynb #c25-fda329
 def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSet, test_set: ImageSet | None,
@@ -143,7 +145,7 @@ def draw_figures(out: Path, recipe: Recipe, trained: Trained, train_set: ImageSe
     except ImportError as error:
         warnings.warn(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')", stacklevel=2)
         return []
-    figures = figures_of(out, recipe, trained, train_set, subsample_evenly(test_set or train_set, 2_000), summary)
+    figures = figures_of(out, recipe, trained, train_set, test_set, summary)
     (out / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=100)
