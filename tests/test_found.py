@@ -1,5 +1,7 @@
 """What was found among images is said by every command and kept by every run; of one class there is no accuracy."""
 import json
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,11 @@ import isd_nb
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.explore import isd_explore
-from isd_nb.cli.pack import isd_pack
+from isd_nb.cli.pack import isd_pack, pack
 from isd_nb.engine.evaluate_run import OneClass, evaluate_run
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
+from isd_nb.errors import refusal
 from isd_nb.recipe import find_recipe, replace
 from isd_nb.sources.door import load_sets
 from isd_nb.studies.compare import Task, work
@@ -112,3 +115,37 @@ def test_a_packed_set_keeps_what_was_left_out_and_no_place(pets: Path, tmp_path:
     for damaged in (None, [], {"left_out": {"x": 3}}, {"left_out": 1}):  # of an earlier version, or edited by hand
         (tmp_path / "packed" / "about.json").write_text(json.dumps({**about, "found": damaged}))
         assert "left out" not in str(load_sets(f"packed:{tmp_path / 'packed'}", 8).found)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 3])
+def test_a_broken_file_is_packed_under_no_name(broken: int, tmp_path: Path) -> None:
+    "The same pack, whether the set fits into memory or not; 3 of 40 files are too many."
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        (place := tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (12, 12, 3)).astype(np.uint8)).save(place / f"{i:02}.png")
+    for path in sorted((tmp_path / "set").rglob("*.png"))[4:4 + broken]:
+        path.write_bytes(b"no picture")
+    spec, packs = f"folder:{tmp_path / 'set'}", []
+    if broken == 3:
+        said = refusal(pack_with, 0, spec, tmp_path / "none")
+        assert said.startswith(f"3 of 40 files in {tmp_path / 'set'} cannot be read")
+        assert not (tmp_path / "none").exists()
+        return
+    for memory in (4 << 30, 0):
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            done = pack_with(memory, spec, tmp_path / str(memory))
+        said = [str(note.message) for note in noted if "cannot be read" in str(note.message)]
+        packs.append((done, said, {path.name: path.read_bytes() for path in (tmp_path / str(memory)).iterdir()}))
+    assert packs[0] == packs[1]
+    assert sum(packs[1][0].values()) == 40 - broken and len(packs[1][1]) == min(broken, 1)
+    found = str(load_sets(f"packed:{tmp_path / '0'}", 8).found)
+    assert (f"left out: {broken} files that cannot be read" in found) == bool(broken)
+
+
+def pack_with(memory: int, spec: str, out: Path) -> dict[str, int]:
+    "Pack a set as one that fits into so much memory, or does not."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isd_nb.cli.pack.load_sets", partial(load_sets, memory=memory))
+        return pack(spec, out, 8, None, out.parent / "cache")

@@ -18,7 +18,7 @@ from ..errors import InputError, given_path
 from ..sources.datasets import typical_side
 from ..sources.door import load_sets
 from ..sources.given import parse_folder, with_given
-from ..sources.packed import packed_about, write_packed
+from ..sources.packed import packed_about, part_name, write_packed
 
 # %% ../../nbs/machine_room/85_isd_pack.ipynb #ip05-m2
 def pack(spec: str,  # as `load_sets` reads it
@@ -41,7 +41,8 @@ def pack(spec: str,  # as `load_sets` reads it
     source = given_path(parse_folder(place).path) if kind == "folder" else None
     with ended_by_sigterm():
         write_packed(out, parts, spec, source, show, sets.found.to_json() if sets.found else None)
-    return {f"{role} ({pixels} pixels)": len(images) for (role, pixels), images in parts.items()}
+    there = packed_about(out)["parts"]
+    return {f"{role} ({pixels} pixels)": there[part_name(role, pixels)]["images"] for role, pixels in parts}
 
 # %% ../../nbs/machine_room/85_isd_pack.ipynb #ip06-m2
 SourceSpec = Annotated[str, Argument(help="folder:PATH, torchvision:NAME or digits")]

@@ -7,10 +7,14 @@ __all__ = ['write_packed', 'sound_parts', 'packed_about', 'read_packed']
 
 # %% ../../nbs/machine_room/26_packed.ipynb #pk02-m2
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data import FileList, ImageSet
+from ..data import FileList, ImageSet, decode_image
 from ..embedding import in_batches
 from ..errors import InputError, given_path, locked, printable
+from .folders import report_unreadable, take_rows_, unreadable
 from .given import without_place
 from .identity import fingerprint, pixels_into, places_of
 
@@ -40,24 +45,97 @@ def part_name(role: str, size: int) -> str:
     "What the files of a part begin with."
     return f"{role}_{size}"
 
-# %% ../../nbs/machine_room/26_packed.ipynb #pk07-m2
-def write_part(folder: Path, name: str, images: ImageSet, show: bool) -> dict[str, Any]:
-    "Decode a set into an array; what else it knows goes beside it."
-    pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(images), *images.shape))
+# %% ../../nbs/machine_room/26_packed.ipynb #un1-h4
+@dataclass
+class Unread:
+    "What cannot be read of the files of a folder, in one size."
+    folder: str
+    total: int = 0  # files of all parts that are read from it
+    named: list[str] = field(default_factory=list)
+
+    def report(self) -> None:
+        "Warn, or raise where they are too many."
+        report_unreadable(self.named, self.total, self.folder)
+
+
+def unread_files(parts: Mapping[str, ImageSet]) -> dict[str, Unread]:  # by part, of those that are files
+    "One for all parts that are read from one folder in one size."
+    places = {name: (os.fsdecode(places_of(images.paths)[0]), images.shape) for name, images in parts.items() if images.images is None}
+    shared = {place: Unread(place[0], sum(len(parts[name]) for name in places if places[name] == place)) for place in places.values()}
+    return {name: shared[place] for name, place in places.items()}
+
+# %% ../../nbs/machine_room/26_packed.ipynb #un3-h4
+def copy_into(pixels: np.ndarray, images: ImageSet, bar: tqdm) -> list[int]:  # which images were written
+    "Copy images from memory."
     done = 0
-    with tqdm(total=len(images), desc=f"packing {name}", unit="images", disable=not show) as bar:
-        for batch in in_batches(images, 256):
-            pixels[done:done + len(batch)] = batch.numpy()
-            done += len(batch)
-            bar.update(len(batch))
+    for batch in in_batches(images, 256):
+        pixels[done:done + len(batch)] = batch.numpy()
+        done += len(batch)
+        bar.update(len(batch))
+    return list(range(done))
+
+# %% ../../nbs/machine_room/26_packed.ipynb #un4-h4
+def decode_into(pixels: np.ndarray, images: ImageSet, unread: Unread, bar: tqdm, block: int = 16) -> list[int]:  # which images were written
+    "Decode every file to its own row."
+    bad, pool = dict[int, str](), ThreadPoolExecutor()
+    def read(rows: range) -> int:
+        for i in rows:
+            try:
+                pixels[i] = decode_image(images.paths[i], images.shape[1], images.shape[0], images.levels, images.resized).numpy()
+            except OSError as error:
+                bad[i] = unreadable(images.paths[i], unread.folder, error)
+        return len(rows)
+    try:
+        for done in pool.map(read, (range(start, min(start + block, len(images))) for start in range(0, len(images), block))):
+            bar.update(done)
+            if len(unread.named) + len(bad) > 0.05 * unread.total:
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+    unread.named += [bad[i] for i in sorted(bad)]
+    if len(unread.named) > 0.05 * unread.total:
+        unread.report()
+    return [i for i in range(len(images)) if i not in bad]
+
+# %% ../../nbs/machine_room/26_packed.ipynb #un6-h4
+def fill(file: Path, images: ImageSet, unread: Unread | None, bar: tqdm) -> list[int]:  # which images were written
+    "Write an array with a row for each image; those that are written are its first rows."
+    pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(images), *images.shape))
+    keep = decode_into(pixels, images, unread, bar) if unread else copy_into(pixels, images, bar)
+    if len(keep) < len(images):
+        take_rows_(torch.from_numpy(pixels), torch.tensor(keep))
     pixels.flush()
+    return keep
+
+
+def cut_off(file: Path, shape: tuple[int, ...]) -> None:
+    "Leave as many rows of an array's file as this shape has."
+    with file.open("r+b") as held:
+        np.lib.format.read_magic(held)
+        np.lib.format.read_array_header_1_0(held)
+        start = held.tell()
+        held.seek(0)
+        np.lib.format.write_array_header_1_0(held, dict(descr="|u1", fortran_order=False, shape=shape))
+        if held.tell() != start:  # NumPy leaves room for any number of rows
+            raise OSError(f"the header of {file.name} could not be changed")
+        held.truncate(start + math.prod(shape))
+
+# %% ../../nbs/machine_room/26_packed.ipynb #pk07-m2
+def write_part(folder: Path, name: str, images: ImageSet, show: bool, unread: Unread | None = None) -> dict[str, Any]:
+    "Decode a set into an array; what else it knows goes beside it."
+    file = folder / f"{name}.npy"
+    with tqdm(total=len(images), desc=f"packing {name}", unit="images", disable=not show) as bar:
+        keep = fill(file, images, unread, bar)
+    if len(keep) < len(images):
+        images = images.subset(keep)
+        cut_off(file, (len(images), *images.shape))
     if images.labels is not None:
         np.save(folder / f"{name}_labels.npy", images.labels.numpy())
     if images.paths:
         names = places_of(images.paths)[1]
         np.savez(folder / f"{name}_names.npz", names=np.frombuffer(b"".join(names), np.uint8), ends=np.cumsum([len(n) for n in names]))
     return dict(images=len(images), shape=list(images.shape), classes=list(images.classes), fingerprint=fingerprint(images),
-                digest=digest(torch.from_numpy(pixels)))
+                digest=digest(torch.from_numpy(np.load(file, mmap_mode="c"))))
 
 # %% ../../nbs/machine_room/26_packed.ipynb #pk08-m2
 def read_part(folder: Path, name: str, about: Mapping[str, Any]) -> ImageSet:
@@ -106,6 +184,14 @@ def left_out_then(about: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return left_out if left_out and sound else {}
 
 
+# %% ../../nbs/machine_room/26_packed.ipynb #pf3-h4
+def with_unread(found: Mapping[str, Any], about: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:  # about: each part that was written
+    "What was found, and how many files of it could not be read."
+    written = {name.rpartition("_")[0]: part["images"] for name, part in about.items()}
+    there = {"train": written.get("train", written.get("bank")), "test": written.get("test")}
+    lost = sum(found[name]["images"] - count for name, count in there.items() if found[name] and count is not None)
+    return {**found, "left_out": {**found["left_out"], "files that cannot be read": {"": lost}}} if lost > 0 else found
+
 # %% ../../nbs/machine_room/26_packed.ipynb #pl2-fx11
 @contextmanager
 def unfinished_folder(out: Path) -> Iterator[Path]:
@@ -135,8 +221,11 @@ def write_packed(out: Path | str,  # a new folder
     check_place(out, named, source)
     with unfinished_folder(out) as unfinished:
         check_place(out, named, source)  # another process may have been first
-        about = {name: write_part(unfinished, name, images, show) for name, images in named.items()}
-        whole = dict(form=form, data=printable(without_place(data)), parts=about, **({"found": passed_on(found)} if found else {}))
+        unread = unread_files(named)
+        about = {name: write_part(unfinished, name, images, show, unread.get(name)) for name, images in named.items()}
+        for files in {id(files): files for files in unread.values()}.values():
+            files.report()
+        whole = dict(form=form, data=printable(without_place(data)), parts=about, **({"found": passed_on(with_unread(found, about))} if found else {}))
         (unfinished / "about.json").write_text(json.dumps(whole, indent=1) + "\n")
         unfinished.replace(out)
         (out / ".lock").unlink(missing_ok=True)
