@@ -20,6 +20,7 @@ from isd_nb.cli.compare import isd_compare, report
 from isd_nb.studies import compare as module
 from isd_nb.studies.compare import (
     Task, compare, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
+from isd_nb.studies.teacher_and_student import decay_table
 from isd_nb.studies.tables import by_method, comparison_table, compute, plot_compute, plot_learning
 from isd_nb.engine.contract import check_contract
 from isd_nb.errors import InputError, refusal
@@ -29,7 +30,7 @@ from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.state import save_encoders
 from isd_nb.methods.building import build_method, methods
 from isd_nb.protocols.storage import write_json
-from isd_nb.recipe import Recipe, find_recipe, recipe_to_json
+from isd_nb.recipe import Recipe, find_recipe, learning_rate, recipe_to_json
 
 TINY = Recipe("tiny", steps=6, evaluations=20, batch_size=32, queue_size=64, width=4, projector=(10, 6), predictor=(8,),
               precision="float32")
@@ -306,3 +307,15 @@ def test_the_images_are_let_go_before_the_runs_begin(
     base = replace(find_recipe("digits"), data=f"folder:{small}", steps=2, batch_size=16, queue_size=32)
     about = compare(base, ["isd"], [0], tmp_path / "out", device="cpu", tell=lambda text: None)
     assert not about["there"] and about["images"][1]["images"] > 0
+
+
+def test_thirds_of_a_comparison_that_states_epochs() -> None:
+    "`images` of a comparison are fingerprints, and its steps are those of its budget."
+    base = replace(TINY, steps=None, epochs=3, learning_rate=0.5, momentum=(0.9, 0.9))
+    curve = [dict(images_seen=n, knn20_teacher=0.6, knn20_student=0.5) for n in (0, 32, 64, 96)]
+    known = [dict(fingerprint="a1", images=40, classes=2), None]
+    saved = dict(recipe=recipe_to_json(base), images=known, budget_images=96 * 32,
+                 runs=[dict(method="isd", seed=seed, curve=curve) for seed in (0, 1)])
+    leads, rate, momentum = decay_table(saved, ["isd"]).splitlines()[1:]
+    assert leads.count("+10.0 points") == 3 and momentum.split()[-3:] == ["0.1000"] * 3
+    assert rate.split()[1:] == [f"{learning_rate(base, step, 96):.3f}" for step in (16, 48, 80)]

@@ -378,6 +378,11 @@ def test_weights_without_a_run_are_explored_in_a_notebook(run: Path, tmp_path: P
     for arguments, words in ((absent, "b.pth"), (twice, "that differ")):
         done = call(isd_explore, tmp_path, *arguments)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    lab = ["--port", "8889", "--ServerApp.base_url=/a//b/"]  # without a run, the first of them comes in its place
+    monkeypatch.setattr("isd_nb.cli.explore.open_lab", lambda notebook, more: opened.append(more))
+    for before in (wanted, [run, "--limit", "8"]):
+        done = call(isd_explore, tmp_path, *before, "--", *lab)
+        assert done.returncode == 0 and opened.pop() == lab, done.stderr
     opened[0].write_text("mine")
     assert "is not overwritten" in call(isd_explore, tmp_path, *wanted).stderr and opened[0].read_text() == "mine"
 

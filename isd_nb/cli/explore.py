@@ -164,6 +164,13 @@ def check_options(run: Path | None, encoders: Sequence[str] | None, size: int | 
     if not encoders and (mean is not None or std is not None):
         raise InputError("--mean and --std go with --encoder, and hold for each one; a run keeps its own normalisation")
 
+# %% ../../nbs/machine_room/82_isd_explore.ipynb #lb2-h4
+def run_and_lab(run: Path | None, lab: list[str], words: Sequence[str]) -> tuple[Path | None, list[str]]:  # words: of the command line
+    "The run, if any, and the options for JupyterLab."
+    if run is None or not str(run).startswith("-") or "--" not in words or run.exists():
+        return run, lab
+    return None, list(words[words.index("--") + 1:])
+
 # %% ../../nbs/machine_room/82_isd_explore.ipynb #c57-rep-m1
 def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders = None, size: SizeWithoutRun = None,
             mean: Mean = None, std: Std = None,
@@ -172,6 +179,7 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
             opening: Opening = True) -> None:
     "Open the explorer of a run or of weights in JupyterLab, or write it as one HTML file; or list what to look at first."
     with one_sentence("isd_explore", "the same command begins again"):
+        run, lab = run_and_lab(run, lab or [], sys.argv)
         data = with_given(data, labels, test, window, white)
         check_options(run, encoder, size, mean, std, html)
         sources = [as_given(source, mean, std) for source in encoder or ()]
@@ -188,7 +196,7 @@ def command(run: RunFolder = None, lab: LabOptions = None, encoder: ManyEncoders
         else:
             made = produce(run, html, limit=limit, moments=moments, **from_anywhere(run, data, root))
     if opening and html is None:
-        open_lab(made, lab or [])
+        open_lab(made, lab)
 
 # %% ../../nbs/machine_room/82_isd_explore.ipynb #c58-3e8689
 def isd_explore() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from .evidence import Paired, read_saved
 from ..evaluation import seed_interval
 from ..teacher import cosine_momentum
-from ..recipe import learning_rate, recipe_from_json, total_steps
+from ..recipe import learning_rate, recipe_from_json
 
 # %% ../../nbs/3_claims/01_teacher_and_student.ipynb #c07-4d5d1c
 def read_curves(path: Path | str) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def decay_table(saved: Mapping[str, Any], methods: Sequence[str]) -> str:
     lines = [f"{'':12}" + "".join(f"{name:>16}" for name in ("first third", "second third", "last third"))]
     for method in methods:
         lines.append(f"{method:12}" + "".join(f"{100 * x:>+9.1f} points" for x in by_thirds(leads(saved, method))))
-    steps = total_steps(base, saved.get("images", 10**6)) if base.steps or base.epochs else 3000
+    steps = max(1, round(saved["budget_images"] / base.batch_size))
     middle = [1 / 6, 1 / 2, 5 / 6]
     lines.append(f"{'rate':12}" + "".join(f"{learning_rate(base, int(m * steps), steps):>16.3f}" for m in middle))
     lines.append(f"{'1 - m':12}" + "".join(f"{1 - cosine_momentum(*base.momentum, m):>16.4f}" for m in middle))
