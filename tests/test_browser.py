@@ -274,6 +274,16 @@ def test_a_click_shows_the_neighbours_of_that_image(window: Window) -> None:
         assert f"image {image}" in window.root.locator(".isd-query").inner_text()
 
 
+def test_other_buttons_of_the_mouse_choose_and_move_nothing(window: Window) -> None:
+    before = window.root.evaluate("r => r.explorer.project(40)")
+    for button in ("right", "middle"):
+        window.page.mouse.click(*window.at(40), button=button)
+        window.page.mouse.down(button=button)
+        window.page.mouse.move(*window.at(30), steps=3)
+        window.page.mouse.up(button=button)
+    assert window.root.evaluate("r => [r.explorer.state.query, r.explorer.project(40)]") == [0, before]
+
+
 def test_a_click_on_a_neighbour_makes_it_the_query(window: Window) -> None:
     first = window.neighbours()[0]
     window.root.locator(".isd-grid button").first.click()
@@ -500,7 +510,7 @@ def test_keys_do_what_the_mouse_does(window: Window) -> None:
 
 def test_more_keys(window: Window) -> None:
     canvas = window.root.locator(".isd-map")
-    for key, name in (("c", "contours"), ("n", "names")):
+    for key, name in (("c", "contours"), ("n", "names"), ("C", "contours"), ("Shift+N", "names")):
         before = window.control(name).is_checked()
         canvas.press(key)
         assert window.control(name).is_checked() != before
@@ -667,6 +677,9 @@ def test_smaller_sets_have_a_smaller_view(kind: str, chromium: BrowserContext, t
     note, legend = window.root.locator(".isd-note"), window.root.locator(".isd-legend")
     if kind == "no labels":
         assert "no labels" in note.inner_text() and "one colour" not in legend.inner_text()
+        for colour, ramps in (("hubness", 1), ("none", 0)):
+            window.control("colour").select_option(colour)
+            assert legend.locator(".isd-ramp").count() == ramps and bool(legend.inner_text()) == bool(ramps)
         assert window.root.locator(".isd-query b").inner_text() == "<b onclick='x'>0.png"
     elif kind == "one class":
         assert "one class" in note.inner_text() and legend.locator("button").count() == 1

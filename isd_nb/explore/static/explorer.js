@@ -248,7 +248,6 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   };
   const nameOf = (i) => (i === OWN ? state.own.name : labels ? classes[labels[i]] : header.names ? header.names[i] : `image ${i}`);
   const shown = () => (state.encoder === "both" ? encoders : [state.encoder]);
-  const ended = new AbortController(); // ends every listener outside the root
 
   // -- the skeleton
   const canvas = el("canvas", { tabIndex: 0, className: "isd-map" });
@@ -640,7 +639,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     } else if (arrays[state.colour]) {
       const words = LEGENDS[state.colour](most);
       legend.replaceChildren(el("span", {}, words[0]), el("span", { className: "isd-ramp" }), el("span", {}, words[1]));
-    }
+    } else legend.replaceChildren(); // one for all
   }
 
   // -- the query and its neighbours; only the newest question counts
@@ -803,6 +802,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   let press = null;
   const here = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return; // the right one opens the menu of the page, the middle one scrolls
     const at = here(event);
     press = { at, last: at, moved: false, lasso: state.lasso || event.shiftKey };
     try { canvas.setPointerCapture(event.pointerId); } catch { /* a pointer made by a script */ }
@@ -861,10 +861,11 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       encoderBox.dispatchEvent(new Event("change"));
     } };
   canvas.addEventListener("keydown", (event) => {
-    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key; // with Shift and Caps Lock, too
+    if (!keys[key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();
-    keys[event.key]();
+    keys[key]();
   });
 
   // -- start
@@ -886,7 +887,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
       const [x, y] = toScreen(pane, at[2 * i], at[2 * i + 1]);
       return [box.left + x, box.top + y];
     } };
-  return { choose, adopt, hold, pick, close() { ended.abort(); stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
+  return { choose, adopt, hold, pick, close() { stop(); watch.disconnect(); cancelAnimationFrame(frame); } };
 }
 
 // ---- two homes ---------------------------------------------------------------------------------------------------
