@@ -16,6 +16,8 @@ from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.engine.embedding import embed_to_file
 from isd_nb.errors import InputError, refusal
+from isd_nb.methods.checkpoints import fit_recipe
+from isd_nb.recipe import find_recipe
 from isd_nb.sources.batches import EpochSampler, read_batches
 from isd_nb.sources.datasets import typical_side
 from isd_nb.sources.door import Sets, load_sets, load_shown
@@ -350,3 +352,13 @@ def test_a_damaged_packed_set_is_refused_in_a_sentence(damage: str, tmp_path: Pa
     file.write_bytes(whole[:40])
     with pytest.raises(InputError, match=r"isd_pack|pack the images again"):
         load_sets(f"packed:{tmp_path / 'packed'}", 8)
+
+
+def test_digits_are_packed_whole(tmp_path: Path) -> None:
+    "On the canvas of their recipe, which has room for them; networks of other libraries begin at 32 pixels, as before."
+    said = call(isd_pack, tmp_path, "digits", "packed").stdout
+    images = load_sets(f"packed:{tmp_path / 'packed'}", 16).bank.images[:, 0]
+    inner = images[:, 1:-1, 1:-1].flatten(1).sum(1)
+    edge = images.flatten(1).sum(1) - inner
+    assert "--set image_size=16" in said and edge.sum() < 0.05 * inner.sum()
+    assert fit_recipe(find_recipe("digits"), "timm:resnet10t", None, typical_side("digits")).image_size == 32

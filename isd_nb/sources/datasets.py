@@ -242,9 +242,9 @@ class TransformViews:
 def typical_side(spec: str,  # as `--data` names images
                  sample: int = 16,  # files whose headers are read
                  ) -> int | None:  # pixels; None for what is not there
-    "The median of the shorter sides of some images in a folder; known sizes for the sets that have one."
+    "The median of the shorter sides of some images in a folder; known sizes for the sets that have one (of the digits, their canvas)."
     kind, _, place = spec.partition(":")
-    known = {"digits": 8, "torchvision:cifar10": 32, "torchvision:cifar100": 32, "torchvision:stl10": 96}
+    known = {"digits": 16, "torchvision:cifar10": 32, "torchvision:cifar100": 32, "torchvision:stl10": 96}
     if kind == "packed":
         return min((int(name.rpartition("_")[2]) for name in packed_about(place)["parts"]), default=None)
     if kind != "folder":
