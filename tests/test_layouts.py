@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from isd_nb.data import FileList, ImageSet, formats, held_out, open_image, raste
 from isd_nb.errors import InputError, printable
 from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets, load_shown
-from isd_nb.sources.folders import suffixes
+from isd_nb.sources.folders import suffixes, survey
 from isd_nb.sources.layout import find_layout, plan_folder, read_folder, read_plan, what_was_found
 from isd_nb.sources.splits import validation_split
 from isd_nb.sources.torchvision_sets import from_torchvision
@@ -235,6 +236,22 @@ def test_a_set_has_one_scale(tmp_path: Path, case: str, memory: int) -> None:
         load_sets(f"folder:{tmp_path / 'set'}", 64, root=tmp_path, white=-1)
     twice = load_sets(f"folder:{tmp_path / 'set'}", 64, root=tmp_path, memory=memory, white=2 * top)
     assert abs(int(twice.train.get([0]).max()) - 128) <= 1
+
+
+def test_a_stated_white_is_not_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "No more files are opened than of other sets, and the words are the same; without it, up to 20,000 are."
+    for name, top in (("a/1", 900), ("a/2", 3000), ("b/1", 500), ("b/2", 4000)):
+        write(tmp_path / "set", f"{name}.tif", image=Image.fromarray((RAMP * top).astype(np.uint16)))
+    opened: list[int] = []
+    monkeypatch.setattr("isd_nb.sources.layout.survey", lambda paths, most=1_000, levels=None: (
+        opened.append(most) or survey(paths, most, levels)))
+    found = {}
+    for white, wanted in ((None, [1_000, 20_000]), (4095, [1_000])):
+        opened.clear()
+        plan = replace(plan_folder(tmp_path / "set"), white=white)
+        found[white] = plan.levels()["whole"], what_was_found(plan, "set").train
+        assert opened == wanted
+    assert found[4095] == found[None] and found[None][0] == (0, 4095)
 
 
 def test_negative_numbers_are_scaled_too(tmp_path: Path) -> None:

@@ -159,10 +159,10 @@ class FolderPlan:
 
     @cached_property
     def surveys(self) -> tuple[Survey, Survey | None]:  # of the folders of training and test images
-        "What the headers state; where there are more than 8 bits, of all files up to `most`."
+        "What the headers state; where there are more than 8 bits and white is not stated, of all files up to `most`."
         given, parts = levels_of(self.window), [index.files for index in (self.train, self.test) if index is not None]
         found = [survey(files, levels=given) for files in parts]
-        if any(seen.values for seen in found):
+        if self.white is None and any(seen.values for seen in found):
             found = [survey(files, self.most, given) for files in parts]
         return found[0], found[1] if len(found) > 1 else None
 
