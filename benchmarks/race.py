@@ -5,7 +5,8 @@
 Each contestant trains in a process of its own with the recipe's network, images, views, batch, anchors, learning rate
 and schedule; after every `--every` steps its clocks stand still while the teacher's 20-NN accuracy is measured, by the
 same function for all. Both clocks are kept: wall seconds and the processor seconds of the process and its workers.
-Building, the first step (on a copy that is thrown away) and starting workers are not counted.
+Building, the first step (on a copy that is thrown away) and starting workers are not counted. What worker processes
+have made ready meanwhile is thrown away before the clocks go on.
 
 * `ours`: `isd_nb.engine.state.train_step` with threads chosen while training, as `isd_train` runs it.
 * `tuned`: `peer.py`, the same in public parts as an expert would write it.
@@ -84,6 +85,7 @@ class Contestant:
     """A training that a clock can be held beside: `advance` does step number n, `teacher` is what is evaluated."""
     advance: Callable[[int], None]
     teacher: Callable[[], nn.Module]
+    drop_ahead: Callable[[], None] = lambda: None  # what workers may have made ready while the clocks stood still
 
 
 def networks(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, nn.Module, nn.Module, Tensor, Tensor]:
@@ -255,14 +257,14 @@ class TwoKinds(TwoViews):
         return tuple(make(self.pictures[index]) for make in self.transforms)
 
 
-def looped(kind: type[PlainRace]) -> Callable[[Recipe, ImageSet], Contestant]:
+def looped(kind: type[PlainRace], workers: int = 2) -> Callable[[Recipe, ImageSet], Contestant]:
     """A contestant of the plain loop: worker processes, which stay from epoch to epoch."""
     def make(recipe: Recipe, images: ImageSet) -> Contestant:
         step = kind(recipe, images)
         pair = tuple(plain_views(v, recipe.image_size, images.shape[0], step.mean, step.std)
                      for v in (recipe.views, recipe.key_views or recipe.views))
         loader = DataLoader(TwoKinds(images.images, pair), recipe.batch_size, shuffle=True, drop_last=True,
-                            num_workers=2, persistent_workers=True)
+                            num_workers=workers, persistent_workers=True)
         kind(recipe, images)(*next(iter(loader)))  # warm up a copy; the workers start
 
         def forever() -> Iterator[list[Tensor]]:
@@ -273,7 +275,11 @@ def looped(kind: type[PlainRace]) -> Callable[[Recipe, ImageSet], Contestant]:
         def advance(number: int) -> None:
             scheduled(step, recipe, number)
             step(*next(stream))
-        return Contestant(advance, lambda: evaluated(step.teacher[0], step.mean, step.std))
+
+        def drop_ahead() -> None:
+            for _ in range(2 * workers):  # PyTorch's own number of batches that each is ahead
+                next(stream)
+        return Contestant(advance, lambda: evaluated(step.teacher[0], step.mean, step.std), drop_ahead)
     return make
 
 
@@ -299,6 +305,7 @@ def run_one(name: str, recipe: Recipe, every: int) -> list[dict[str, float]]:
         wall, worked = wall + time.perf_counter() - begun, worked + processor_seconds() - before
         threads = torch.get_num_threads()
         found = score_encoders({"teacher": contestant.teacher()}, bank, probe, linear=False)["teacher"]["knn20"]
+        contestant.drop_ahead()
         rows.append(dict(step=end, images=end * recipe.batch_size, seconds=round(wall, 3),
                          processor_seconds=round(worked, 3), knn20=found))
         line = f"{name} {recipe.method} step {end}: {wall:.1f} s, {found:.3f}, {threads} threads"

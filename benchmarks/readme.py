@@ -123,7 +123,7 @@ def speed(results: Path) -> str:
     for file, name in (("step", "training step, five-layer net, 16,384 anchors"), ("step_blur", "the same with blur")):
         found = read(bench / f"{file}.json")["results"]
         others = [f"{title} {found[key]['images_per_second']:,} ({found[key]['ratio']:.1f}x slower)"
-                  for key, title in (("plain", "usual pipeline"), ("lightly", "lightly"))]
+                  for key, title in (("plain", "usual pipeline"), ("lightly", "lightly"), ("tuned", "tuned by hand"))]
         command = "python benchmarks/step.py" + " --blur" * (file == "step_blur")
         rows.append([f"{name}: `{command}`", f"{found['ours']['images_per_second']:,} images/s", ", ".join(others)])
     views = next(r for r in read(bench / "views.json")["results"] if r["size"] == 32 and r["blur"])["results"]

@@ -5,6 +5,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,38 @@ def test_race(race, name, method):
     rows = race.run_one(name, race.race_recipe(method, "digits", 3, 0, None), every=2)
     assert [row["step"] for row in rows] == [0, 2, 3] and rows[2]["images"] == 3 * find_recipe("digits").batch_size
     assert 0 < rows[1]["seconds"] < rows[2]["seconds"] and 0.1 < rows[2]["knn20"] < 1
+
+
+def test_views_made_during_an_evaluation_are_not_free(race, monkeypatch):
+    "The clocks stand still then, and two workers are two batches ahead each: as many are dropped before the next step."
+    done = []
+
+    class Step:
+        mean = std = teacher = (0,)
+        optimizer = SimpleNamespace(param_groups=[])
+
+        def __init__(self, *given):
+            """Nothing is built."""
+
+        def __call__(self, *views):
+            done.append("step")
+
+    class Loader:
+        def __init__(self, *given, **how):
+            """A batch is noted when it is taken."""
+
+        def __iter__(self):
+            while True:
+                done.append("batch")
+                yield []
+    monkeypatch.setattr(race, "DataLoader", Loader)
+    monkeypatch.setattr(race, "plain_views", lambda *given: None)
+    monkeypatch.setattr(race, "evaluated", lambda *given: done.append("stop"))
+    monkeypatch.setattr(race, "score_encoders", lambda *given, **how: {"teacher": {"knn20": 0.5}})
+    monkeypatch.setitem(race.MAKERS, "plain", race.looped(Step))
+    race.run_one("plain", race.race_recipe("isd", "digits", 3, 0, None), every=2)
+    dropped = ["stop", *["batch"] * 4]
+    assert done == ["batch", "step", *dropped, *["batch", "step"] * 2, *dropped, "batch", "step", *dropped]
 
 
 def test_plain_contestants_train_the_same_network(race):

@@ -26,6 +26,16 @@ def test_the_table_of_pythons_is_what_was_saved() -> None:
         "failed": 2, "passed": 9, "skipped": 1}
 
 
+def test_every_rival_of_a_step_is_in_the_table() -> None:
+    "Two processes of ours are no rival."
+    lines = readme.speed(ROOT / "results").splitlines()
+    for name in ("step", "step_blur"):
+        found = json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text())["results"]
+        rivals = [row["images_per_second"] for key, row in found.items() if not key.startswith("ours")]
+        line, = (line for line in lines if f"{found['ours']['images_per_second']:,} images/s" in line)
+        assert len(rivals) == 3 and all(f" {rate:,} (" in line for rate in rivals)
+
+
 @pytest.mark.parametrize("name", readme.BLOCKS)
 def test_every_table_has_rows_and_its_command(name: str) -> None:
     block = TEXT.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
