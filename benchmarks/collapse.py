@@ -19,9 +19,10 @@ from torch import nn
 
 from ablations import Variant, final_settings, variant_recipe
 from experiment import (
-    RESULTS, about, chosen_encoder, describe, evenly, found, hold_out, keep, read_options, scores_of, trained
+    RESULTS, about, chosen_encoder, describe, found, hold_out, keep, read_options, scores_of, trained
 )
 from health import health
+from isd_nb.data import subsample_evenly
 from isd_nb.embedding import embed
 from isd_nb.engine.launch import one_sentence
 from isd_nb.evaluation import knn_accuracy
@@ -77,7 +78,7 @@ def keep_pixels(out: Path, seed: int) -> None:
     if found(path, asked) is not None:
         return
     train_set, validation = hold_out(digits(seed=200 + seed)[0], "digits")
-    bank_set, some = evenly(train_set, BANK), evenly(validation, IMAGES)
+    bank_set, some = subsample_evenly(train_set, BANK), subsample_evenly(validation, IMAGES)
     pixels = [(embed(nn.Flatten(), images), images.labels) for images in (bank_set, some)]
     keep(path, asked | dict(knn20=round(knn_accuracy(*pixels[0], *pixels[1]), 5)) | about("collapse"))
 

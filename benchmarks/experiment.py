@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from isd_nb import __version__
 from isd_nb.studies.compare import recipe_for
-from isd_nb.data import ImageSet
+from isd_nb.data import ImageSet, subsample_evenly
 from isd_nb.errors import InputError
 from isd_nb.embedding import embed
 from isd_nb.evaluation import few_label_accuracy, knn_accuracy, linear_accuracy
@@ -26,6 +25,7 @@ from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.training import train
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, recipe_to_json
+from isd_nb.sources.splits import validation_split
 
 RESULTS = Path(__file__).parent.parent / "results"
 COPIES = {"digits": 4}  # how many images of each original a data set has, one after another; others have one
@@ -45,18 +45,6 @@ def method_of(entry: str) -> tuple[str, dict[str, Any]]:
     return ENTRIES.get(entry, (entry, {}))
 
 
-def stratified(labels: np.ndarray, number: int, seed: int) -> np.ndarray:  # bool, as long as `labels`
-    "Mark `number` items, the same share of every class."
-    rng, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
-    order = rng.permutation(len(labels))
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        chosen[own[: len(own) * number // len(labels)]] = True
-    rest = order[~chosen[order]]
-    chosen[rest[: number - chosen.sum()]] = True  # what rounding left over
-    return chosen
-
-
 def hold_out(
     images: ImageSet,  # with labels; the copies of an original stand side by side
     data: str,  # as a recipe names it
@@ -66,16 +54,7 @@ def hold_out(
     if images.labels is None:
         raise InputError(f"{data} has no labels, so no settings can be chosen on it")
     copies = COPIES.get(data, 1)
-    labels = images.labels[::copies].numpy()
-    held = np.repeat(stratified(labels, HELD_OUT.get(data, len(labels) // 10), seed), copies)
-    return images.subset(torch.from_numpy(np.flatnonzero(~held))), images.subset(torch.from_numpy(np.flatnonzero(held)))
-
-
-def evenly(images: ImageSet, number: int) -> ImageSet:
-    "At most so many images, spaced evenly."
-    if len(images) <= number:
-        return images
-    return images.subset(torch.linspace(0, len(images) - 1, number).long())
+    return validation_split(images, HELD_OUT.get(data, len(images) // copies // 10), copies, seed)
 
 
 def entry_recipe(
@@ -92,7 +71,7 @@ def scores_of(
     method: Method, train_set: ImageSet, test_set: ImageSet, few: int | None = None, bank: int = BANK
 ) -> dict[str, dict[str, float]]:
     "1-NN, 20-NN and linear accuracy of every encoder; with a seed `few` also with 1% and 10% of the labels."
-    found, known = {}, evenly(train_set, bank)
+    found, known = {}, subsample_evenly(train_set, bank)
     for name, encoder in method.encoders().items():
         data = embed(encoder, known), known.labels, embed(encoder, test_set), test_set.labels
         scores = dict(

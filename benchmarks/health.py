@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isd_nb.data import ImageSet
+from isd_nb.data import ImageSet, subsample_evenly
 from isd_nb.encoders import Encoder
 from isd_nb.embedding import embed
 from isd_nb.evaluation import knn_accuracy
@@ -15,8 +15,6 @@ from isd_nb.method import Method
 from isd_nb.loss import soft_labels
 from isd_nb.recipe import Recipe
 from isd_nb.sources.batches import seeded
-
-from experiment import evenly
 
 
 def entropy(shares: Tensor) -> Tensor:  # (..., N) -> (...)
@@ -66,7 +64,7 @@ def health(
     bank: int = 2000,
 ) -> Callable[[Method], dict[str, float]]:
     "What `train` calls at an evaluation: 20-NN of `test_set` and the measures of this page, of every encoder."
-    bank_set, some = evenly(train_set, bank), evenly(test_set, images)
+    bank_set, some = subsample_evenly(train_set, bank), subsample_evenly(test_set, images)
 
     def measure(method: Method) -> dict[str, float]:
         views = [make(some.images, seeded(recipe.seed, 7, i)) for i, make in enumerate(method.views(recipe))][:2]

@@ -32,11 +32,11 @@ import torch
 from torch import nn
 
 from experiment import (
-    RESULTS, check_names, chosen_encoder, describe, entry_recipe, evenly, hold_out, method_of, run_once,
+    RESULTS, check_names, chosen_encoder, describe, entry_recipe, hold_out, method_of, run_once,
     scores_of, trained
 )
 from isd_nb.engine.launch import one_sentence
-from isd_nb.data import ImageSet
+from isd_nb.data import ImageSet, subsample_evenly
 from isd_nb.errors import InputError
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.digits import digits
@@ -102,7 +102,7 @@ def sets_of(recipe: str, data: str, split: int) -> tuple[ImageSet, ImageSet, Ima
 
 def curve_of(bank: ImageSet, validation: ImageSet) -> Any:
     "20-NN accuracy on the validation split, of every encoder."
-    some = evenly(bank, 2000)
+    some = subsample_evenly(bank, 2000)
 
     def measure(method: Method) -> dict[str, float]:
         return {

@@ -3,6 +3,7 @@
 import importlib
 import math
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from isd_nb.engine.contract import check_contract
 from isd_nb.data import ImageSet
 from isd_nb.recipe import find_recipe
 from isd_nb.engine.state import prepare_training
+from isd_nb.sources.digits import digits
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TOY = replace(
@@ -88,3 +90,20 @@ def test_health_says_the_same_twice_and_changes_nothing(health: ModuleType, imag
     assert found == measure(state.method) and state.method.training
     assert all(torch.equal(before[k], v) for k, v in state.method.state_dict().items())
     assert 0 <= found["label_entropy"] <= math.log(16) + 1e-6 and found["rankme_student"] <= 16
+
+
+@pytest.mark.parametrize(("data", "seed", "frozen"), [
+    ("digits", 0, "3ff8619f0fd2ee17"), ("digits", 3, "8e8b9b11b68092d9"),
+    ("cifar10", 0, "bbcfc11dd3b05fa4"), ("cifar10", 3, "b65bec50d32e4b1e"),
+])
+def test_the_splits_of_saved_results_stay(data: str, seed: int, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Rows to train on, then rows to choose by, of labels in the order of the set."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    experiment = importlib.import_module("experiment")
+    labels = digits()[0].labels if data == "digits" else torch.randint(
+        10, (50_000,), generator=torch.Generator().manual_seed(0))
+    digit = torch.tensor([1, 256, 65536]).view(1, 3, 1, 1)  # a row's number as its pixels
+    images = ImageSet((torch.arange(len(labels)).view(-1, 1, 1, 1) // digit % 256).byte(), labels)
+    rows = torch.cat([(part.images.long() * digit).sum((1, 2, 3)) for part in experiment.hold_out(images, data, seed)])
+    assert sorted(rows.tolist()) == list(range(len(labels)))
+    assert blake2b(rows.numpy().astype("<i8").tobytes(), digest_size=8).hexdigest() == frozen

@@ -57,6 +57,13 @@ def test_what_is_imported_when_it_is_used() -> None:
     assert {(module, name) for module in MODULES for name in late_imports_of(module)} == LATE
 
 
+def test_contributing_names_what_is_written_by_hand() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| to do |")[0]
+    by_hand = [p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if "utogenerated" not in p.read_text().lower()]
+    by_hand = {path.as_posix() for path in by_hand if path.name != "__init__.py"} | {"isd_nb/__init__.py"}
+    assert {name for name in by_hand if f"`{name}`" not in text} == set() and len(by_hand) >= 4
+
+
 def test_every_room_has_its_floor() -> None:
     assert {module.split(".")[0] for module in MODULES} == set(FLOOR)
     assert len(FLOOR) <= 20

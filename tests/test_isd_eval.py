@@ -1,5 +1,6 @@
 """`isd_eval` as a user meets it: after a small run, every protocol, and one sentence for every mistake."""
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from safetensors.torch import save_file
 
 from conftest import TINY, call
 from launching import run_forked
+from isd_nb.cli.compare import isd_compare
 from isd_nb.cli.train import isd_train
 from isd_nb.cli.evaluate import isd_eval as eval_command
+from isd_nb.errors import InputError
 
 QUICK = ("--epochs", "1", "--min-steps", "10", "--device", "cpu")
 
@@ -47,6 +50,21 @@ def test_neighbours_are_those_of_isd_train(isd_eval, run: Path) -> None:
         assert (row["nn"], row["20-nn"]) == tuple(summary[f"knn{k}_{names[row['encoder']]}"] for k in (1, 20))
         assert f"{row['20-nn']:.3f}" in result.stdout
     assert {"question", "machine", "version", "command"} <= set(saved) and saved["command"].startswith("isd_eval")
+
+
+def test_the_saved_command_is_one_that_a_shell_reads(isd_eval, run: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    "A place with a blank in its name stays one argument."
+    seen: list[str] = []
+
+    def noted(*given: object) -> list:
+        seen.extend(text for text in given if isinstance(text, str) and text.startswith("isd_"))
+        raise InputError("that was all")
+    monkeypatch.setattr("isd_nb.cli.evaluate.evaluate_run_by", noted)
+    monkeypatch.setattr("isd_nb.cli.compare.compare", noted)
+    isd_eval("run", "--root", "my data")
+    call(isd_compare, tmp_path, "--methods", "isd", "--root", "my data")
+    assert [shlex.split(text)[-2:] for text in seen] == [["--root", "my data"]] * 2
 
 
 def test_processes_share_the_images(isd_eval, run: Path) -> None:

@@ -79,6 +79,28 @@ def test_an_unknown_ending_and_nothing_to_do(run: Path, tmp_path: Path) -> None:
     assert "--push OWNER/NAME" in call(isd_export, tmp_path, "run").stderr
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    (("--push", "me/birds", "--size", "32"), "--size goes with .onnx, .pt2 and .pt: me/birds"),
+    (("--out", "birds", "--public"), "--public goes with --push OWNER/NAME"),
+    (("--out", "birds.pt", "--licence", "mit"), "--licence is for the card of a run that is passed on"),
+])
+def test_options_that_would_have_no_effect_are_refused(options: tuple, words: str, run: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isd_nb.cli.export.push_to_hub", lambda *given: pytest.fail("it was sent"))
+    done = call(isd_export, tmp_path, run, *options)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not [path for path in tmp_path.iterdir() if "birds" in path.name]
+
+
+def test_options_that_have_an_effect_are_taken(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple] = []
+    monkeypatch.setattr("isd_nb.cli.export.push_to_hub", lambda *given: sent.append(given) or "there")
+    wanted = ("--push", "me/birds", "--public", "--licence", "mit", "--out", "birds.pt", "--size", "16")
+    assert call(isd_export, tmp_path, run, *wanted).returncode == 0
+    assert call(isd_export, tmp_path, run, "--push", "me/birds").returncode == 0
+    assert sent == [(str(run), "me/birds", False, "mit"), (str(run), "me/birds", True, "apache-2.0")]
+
+
 class FakeApi:
     "Takes what is sent to it."
 

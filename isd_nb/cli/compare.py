@@ -6,6 +6,7 @@
 __all__ = ['isd_compare']
 
 # %% ../../nbs/machine_room/81_isd_compare.ipynb #0c3a539e
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +42,7 @@ def command(data: DataSpec = None, labels: Labels = None, test: TestFolder = Non
         base = replace(choose_recipe(recipe, with_given(data, labels, test, window, white)), evaluations=evaluations)
         base = replace(base, batch_size=batch_size or base.batch_size)
         place = out or Path("runs") / f"compare-{base.name}"
-        call = " ".join(["isd_compare", *sys.argv[1:]])
+        call = shlex.join(["isd_compare", *sys.argv[1:]])
         report(compare(base, listed(names), numbers(seeds), place, budget_images, settings, jobs, device, root, call), place)
 
 # %% ../../nbs/machine_room/81_isd_compare.ipynb #c48-38d36b

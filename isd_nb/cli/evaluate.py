@@ -7,6 +7,7 @@ __all__ = ['isd_eval']
 
 # %% ../../nbs/machine_room/80_isd_eval.ipynb #4990d32a
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ def command(run: RunFolder = None, protocol: Protocol = "knn", data: DataSpec = 
         asked = questions(protocol, with_given(data, labels, test, window, white), fractions=numbers_in(fractions, "--fractions", "0.01,0.1"), seeds=seeds,
                           augment=augment, epochs=epochs, min_steps=min_steps, backbone_rate=backbone_rate)
         with in_processes(processes, device, asked) as first, one_class_printed(first, asked, run, encoder), with_threads(threads):
-            said = " ".join(["isd_eval", *sys.argv[1:]])
+            said = shlex.join(["isd_eval", *sys.argv[1:]])
             if run is None:
                 if encoder in ("teacher", "student", "both"):
                     raise InputError("name what to evaluate: a run, or --encoder SOURCE, such as a checkpoint or timm:NAME")

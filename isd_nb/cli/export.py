@@ -20,7 +20,7 @@ from ..errors import InputError
 # %% ../../nbs/machine_room/84_isd_export.ipynb #ie03-ld28
 HubName = Annotated[str | None, Option("--push", help="OWNER/NAME on the Hugging Face Hub: send a run's encoders and card there")]
 Public = Annotated[bool, Option("--public", help="for everybody to see; by default private")]
-Licence = Annotated[str, Option(help="of the weights, for the card")]
+Licence = Annotated[str | None, Option(help="of the weights, for the card; by default apache-2.0")]
 
 # %% ../../nbs/machine_room/84_isd_export.ipynb #ie04-shr
 def is_shared(source: str, out: Path) -> bool:
@@ -28,16 +28,27 @@ def is_shared(source: str, out: Path) -> bool:
     return out.suffix == ".safetensors" or (Path(source).is_dir() and out.suffix not in formats and (out.is_dir() or not out.suffix))
 
 
+# %% ../../nbs/machine_room/84_isd_export.ipynb #ie07-h4
+def check_options(shared: bool, out: Path | None, size: int | None, push: str | None, public: bool, licence: str | None) -> None:
+    "Raise where there is nothing to write, or an option has nothing that it could change."
+    if out is None and push is None:
+        raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), a folder for what is passed on, --out FOLDER, or a place on the Hub, --push OWNER/NAME")
+    if size is not None and (shared or out is None):
+        raise InputError(f"--size goes with .onnx, .pt2 and .pt: {out or push} is for encoders that take images of any size")
+    if public and push is None:
+        raise InputError("--public goes with --push OWNER/NAME: without it, nothing is sent to the Hub")
+    if licence is not None and push is None and out and out.suffix in formats and not shared:
+        raise InputError(f"--licence is for the card of a run that is passed on, with --out FOLDER or --push OWNER/NAME: {out} has none")
+
 # %% ../../nbs/machine_room/84_isd_export.ipynb #ie04-ld28
 def command(source: SourceName, out: ExportFile = None, size: Size = None, push: HubName = None, public: Public = False,
-            licence: Licence = "apache-2.0") -> None:
+            licence: Licence = None) -> None:
     "Write an encoder for other programs, or a run to be passed on, or send it to the Hub."
     with one_sentence("isd_export", "the same command begins again"):
-        if out is None and push is None:
-            raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), a folder for what is passed on, --out FOLDER, or a place on the Hub, --push OWNER/NAME")
-        if out and is_shared(source, out):
-            if size is not None:
-                raise InputError(f"--size goes with .onnx, .pt2 and .pt: {out} is for encoders that take images of any size")
+        shared = out is not None and is_shared(source, out)
+        check_options(shared, out, size, push, public, licence)
+        licence = licence or "apache-2.0"
+        if out and shared:
             folder, file = (out.parent, out.name) if out.suffix == ".safetensors" and not out.is_dir() else (out, file_name)
             print(f"{' and '.join(map(str, to_share(source, folder, None, licence, file)))} are written; paths in them are cut to the last name")
         elif out:
