@@ -29,7 +29,7 @@ def is_shared(source: str, out: Path) -> bool:
 
 
 # %% ../../nbs/machine_room/84_isd_export.ipynb #ie07-h4
-def check_options(shared: bool, out: Path | None, size: int | None, push: str | None, public: bool, licence: str | None) -> None:
+def check_export(shared: bool, out: Path | None, size: int | None, push: str | None, public: bool, licence: str | None) -> None:
     "Raise where there is nothing to write, or an option has nothing that it could change."
     if out is None and push is None:
         raise InputError("name a file, --out encoder.onnx (or .pt2, .pt), a folder for what is passed on, --out FOLDER, or a place on the Hub, --push OWNER/NAME")
@@ -46,7 +46,7 @@ def command(source: SourceName, out: ExportFile = None, size: Size = None, push:
     "Write an encoder for other programs, or a run to be passed on, or send it to the Hub."
     with one_sentence("isd_export", "the same command begins again"):
         shared = out is not None and is_shared(source, out)
-        check_options(shared, out, size, push, public, licence)
+        check_export(shared, out, size, push, public, licence)
         licence = licence or "apache-2.0"
         if out and shared:
             folder, file = (out.parent, out.name) if out.suffix == ".safetensors" and not out.is_dir() else (out, file_name)

@@ -98,7 +98,7 @@ def decode_into(pixels: np.ndarray, images: ImageSet, unread: Unread, bar: tqdm,
     return [i for i in range(len(images)) if i not in bad]
 
 # %% ../../nbs/machine_room/26_packed.ipynb #un6-h4
-def fill(file: Path, images: ImageSet, unread: Unread | None, bar: tqdm) -> list[int]:  # which images were written
+def write_rows(file: Path, images: ImageSet, unread: Unread | None, bar: tqdm) -> list[int]:  # which images were written
     "Write an array with a row for each image; those that are written are its first rows."
     pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(images), *images.shape))
     keep = decode_into(pixels, images, unread, bar) if unread else copy_into(pixels, images, bar)
@@ -125,7 +125,7 @@ def write_part(folder: Path, name: str, images: ImageSet, show: bool, unread: Un
     "Decode a set into an array; what else it knows goes beside it."
     file = folder / f"{name}.npy"
     with tqdm(total=len(images), desc=f"packing {name}", unit="images", disable=not show) as bar:
-        keep = fill(file, images, unread, bar)
+        keep = write_rows(file, images, unread, bar)
     if len(keep) < len(images):
         images = images.subset(keep)
         cut_off(file, (len(images), *images.shape))
