@@ -1,6 +1,7 @@
 """What the benchmarks share: how a machine is described."""
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def processor() -> str:
 
 def about(script: str, **settings: Any) -> dict[str, Any]:
     "The command, the machine and the settings: what somebody needs to repeat the numbers."
-    found = dict(command=" ".join([f"python benchmarks/{script}.py", *sys.argv[1:]]), processor=processor(),
+    found = dict(command=shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]]), processor=processor(),
                  cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, **settings)
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

@@ -4,6 +4,7 @@
 """
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--endings", default="npy")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
-    about = dict(command=" ".join(["python benchmarks/embedding.py", *sys.argv[1:]]), machine=machine(),
+    about = dict(command=shlex.join(["python", "benchmarks/embedding.py", *sys.argv[1:]]), machine=machine(),
                  network="tiny, width 16, random weights", images="JPEG of 32 x 32 pixels, 10 classes", threads=1)
     rows = []
     for count in map(int, asked.counts.split(",")):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -130,7 +131,7 @@ def about(script: str) -> dict[str, Any]:
     "What somebody needs to repeat a number."
     python = ".".join(map(str, sys.version_info[:3]))
     return dict(
-        command=" ".join([f"python benchmarks/{script}.py", *sys.argv[1:]]),
+        command=shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]]),
         machine=machine(),
         threads=torch.get_num_threads(),
         load=round(os.getloadavg()[0], 1),

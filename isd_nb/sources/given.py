@@ -274,7 +274,7 @@ def names_in(index: FolderIndex, top: Path) -> list[str]:
 # %% ../../nbs/machine_room/22_given_labels.ipynb #gl11-ld28
 def below(name: str, top: Path) -> str:
     "An absolute path inside the folder as its path from there; other names as they are."
-    return os.path.relpath(name, top) if os.path.isabs(name) and Path(name).is_relative_to(top) else name
+    return Path(os.path.relpath(name, top)).as_posix() if os.path.isabs(name) and Path(name).is_relative_to(top) else name
 
 
 def label_lists(table_path: Path | str, indices: Sequence[FolderIndex], top: Path) -> list[FolderIndex]:
