@@ -121,12 +121,20 @@ def machine() -> str:
     return f"{platform.processor() or platform.machine()} ({able}), {cores()} cores{gpu}, torch {torch.__version__}"
 
 # %% ../../nbs/machine_room/02_devices.ipynb #fm2-m2
-def limit_of_container() -> int:
+def cached_files(folder: Path) -> int:
+    "Bytes of files that a container keeps in memory, and gives up as soon as a program needs them."
+    try:
+        stated = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
+        return sum(int(count) for name, count in stated if name in ("inactive_file", "active_file"))
+    except (OSError, ValueError):
+        return 0
+
+
+def limit_of_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
     "Bytes that a container leaves this process (Linux); without a limit more than any machine has."
-    folder = Path("/sys/fs/cgroup")
     try:
         most, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return int(most) - int(used) if most != "max" else 1 << 62
+        return int(most) - int(used) + cached_files(folder) if most != "max" else 1 << 62
     except (OSError, ValueError):
         return 1 << 62
 
