@@ -268,7 +268,7 @@ def joined(device: str) -> Iterator[bool]:  # whether this is the first process
 def with_threads(count: int | None = None) -> Iterator[None]:
     "So many threads; None: this process's share of the cores, where several processes train on this machine."
     before, processes = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(count or max(1, before // processes))
+    torch.set_num_threads(count or max(1, min(before, cores()) // processes))
     try:
         yield
     finally:

@@ -73,7 +73,9 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     if place.type == "cpu":
         keep_freed_memory()
     settings = [InitProcessGroupKwargs(timeout=timedelta(hours=2))]  # the others wait while one evaluates
-    named = {"accelerate_torch_device": device} if place.index is not None or place.type == "mps" else {}  # else it takes the first
+    named = {"omp_num_threads": str(torch.get_num_threads())}  # else it shares out all cores of the host, whatever this process may use
+    if place.index is not None or place.type == "mps":
+        named["accelerate_torch_device"] = device  # else it takes the first
     with patch_environment(**named):
         return Accelerator(cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
 
