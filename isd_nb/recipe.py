@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'total_steps', 'local_splits', 'check_settings', 'check_recipe', 'learning_rate',
-           'scaled_learning_rate', 'views_for', 'find_recipe', 'differences', 'recipe_to_json', 'recipe_from_json']
+           'short_of_warmup', 'scaled_learning_rate', 'views_for', 'find_recipe', 'differences', 'recipe_to_json',
+           'recipe_from_json']
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c03-b42954
 import json
@@ -209,6 +210,15 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     if recipe.schedule == "cosine_epochs" and recipe.epochs:
         done = math.floor(done * recipe.epochs + 1e-9) / recipe.epochs
     return recipe.learning_rate * warm * (1 + math.cos(math.pi * done)) / 2
+
+# %% ../nbs/machine_room/33_recipes.ipynb #rc-warm-c1
+def short_of_warmup(recipe: Recipe, steps: int) -> str:  # "" where the warmup ends in time
+    "What a run misses that ends before its warmup does, in one sentence."
+    if recipe.warmup_steps <= steps:
+        return ""
+    top = max(learning_rate(recipe, step, steps) for step in range(0, steps, -(-steps // 1000)))
+    return (f"the learning rate rises over {recipe.warmup_steps:,} steps, but the run has {steps:,}: it reaches {top:.2g}, not {recipe.learning_rate:.2g}; "
+            f"choose a shorter warmup, such as --set warmup_steps={steps // 10}")
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c31-6576a1
 def scaled_learning_rate(rate: float,  # what suits the reference batch

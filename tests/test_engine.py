@@ -1,15 +1,24 @@
 """What only machines of others have: containers, many cores, several GPUs; and what the engine keeps from one use to the next."""
+import subprocess
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from isd_nb.data import ImageSet
+from isd_nb.engine.estimate import dry_run
 from isd_nb.engine.launch import with_threads
+from isd_nb.engine.training import train
 from isd_nb.kernels.devices import limit_of_container
+from isd_nb.methods.networks import with_network
+from isd_nb.recipe import Recipe, learning_rate, recipes, short_of_warmup
 from launching import Launched, finish
 
 GIB = 1 << 30
+LITTLE = Recipe("little", width=4, batch_size=16, queue_size=32, projector=(8,), predictor=(8,), evaluations=1)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +75,38 @@ def test_a_share_of_threads_is_of_the_cores_that_may_be_used(monkeypatch: pytest
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(usual)
+
+
+def black(count: int) -> ImageSet:
+    "Images of 16 pixels that take a moment, of two classes."
+    return ImageSet(torch.arange(count).reshape(-1, 1, 1, 1).expand(-1, 1, 16, 16).to(torch.uint8), torch.arange(count) % 2)
+
+
+def test_the_warmup_that_we_choose_fits_the_run() -> None:
+    vit = "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,depth=1"
+    base = recipes["cifar10_small"]
+    for steps, warmup in ((450, 45), (20_000, 500), (None, 500)):
+        changed = replace(base, epochs=base.epochs if steps is None else None, steps=steps)
+        assert with_network(changed, vit, 32).warmup_steps == warmup
+        assert with_network(replace(changed, warmup_steps=7000), vit, 32).warmup_steps == 7000  # it was chosen
+
+
+def test_a_run_that_ends_before_its_warmup_states_it(tmp_path: Path) -> None:
+    images, recipe = black(32), replace(LITTLE, steps=4, warmup_steps=8)
+    top = max(learning_rate(recipe, step, 4) for step in range(4))
+    assert 0 < top < recipe.learning_rate
+    with pytest.warns(UserWarning, match=f"rises over 8 steps, but the run has 4: it reaches {top:.2g}, not 0.1; .*warmup_steps=0"):
+        train(recipe, images, tmp_path / "brief", device="cpu", show=False)
+    assert short_of_warmup(recipe, 4) in dry_run(recipe, len(images), channels=1, images_per_second=1.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the learning rate rises")
+        train(recipe, images, tmp_path / "brief", device="cpu", show=False, resume=True)  # as it was begun
+        train(replace(recipe, warmup_steps=4), images, tmp_path / "whole", device="cpu", show=False)
+    assert "warmup" not in dry_run(replace(recipe, warmup_steps=4), len(images), channels=1, images_per_second=1.0)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_states_a_warmup_that_is_too_long(isd_train: Callable[..., subprocess.CompletedProcess]) -> None:
+    done = isd_train("--recipe", "digits", "--data", "folder:small", "--set", "warmup_steps=500", "--no-supervised", "--no-figures")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("isd_train: note: the learning rate rises over 500 steps, but the run has 12") == 1

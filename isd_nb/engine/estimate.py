@@ -23,7 +23,7 @@ from ..data import ImageSet
 from ..errors import InputError
 from ..kernels.devices import has_bfloat16
 from ..method import Method
-from ..recipe import Recipe, check_recipe, total_steps
+from ..recipe import Recipe, check_recipe, short_of_warmup, total_steps
 from ..sources.torchvision_sets import is_there
 
 # %% ../../nbs/machine_room/56_estimate.ipynb #c06-dbb71f
@@ -218,6 +218,7 @@ def dry_run(recipe: Recipe,
         f"  {'checkpoint':<12}{size(plan.checkpoint_bytes):>14}   two are kept, and {recipe.evaluations + 1} files of encoders",
         f"  {'compute':<12}{plan.operations:>14.2g}   floating-point operations of nets and heads",
         f"  {'time':<12}{duration(plan.seconds):>14}   at {plan.images_per_second:,.0f} images/s ({speed}), evaluation left out"]
+    lines += [f"  {'warmup':<12}{recipe.warmup_steps:>14,}   {line}"] if (line := short_of_warmup(recipe, plan.steps)) else []
     return "\n".join(lines)
 
 # %% ../../nbs/machine_room/56_estimate.ipynb #bn2-m2

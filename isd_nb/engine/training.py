@@ -29,7 +29,7 @@ from ..errors import InputError, suggest
 from ..method import Method
 from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
-from ..recipe import Recipe, learning_rate, recipe_to_json, total_steps
+from ..recipe import Recipe, learning_rate, recipe_to_json, short_of_warmup, total_steps
 from ..sources.batches import EpochSampler, read_batches
 from ..sources.identity import identity
 
@@ -251,6 +251,7 @@ def run_training(state: TrainState, out: Path, saver: CheckpointTimer, workers: 
     try:
         with stop_signals() as came:
             if not resumed:
+                warn_of_warmup(state)
                 fill_queue(state, workers)
                 log.row(evaluated=True)
             elif lacks_evaluation(state, log.rows):  # it failed, and the run was saved
@@ -263,6 +264,12 @@ def run_training(state: TrainState, out: Path, saver: CheckpointTimer, workers: 
             tracked.finish()
         if state.compiled:
             uncompile_backbones(state.method)
+
+# %% ../../nbs/machine_room/52_training.ipynb #tr-warm-c1
+def warn_of_warmup(state: TrainState) -> None:
+    "Warn where a new run ends before its warmup does; the first process does."
+    if state.accelerator.is_main_process and (line := short_of_warmup(state.recipe, state.steps)):
+        warnings.warn(line, stacklevel=3)
 
 # %% ../../nbs/machine_room/52_training.ipynb #lf3e5487d1
 def fill_queue(state: TrainState, workers: int | None) -> None:
