@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from isd_nb.data import ImageSet
+from isd_nb.encoders import Encoder, TinyNet
 from isd_nb.engine.estimate import dry_run
 from isd_nb.engine.launch import with_threads
 from isd_nb.engine.training import train
+from isd_nb.errors import InputError
 from isd_nb.kernels.devices import limit_of_container
 from isd_nb.methods.networks import with_network
+from isd_nb.protocols.fine_tuning import FINETUNE, LINEAR, Tuning, fit_classifier
+from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
 from isd_nb.recipe import Recipe, learning_rate, recipes, short_of_warmup
 from launching import Launched, finish
 
@@ -110,3 +114,25 @@ def test_the_command_states_a_warmup_that_is_too_long(isd_train: Callable[..., s
     done = isd_train("--recipe", "digits", "--data", "folder:small", "--set", "warmup_steps=500", "--no-supervised", "--no-figures")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("isd_train: note: the learning rate rises over 500 steps, but the run has 12") == 1
+
+
+def net(seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(TinyNet(1, (4,), (1,)), [0.5], [0.25])
+
+
+@pytest.mark.parametrize("tuning", [replace(LINEAR, epochs=1, min_steps=2, batch_size=8), replace(FINETUNE, epochs=1, min_steps=2, batch_size=8)])
+def test_a_folder_of_another_training_is_refused(tmp_path: Path, tuning: Tuning) -> None:
+    images, encoder = black(16), net()
+    first = fit_classifier(encoder, images, tuning, folder=tmp_path)
+    again = fit_classifier(net(), images, tuning, folder=tmp_path)  # the same
+    torch.testing.assert_close(again.state_dict(), first.state_dict(), rtol=0, atol=0)
+    for other, others in ((net(1), images), (encoder, replace(images, images=255 - images.images))):
+        with pytest.raises(InputError, match="other settings, images or weights; remove it"):
+            fit_classifier(other, others, tuning, folder=tmp_path)
+    state = load_checkpoint(tmp_path)
+    for name in ("encoder", "pixels"):  # as earlier versions wrote it
+        del state["about"][name]
+    save_checkpoint(tmp_path, state["step"], state, keep=1)
+    old = fit_classifier(encoder, images, tuning, folder=tmp_path)
+    torch.testing.assert_close(old.state_dict(), first.state_dict(), rtol=0, atol=0)

@@ -29,6 +29,7 @@ from ..evaluation import LinearClassifier, Score, check_labels, embed, score
 from ..methods.building import eager, pick_precision
 from .storage import Stopped, load_checkpoint, save_checkpoint, stop_signals
 from ..sources.batches import EpochSampler, placed, read_batches, seeded
+from ..sources.identity import fingerprint
 from ..views import ViewRecipe, Views
 
 # %% ../../nbs/machine_room/45_fine_tuning.ipynb #c06-659835
@@ -144,14 +145,30 @@ def plan_of(tuning: Tuning, images: int) -> EpochSampler:
     per_epoch = images // size
     return EpochSampler(images, size, tuning.seed, 0, max(tuning.epochs, math.ceil(tuning.min_steps / per_epoch)) * per_epoch)
 
+# %% ../../nbs/machine_room/45_fine_tuning.ipynb #ft-about-c1
+def weights_sum(encoder: Encoder) -> int:
+    "A number that stands for the weights."
+    found = 0
+    for value in encoder.state_dict().values():
+        found = zlib.crc32(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, found)
+    return found
+
+
+def about_training(classifier: Classifier, images: ImageSet, tuning: Tuning) -> dict[str, Any]:
+    "The settings, the images and the weights that a training begins with."
+    labels = zlib.crc32(images.known_labels().numpy().tobytes())
+    return dict(asdict(tuning), images=len(images), labels=labels, views=str(tuning.views), encoder=weights_sum(classifier.encoder),
+                pixels=f"{fingerprint(images)} {tuple(images.shape)}")
+
 # %% ../../nbs/machine_room/45_fine_tuning.ipynb #c24-2e826b
 def restore(folder: Path | None, about: dict, classifier: Classifier, optimizer: torch.optim.Optimizer) -> int:
     "Put a stopped training back and return its step; 0 where there is none."
     state = load_checkpoint(folder) if folder else None
     if state is None:
         return 0
-    if state["about"] != about:
-        raise InputError(f"{folder} holds a training with other settings or images; remove it, or use another folder")
+    unknown = {name: about[name] for name in ("encoder", "pixels")}  # in checkpoints of earlier versions
+    if unknown | state["about"] != about:
+        raise InputError(f"{folder} holds a training with other settings, images or weights; remove it, or use another folder")
     classifier.learner().load_state_dict(state["learner"], strict=True)
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
@@ -170,8 +187,7 @@ def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path 
     device = next(classifier.parameters()).device
     dtype, labels = pick_precision(tuning.precision, device), images.known_labels().to(device)
     optimizer, plan = tuning_optimizer(classifier, tuning), plan_of(tuning, len(images))
-    about = dict(asdict(tuning), images=len(images), labels=zlib.crc32(images.known_labels().numpy().tobytes()),
-                 views=str(tuning.views))
+    about = about_training(classifier, images, tuning) if folder else {}
     plan.start, saved = restore(folder, about, classifier, optimizer), time.monotonic()
     bar = tqdm(total=plan.stop, initial=plan.start, desc="labels", leave=False, disable=not progress)
     with stop_signals() as came, bar:
