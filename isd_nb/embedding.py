@@ -66,15 +66,24 @@ def device_meant(device: torch.device | str) -> torch.device:
         return pick_device(str(device))
     return pick_device(str(place)) if place.type in ("cuda", "mps") else place
 
+# %% ../nbs/machine_room/20_embedding.ipynb #c10-at
+def at_place(encoder: nn.Module | Callable, device: torch.device | str | None) -> tuple[nn.Module | Callable, torch.device]:
+    "An encoder and its device: itself where it is there already, else a copy; any GPU is meant where none is numbered."
+    tensors = [*encoder.parameters(), *encoder.buffers()] if isinstance(encoder, nn.Module) else []
+    here = tensors[0].device if tensors else torch.device("cpu")
+    place = here if device in (None, "") else device_meant(device)
+    if not isinstance(encoder, nn.Module) or not tensors:
+        return encoder, place
+    if place.type == here.type and place.index in (None, here.index):
+        return encoder, here
+    moved = copy.deepcopy(encoder).to(place)
+    return moved, at_place(moved, None)[1]  # the GPU that was meant has a number now
+
 # %% ../nbs/machine_room/20_embedding.ipynb #c10-52b1cc
 @contextlib.contextmanager
 def evaluating(encoder: nn.Module | Callable, device: torch.device | str | None) -> Iterator[tuple[Callable, torch.device]]:
     "What to call and where, with every module in evaluation mode for as long as this lasts."
-    tensors = [*encoder.parameters(), *encoder.buffers()] if isinstance(encoder, nn.Module) else []
-    here = tensors[0].device if tensors else torch.device("cpu")
-    place = here if device in (None, "") else device_meant(device)
-    if isinstance(encoder, nn.Module) and tensors and (place.type != here.type or place.index not in (None, here.index)):
-        encoder = copy.deepcopy(encoder).to(place)
+    encoder, place = at_place(encoder, device)
     modes = {m: m.training for m in encoder.modules()} if isinstance(encoder, nn.Module) else {}
     try:
         for module in modes:

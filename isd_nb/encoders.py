@@ -73,7 +73,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor | ArrayLike) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)
         return self.projector(self.forward_features(images))
 
-    features = forward_features  # its name in earlier versions
+    def features(self, images: Tensor | ArrayLike) -> Tensor:  # its name in earlier versions
+        "The same."
+        return self.forward_features(images)
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #cf766c1ec
 import json

@@ -4,21 +4,30 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import Encoder, TinyNet
+from isd_nb.embedding import embed, evaluating
+from isd_nb.engine.embedding import Work, compute, start_or_go_on
 from isd_nb.engine.estimate import dry_run
 from isd_nb.engine.launch import with_threads
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.kernels.devices import limit_of_container
+from isd_nb.methods.building import decays, make_optimizer
+from isd_nb.methods.checkpoints import open_encoder
 from isd_nb.methods.networks import with_network
 from isd_nb.protocols.fine_tuning import FINETUNE, LINEAR, Tuning, fit_classifier
 from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
 from isd_nb.recipe import Recipe, learning_rate, recipes, short_of_warmup
+from isd_nb.sources.batches import seeded
+from isd_nb.sources.datasets import TransformViews
 from launching import Launched, finish
 
 GIB = 1 << 30
@@ -136,3 +145,95 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path, tuning: Tuning)
     save_checkpoint(tmp_path, state["step"], state, keep=1)
     old = fit_classifier(encoder, images, tuning, folder=tmp_path)
     torch.testing.assert_close(old.state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
+def test_a_network_is_brought_to_its_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, shown = [], []
+
+    def features(encoder: Any, images: ImageSet, batch_size: int, place: torch.device) -> Tensor:
+        used.append(encoder)
+        return torch.zeros(len(images), 4)
+    monkeypatch.setattr("isd_nb.engine.embedding.embed", features)
+    work, encoder = Work("shipped:digits", "digits", None, "data", tmp_path / "table", 2), net()
+    start_or_go_on(work.folder, "key", 8, 4)
+    compute(work, encoder, [("train", black(8))], [(0, 4), (4, 8)], torch.device("meta"), shown.append)
+    assert shown == [4, 4] and used[0] is used[1] and used[0].mean.device.type == "meta"
+    assert encoder.mean.device.type == "cpu"  # it may be the user's
+
+
+class OnSecond(nn.Module):
+    "A network on the second GPU, by what it states."
+
+    def buffers(self, recurse: bool = True) -> Any:
+        return iter([SimpleNamespace(device=torch.device("cuda:1"))])
+
+
+def test_images_go_to_the_gpu_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    second = OnSecond()
+    for device in ("cuda", "cuda:1", None):
+        with evaluating(second, device) as (encode, place):
+            assert encode is second and place == torch.device("cuda:1")
+
+
+class Twice(Encoder):
+    "An encoder of a user's."
+
+    def forward_features(self, images: Any) -> Tensor:
+        return 2 * super().forward_features(images)
+
+
+def test_an_encoder_of_ones_own_is_used_everywhere() -> None:
+    plain = net()
+    mine = Twice(plain.backbone, plain.mean, plain.std)
+    images = black(4)
+    torch.testing.assert_close(embed(mine, images), 2 * embed(plain, images))
+    torch.testing.assert_close(mine.features(images.images / 255), mine.forward_features(images.images / 255))
+
+
+def stepped(layer: nn.Linear, optimizer: torch.optim.Optimizer, size: float = 1.0) -> nn.Linear:
+    "The layer after two steps on gradients of this size."
+    for _ in range(2):
+        optimizer.zero_grad()
+        (size * layer(torch.linspace(-1, 2, 12).reshape(4, 3))).sum().backward()
+        optimizer.step()
+    return layer
+
+
+def linear_layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def test_lars_adapts_without_weight_decay() -> None:
+    recipe = replace(LITTLE, optimizer="lars", learning_rate=0.5, weight_decay=0.0)
+    start, layer = linear_layer(), linear_layer()
+    stepped(layer, make_optimizer(recipe, layer), 1000.0)
+    assert (layer.weight - start.weight).norm() < 0.01 * start.weight.norm()  # bound to the weights
+    assert (layer.bias - start.bias).abs().max() > 100  # a plain step
+
+
+def test_lars_with_weight_decay_is_what_it_was() -> None:
+    from timm.optim import Lars
+    recipe = replace(LITTLE, optimizer="lars", learning_rate=0.5, weight_decay=1e-3)
+    layer, plain = linear_layer(), linear_layer()
+    groups = [dict(params=[p for name, p in plain.named_parameters() if decays(name, p) == decayed],
+                   weight_decay=1e-3 * decayed) for decayed in (True, False)]
+    stepped(layer, optimizer := make_optimizer(recipe, layer))
+    stepped(plain, before := Lars(groups, 0.5, momentum=0.9, always_adapt=False))
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    optimizer.load_state_dict(before.state_dict())
+    assert not any(group["always_adapt"] for group in optimizer.param_groups)  # a run that was begun before goes on as it was
+
+
+def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    for place in ("torch.cuda.manual_seed_all", "torch.mps.manual_seed"):
+        monkeypatch.setattr(place, seeds.append)
+    drawn = torch.default_generator.get_state()
+    open_encoder("timm:resnet10t,pretrained=false")
+    view = TransformViews(lambda image: torch.rand(1, 4, 4))
+    first, again = (view(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), seeded(0)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+    assert not seeds and torch.equal(torch.default_generator.get_state(), drawn)

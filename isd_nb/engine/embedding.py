@@ -29,12 +29,13 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n02-own
 from ..data import ImageSet, decode_image
+from ..embedding import at_place
 from .evaluate_source import Source, as_encoder, found_line, name_of, resized_of, weights_fingerprint, white_of
 from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, has_features, need_arrow, report_files, write_report
 from ..errors import InputError, locked, printable, suggest
 from ..evaluation import embed
-from ..kernels.devices import pick_devices
+from ..kernels.devices import cores, pick_devices
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json, writing
 from ..sources.door import load_sets
@@ -197,6 +198,7 @@ def finite(features: Tensor, images: ImageSet, source: Source) -> Tensor:  # (B,
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:
     "Embed these pieces, and write each where it belongs."
+    encoder, place = at_place(encoder, place)
     for first, last in share:
         images = images_of(sets, (first, last))
         features = no_stand_ins(finite(embed(encoder, images, work.batch_size, place), images, work.source), images)
@@ -241,7 +243,7 @@ def check_processes(count: int, source: Source, device: str) -> torch.device:
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com5p1
 def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch.device, progress: Callable[[], object]) -> None:
     "One process for every share."
-    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // len(shares))
+    context, threads = multiprocessing.get_context("spawn"), max(1, min(torch.get_num_threads(), cores()) // len(shares))
     failures = context.SimpleQueue()
     places = [torch.device("cuda", i) if place.type == "cuda" else place for i in range(len(shares))]
     others = [context.Process(target=companion, args=(work, *job, threads, failures), daemon=True) for job in zip(shares, places)]
