@@ -243,7 +243,7 @@ def make_optimizer(recipe: Recipe, method: nn.Module,
 
 # %% ../../nbs/machine_room/35_building.ipynb #la2-m2
 def lars(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
-    "LARS with momentum 0.9; biases and batch norm, which have no weight decay, take plain steps."
+    "LARS with momentum 0.9 for the first group, whatever its weight decay; biases and batch norm, the second, take plain steps."
     with from_extra("timm", "the optimizer lars needs timm"):
         from timm.optim import Lars
-    return Lars(groups, learning_rate, momentum=0.9, always_adapt=False)
+    return Lars([groups[0] | dict(always_adapt=True), *groups[1:]], learning_rate, momentum=0.9, always_adapt=False)

@@ -267,7 +267,7 @@ def published(name: str) -> FrozenEncoder:
     plain = ",".join([f"{prefix}:{place}", *(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())])
     config = BackboneConfig(plain, stem="large")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and not the GPUs' generators, which are not put back
         network = build_backbone(config)
     state, where = network.net.state_dict(), "random weights"
     mean, std = list(imagenet[0]), list(imagenet[1])

@@ -259,9 +259,8 @@ def with_network(recipe: Recipe,
     stem = "small" if size < 96 and not init and takes_small_stem(name, size, built) else "large"
     changes: dict[str, Any] = dict(image_size=size, stem=stem)
     if not has_batch_norm(built[0]) and recipe.optimizer != "adamw":
-        warmup = 500 if recipe.steps is None else min(500, recipe.steps // 10)
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
-                        warmup_steps=max(recipe.warmup_steps, warmup), batch_norm_splits=1)
+                        warmup_steps=max(recipe.warmup_steps, min(500, (recipe.steps or 5000) // 10)), batch_norm_splits=1)
     return replace(recipe, **changes)
 
 # %% ../../nbs/machine_room/37_networks.ipynb #n27-972168p1

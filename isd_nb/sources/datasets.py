@@ -210,7 +210,7 @@ def generators_put_back() -> Iterator[None]:
 
 def seed_generators(seed: int) -> None:
     "Begin all three with this seed."
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # and not the GPUs' generators, which are not put back
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
 
