@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import Encoder, TinyNet
-from isd_nb.embedding import embed, evaluating
+from isd_nb.embedding import embed, embed_all, evaluating
 from isd_nb.engine.embedding import Work, compute, start_or_go_on
 from isd_nb.engine.estimate import dry_run
 from isd_nb.engine.launch import with_threads
@@ -23,7 +25,9 @@ from isd_nb.kernels.devices import limit_of_container
 from isd_nb.methods.building import decays, make_optimizer
 from isd_nb.methods.checkpoints import open_encoder
 from isd_nb.methods.networks import with_network
+from isd_nb.protocols import scorer
 from isd_nb.protocols.fine_tuning import FINETUNE, LINEAR, Tuning, fit_classifier
+from isd_nb.protocols.scorer import features_of, gathered
 from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
 from isd_nb.recipe import Recipe, learning_rate, recipes, short_of_warmup
 from isd_nb.sources.batches import seeded
@@ -237,3 +241,30 @@ def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     first, again = (view(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), seeded(0)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first[0], first[1])
     assert not seeds and torch.equal(torch.default_generator.get_state(), drawn)
+
+
+def part_of(rank: int, count: int) -> Tensor:
+    "What a process of two has of so many rows, which bear their numbers."
+    rows = -(-count // 2)
+    return torch.arange(3.0 * count).view(count, 3)[rank * rows:(rank + 1) * rows]
+
+
+def gather_in_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    place, pixels = torch.device("cpu"), {"pixels": nn.Flatten()}
+    for count in (1, 2, 7, 8, 9):
+        for block in (1, 2, 3, 8192):
+            found = gathered(part_of(rank, count), count, place, block=block)
+            assert torch.equal(found, part_of(rank, count) if rank else torch.arange(3.0 * count).view(count, 3))
+    found = gathered(part_of(rank, 7), 7, place, "meta")  # stands for memory that is not the GPU's
+    assert len(found) == (3 if rank else 7) and found.device.type == ("cpu" if rank else "meta")
+    kept: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "embed_all", lambda *given: (kept.append(given[-1]), embed_all(*given))[1])
+        found = features_of(pixels, black(7), shared=True, keep="cpu")["pixels"]
+    assert kept == ["cpu"] and torch.equal(found, embed(nn.Flatten(), black(7))[4 * rank:])
+    dist.destroy_process_group()
+
+
+def test_features_of_several_processes_are_kept_where_they_should(tmp_path: Path) -> None:
+    mp.spawn(gather_in_two, args=(str(tmp_path),), nprocs=2)

@@ -82,14 +82,23 @@ def agreed_precision(encoders: Mapping[str, nn.Module], images: ImageSet, place:
                       if (rounded[name] - full).norm() < most * (full - full.mean(0)).norm()}
 
 # %% ../../nbs/machine_room/44_scorer.ipynb #sc3-m2
-def gathered(part: Tensor, count: int) -> Tensor:  # float32 (N / processes, F) -> (N, F) in the first process
+def gathered(part: Tensor, count: int,  # float32 (N / processes, F), and N
+             place: torch.device,  # where processes exchange tensors
+             keep: torch.device | str | None = None,  # where the whole lies; None: where the part does
+             block: int = 8192,  # rows of each process that are on the way at a time
+             ) -> Tensor:  # (N, F) in the first process
     "Rows of all processes in order, in the first of them; in the others what they have."
     rank, world = processes()
-    rows = -(-count // world)  # of the longest part; a shorter one is filled up
-    padded = torch.cat([part, part.new_zeros(rows - len(part), *part.shape[1:])]).contiguous()
-    parts = [torch.empty_like(padded) for _ in range(world)] if rank == 0 else None
-    torch.distributed.gather(padded, parts)
-    return torch.cat(parts)[:count] if parts else part
+    rows, shape = -(-count // world), part.shape[1:]  # of the longest part; a shorter one is filled up
+    whole = torch.empty(count, *shape, device=keep or part.device) if rank == 0 else part
+    for first in range(0, rows, block):
+        own, size = part[first:first + block].to(place), min(block, rows - first)
+        padded = torch.cat([own, own.new_zeros(size - len(own), *shape)])
+        parts = [torch.empty_like(padded) for _ in range(world)] if rank == 0 else None
+        torch.distributed.gather(padded, parts)
+        for start, piece in zip(range(first, count, rows), parts or ()):
+            whole[start:start + size] = piece[:count - start]
+    return whole
 
 # %% ../../nbs/machine_room/44_scorer.ipynb #sc4-m2
 def features_of(encoders: Mapping[str, nn.Module], images: ImageSet,
@@ -106,8 +115,8 @@ def features_of(encoders: Mapping[str, nn.Module], images: ImageSet,
         return embed_all(encoders, images, size, place, count > 20_000, precision, keep)
     rows = -(-count // world)
     own = images.subset(torch.arange(min(rank * rows, count - 1), min((rank + 1) * rows, count)))  # never empty
-    parts = embed_all(encoders, own, size, place, count > 20_000 and rank == 0, precision)
-    return {name: gathered(part[:max(0, count - rank * rows)], count) for name, part in parts.items()}
+    parts = embed_all(encoders, own, size, place, count > 20_000 and rank == 0, precision, keep)
+    return {name: gathered(part[:max(0, count - rank * rows)], count, place, keep) for name, part in parts.items()}
 
 # %% ../../nbs/machine_room/44_scorer.ipynb #sc6-m2
 def memory_need(train: int, test: int,  # images
