@@ -58,7 +58,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
     "cli": {
         "cli.options": "BatchSize Change DataSpec Device DryRun Epochs Figures MethodName Out Processes RecipeName "
                        "Resume Root Seed Steps Supervised Tracker Workers run_directory",
-        "cli.train": "closing command finish isd_train plan_in_words recipe_of run",
+        "cli.train": "closing command finish=finish_command isd_train plan_in_words recipe_of run",
         "engine.finish": "final_scores table table_rows train_supervised what_was_run",
         "engine.launch": "companions end_with_first free_port lost one_sentence places_of process_count "
                          "share_of_cores=with_threads start_companion watch",
@@ -102,7 +102,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "engine.evaluate_source": "fingerprint=weights_fingerprint",
     },
     "evaluation": {
-        "embedding": "check_images in_batches",
+        "embedding": "check_images=check_request in_batches",
         "kernels.linear_classifier": "one_thread",
     },
     "explorer": {

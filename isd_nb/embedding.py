@@ -29,7 +29,7 @@ from .kernels.devices import pick_device
 from .kernels.scores import as_tensor
 
 # %% ../nbs/machine_room/20_embedding.ipynb #c06-833e47
-def check_images(images: ImageSet | Tensor, precision: str, batch_size: int = 1) -> None:
+def check_request(images: ImageSet | Tensor, precision: str, batch_size: int = 1) -> None:
     "Raise unless there are images, the precision is one of two, and a batch holds one image or more."
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"unknown precision {precision!r}: known: bfloat16, float32")
@@ -177,7 +177,7 @@ def embed_all(encoders: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],  #
     kinds = {name: precision[name] if isinstance(precision, Mapping) else precision for name in encoders}
     images = images if isinstance(images, ImageSet) else as_pixels(images)
     for kind in kinds.values():
-        check_images(images, kind, batch_size)
+        check_request(images, kind, batch_size)
     found, done = dict[str, Tensor](), 0
     with contextlib.ExitStack() as modes:
         nets = [AtWork(name, net, *modes.enter_context(evaluating(net, device)), kinds[name]) for name, net in encoders.items()]

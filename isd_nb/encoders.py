@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .kernels.backbones import (BackboneConfig, ResidualBlock, SmallResNet, SplitBatchNorm, TinyNet, backbones,
-                                      as_batch, build_backbone, check_images, closest, num_features_of, split_batch_norm)
+                                      as_batch, build_backbone, check_images, num_features_of, split_batch_norm)
 from .kernels.scores import as_tensor
 
 _all_ = ["BackboneConfig", "backbones", "build_backbone", "TinyNet", "ResidualBlock", "SmallResNet", "SplitBatchNorm",
@@ -93,6 +93,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .errors import suggest
 from .kernels.view_transforms import check_range
 
 
@@ -265,7 +266,7 @@ def load_encoder(path: Path | str,  # a run's directory, its file, a checkpoint 
         return from_elsewhere("read_checkpoint", path, which)
     check_code(header["config"]["name"], path, named)
     if which not in header["encoders"]:
-        raise ValueError(f"{path} holds no encoder {which!r}: {closest(which, header['encoders'])}")
+        raise ValueError(f"{path} holds no encoder {which!r}: {suggest(which, header['encoders'])}")
     if strays := [k for k in names if not k.startswith(tuple(f"{name}." for name in header["encoders"]))]:
         raise ValueError(f"{path} holds tensors of no encoder: {', '.join(strays[:3])}{' ...' if strays[3:] else ''}")
     return rebuild(header, {k.removeprefix(f"{which}."): v for k, v in state.items()}, f"{which!r} in {path}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['recipes', 'Recipe', 'total_steps', 'local_splits', 'check_settings', 'check_recipe', 'learning_rate',
-           'short_of_warmup', 'scaled_learning_rate', 'views_for', 'find_recipe', 'differences', 'recipe_to_json',
-           'recipe_from_json']
+           'short_of_warmup', 'scaled_learning_rate', 'views_for', 'crops_only', 'find_recipe', 'differences',
+           'recipe_to_json', 'recipe_from_json']
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c03-b42954
 import json
@@ -234,6 +234,11 @@ def views_for(size: int,  # height and width of the views, in pixels
     "The authors' strong view, its blur in proportion to the image (none below 56 pixels)."
     widest = STRONG.blur_sigma[1] * size / 224
     return replace(STRONG, blur=0.0) if widest < 0.5 else replace(STRONG, blur_sigma=(min(0.1, widest), widest))
+
+
+def crops_only(recipe: ViewRecipe) -> ViewRecipe:
+    "The same crops, flips and rotations, without changes of colour, blur or noise: what a calm teacher and a classifier see."
+    return replace(recipe, jitter=0.0, grey=0.0, blur=0.0, noise=0.0)
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c37-aeff79
 def authors(name: str, **changes: Any) -> Recipe:

@@ -17,7 +17,7 @@ from .errors import InputError
 from .kernels.backbones import copied
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cf5b77825
-def check_network(student: nn.Module) -> nn.Module:
+def check_student(student: nn.Module) -> nn.Module:
     "Refuse what has no parameters to follow."
     if not isinstance(student, nn.Module):
         raise InputError(f"a teacher follows a network, an nn.Module, not {type(student).__name__}")
@@ -26,7 +26,7 @@ def check_network(student: nn.Module) -> nn.Module:
 
 def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     "The parameters of both in the same order, the student's in the teacher's precision."
-    check_network(student)
+    check_student(student)
     mine, theirs = dict(teacher.named_parameters()), dict(student.named_parameters())
     for name in [*mine, *theirs]:
         if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape:
@@ -50,7 +50,7 @@ class EMATeacher(nn.Module):
     def __init__(self, student: nn.Module,  # is copied, and not kept
                  momentum: float = 0.99) -> None:  # m, what the teacher keeps of itself at each update
         super().__init__()
-        self.module = copied(check_network(student)).requires_grad_(False)
+        self.module = copied(check_student(student)).requires_grad_(False)
         self.momentum = check_momentum(momentum)  # in [0, 1]; a schedule may set it before each update
         self.train()
 

@@ -1,4 +1,4 @@
-"""What only machines of others have: containers, many cores, several GPUs; and what the engine keeps from one use to the next."""
+"""What only other machines have: containers, many cores, several GPUs; and what the engine keeps for the next use."""
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -29,9 +29,10 @@ from isd_nb.protocols import scorer
 from isd_nb.protocols.fine_tuning import FINETUNE, LINEAR, Tuning, fit_classifier
 from isd_nb.protocols.scorer import features_of, gathered
 from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
-from isd_nb.recipe import Recipe, learning_rate, recipes, short_of_warmup
+from isd_nb.recipe import Recipe, crops_only, learning_rate, recipes, short_of_warmup
 from isd_nb.sources.batches import seeded
 from isd_nb.sources.datasets import TransformViews
+from conftest import SMALL
 from launching import Launched, finish
 
 GIB = 1 << 30
@@ -94,9 +95,10 @@ def test_a_share_of_threads_is_of_the_cores_that_may_be_used(monkeypatch: pytest
         torch.set_num_threads(usual)
 
 
-def black(count: int) -> ImageSet:
+def greys(count: int) -> ImageSet:
     "Images of 16 pixels that take a moment, of two classes."
-    return ImageSet(torch.arange(count).reshape(-1, 1, 1, 1).expand(-1, 1, 16, 16).to(torch.uint8), torch.arange(count) % 2)
+    shades = torch.arange(count).reshape(-1, 1, 1, 1).to(torch.uint8)
+    return ImageSet(shades.expand(-1, 1, 16, 16), torch.arange(count) % 2)
 
 
 def test_the_warmup_that_we_choose_fits_the_run() -> None:
@@ -109,10 +111,11 @@ def test_the_warmup_that_we_choose_fits_the_run() -> None:
 
 
 def test_a_run_that_ends_before_its_warmup_states_it(tmp_path: Path) -> None:
-    images, recipe = black(32), replace(LITTLE, steps=4, warmup_steps=8)
+    images, recipe = greys(32), replace(LITTLE, steps=4, warmup_steps=8)
     top = max(learning_rate(recipe, step, 4) for step in range(4))
     assert 0 < top < recipe.learning_rate
-    with pytest.warns(UserWarning, match=f"rises over 8 steps, but the run has 4: it reaches {top:.2g}, not 0.1; .*warmup_steps=0"):
+    words = f"rises over 8 steps, but the run has 4: it reaches {top:.2g}, not 0.1; .*warmup_steps=0"
+    with pytest.warns(UserWarning, match=words):
         train(recipe, images, tmp_path / "brief", device="cpu", show=False)
     assert short_of_warmup(recipe, 4) in dry_run(recipe, len(images), channels=1, images_per_second=1.0)
     with warnings.catch_warnings():
@@ -124,7 +127,7 @@ def test_a_run_that_ends_before_its_warmup_states_it(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_command_states_a_warmup_that_is_too_long(isd_train: Callable[..., subprocess.CompletedProcess]) -> None:
-    done = isd_train("--recipe", "digits", "--data", "folder:small", "--set", "warmup_steps=500", "--no-supervised", "--no-figures")
+    done = isd_train(*SMALL, "--set", "warmup_steps=500", "--no-supervised", "--no-figures")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("isd_train: note: the learning rate rises over 500 steps, but the run has 12") == 1
 
@@ -134,9 +137,9 @@ def net(seed: int = 0) -> Encoder:
     return Encoder(TinyNet(1, (4,), (1,)), [0.5], [0.25])
 
 
-@pytest.mark.parametrize("tuning", [replace(LINEAR, epochs=1, min_steps=2, batch_size=8), replace(FINETUNE, epochs=1, min_steps=2, batch_size=8)])
+@pytest.mark.parametrize("tuning", [replace(kind, epochs=1, min_steps=2, batch_size=8) for kind in (LINEAR, FINETUNE)])
 def test_a_folder_of_another_training_is_refused(tmp_path: Path, tuning: Tuning) -> None:
-    images, encoder = black(16), net()
+    images, encoder = greys(16), net()
     first = fit_classifier(encoder, images, tuning, folder=tmp_path)
     again = fit_classifier(net(), images, tuning, folder=tmp_path)  # the same
     torch.testing.assert_close(again.state_dict(), first.state_dict(), rtol=0, atol=0)
@@ -160,7 +163,7 @@ def test_a_network_is_brought_to_its_device_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("isd_nb.engine.embedding.embed", features)
     work, encoder = Work("shipped:digits", "digits", None, "data", tmp_path / "table", 2), net()
     start_or_go_on(work.folder, "key", 8, 4)
-    compute(work, encoder, [("train", black(8))], [(0, 4), (4, 8)], torch.device("meta"), shown.append)
+    compute(work, encoder, [("train", greys(8))], [(0, 4), (4, 8)], torch.device("meta"), shown.append)
     assert shown == [4, 4] and used[0] is used[1] and used[0].mean.device.type == "meta"
     assert encoder.mean.device.type == "cpu"  # it may be the user's
 
@@ -191,7 +194,7 @@ class Twice(Encoder):
 def test_an_encoder_of_ones_own_is_used_everywhere() -> None:
     plain = net()
     mine = Twice(plain.backbone, plain.mean, plain.std)
-    images = black(4)
+    images = greys(4)
     torch.testing.assert_close(embed(mine, images), 2 * embed(plain, images))
     torch.testing.assert_close(mine.features(images.images / 255), mine.forward_features(images.images / 255))
 
@@ -228,7 +231,7 @@ def test_lars_with_weight_decay_is_what_it_was() -> None:
     stepped(plain, before := Lars(groups, 0.5, momentum=0.9, always_adapt=False))
     torch.testing.assert_close(layer.state_dict(), plain.state_dict(), rtol=0, atol=0)
     optimizer.load_state_dict(before.state_dict())
-    assert not any(group["always_adapt"] for group in optimizer.param_groups)  # a run that was begun before goes on as it was
+    assert not any(group["always_adapt"] for group in optimizer.param_groups)  # a run of before goes on as it was
 
 
 def test_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,10 +264,20 @@ def gather_in_two(rank: int, folder: str) -> None:
     kept: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer, "embed_all", lambda *given: (kept.append(given[-1]), embed_all(*given))[1])
-        found = features_of(pixels, black(7), shared=True, keep="cpu")["pixels"]
-    assert kept == ["cpu"] and torch.equal(found, embed(nn.Flatten(), black(7))[4 * rank:])
+        found = features_of(pixels, greys(7), shared=True, keep="cpu")["pixels"]
+    assert kept == ["cpu"] and torch.equal(found, embed(nn.Flatten(), greys(7))[4 * rank:])
     dist.destroy_process_group()
 
 
 def test_features_of_several_processes_are_kept_where_they_should(tmp_path: Path) -> None:
     mp.spawn(gather_in_two, args=(str(tmp_path),), nprocs=2)
+
+
+def test_one_purpose_has_one_function() -> None:
+    from isd_nb.errors import suggest
+    from isd_nb.kernels import backbones
+    from isd_nb.methods import ressl
+    from isd_nb.protocols import fine_tuning
+
+    assert ressl.weakened is fine_tuning.crops_only is crops_only
+    assert backbones.suggest is suggest and not hasattr(backbones, "closest")

@@ -49,7 +49,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path], encode
     return "\n".join(lines)
 
 # %% ../../nbs/machine_room/79_isd_train.ipynb #c31-9b3a47
-def finish(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
+def finish_command(recipe: Recipe, out: Path, trained: Trained, upper: Trained | None, sets: Sets, figures: bool, show: bool) -> dict[str, Any]:
     "Evaluate, report and draw, in this order: what can fail comes last; returns the summary."
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.train)  # again with its scores below
     summary = what_was_run(recipe, trained, upper, sets)
@@ -97,7 +97,7 @@ def run(recipe: Recipe,
     with with_threads(trained.threads):  # what was best at the end
         if not main and sets.scorable():
             final_scores(recipe, trained, upper, *sets.to_score())  # helps the first process
-        return finish(recipe, out, trained, upper, sets, figures, show) if main else {}
+        return finish_command(recipe, out, trained, upper, sets, figures, show) if main else {}
 
 # %% ../../nbs/machine_room/79_isd_train.ipynb #c55-dd004b
 def command(recipe: RecipeName = None, data: DataSpec = None, labels: Labels = None, test: TestFolder = None, window: Window = None, white: White = None,

@@ -30,7 +30,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return [name for name, value in after.items() if not torch.equal(value, before[name])]
 
 
-def look(method: Method, recipe: Recipe, images: ImageSet) -> Output:
+def first_output(method: Method, recipe: Recipe, images: ImageSet) -> Output:
     "One call of `forward` on the first batch, always with the same views."
     rows = torch.arange(recipe.batch_size)
     views = [make(images.get(rows), seeded(recipe.seed, i)) for i, make in enumerate(method.views(recipe))]
@@ -45,7 +45,7 @@ def check_contract(recipe: Recipe,  # `method` names the class
     method = prepare_training(recipe, images, "cpu").method
     method.schedule(0.5)
     before = copy.deepcopy(method.state_dict())
-    output, again = look(method, recipe, images), look(method, recipe, images)
+    output, again = first_output(method, recipe, images), first_output(method, recipe, images)
     rule(isinstance(output, Output), f"forward must return an Output, not {type(output).__name__}")
     rule(output.loss.ndim == 0 and bool(output.loss.isfinite()), f"the loss must be one finite number, not {output.loss}")
     moved = changed(before, method.state_dict())
@@ -58,5 +58,5 @@ def check_contract(recipe: Recipe,  # `method` names the class
     twin = prepare_training(recipe, images, "cpu").method
     twin.load_state_dict(method.state_dict())
     twin.schedule(0.5)
-    rule(torch.equal(look(method, recipe, images).loss, look(twin, recipe, images).loss),
+    rule(torch.equal(first_output(method, recipe, images).loss, first_output(twin, recipe, images).loss),
          "a copy made from state_dict computes another loss: make what is remembered a buffer")

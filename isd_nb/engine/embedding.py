@@ -266,7 +266,7 @@ def compute_together(work: Work, shares: Sequence[Sequence[Piece]], place: torch
                 other.join()
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n10-59983a
-def rows_of(raw: BinaryIO, width: int, rows: int = 4096) -> Iterator[np.ndarray]:  # float32 (up to rows, width)
+def raw_rows(raw: BinaryIO, width: int, rows: int = 4096) -> Iterator[np.ndarray]:  # float32 (up to rows, width)
     "The raw file, a piece at a time."
     while len(piece := np.fromfile(raw, np.float32, rows * width)):
         yield piece.reshape(-1, width)
@@ -284,7 +284,7 @@ def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"feature_{i}" for i in range(width))])
-        for piece in rows_of(raw, width):
+        for piece in raw_rows(raw, width):
             writer.writerows([*next(about), *(f"{v:.6g}" for v in row)] for row in piece)
 
 
@@ -293,7 +293,7 @@ def write_parquet(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str
     arrow, parquet = need_arrow()
     schema = arrow.schema([*((name, arrow.string()) for name in columns), ("features", arrow.list_(arrow.float32(), width))])
     with parquet.ParquetWriter(path, schema) as writer:
-        for piece in rows_of(raw, width):
+        for piece in raw_rows(raw, width):
             texts = zip(*(next(about) for _ in piece))
             features = arrow.FixedSizeListArray.from_arrays(arrow.array(piece.reshape(-1)), width)
             writer.write_table(arrow.Table.from_arrays([*map(arrow.array, texts), features], schema=schema))

@@ -39,7 +39,7 @@ def pretend_method(recipe: Recipe, count: int, channels: int) -> Method:
     return build_method(recipe, images, (torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))).train()
 
 # %% ../../nbs/machine_room/56_estimate.ipynb #c09-8b9582
-def keep(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype, pack: Callable[[Tensor], Tensor],
+def kept_bytes(method: Method, views: list[Tensor], extras: dict[str, Tensor], dtype: torch.dtype, pack: Callable[[Tensor], Tensor],
          storages: Mapping[int, int]) -> int:  # the bytes in `storages` after the forward pass
     "Forward and backward, with `pack` called for every tensor that is kept."
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -63,7 +63,7 @@ def saved_bytes(method: Method, views: list[Tensor], extras: dict[str, Tensor], 
 
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of operations that are not counted
-        total = keep(method, views, extras, dtype, pack, storages)
+        total = kept_bytes(method, views, extras, dtype, pack, storages)
     return total, counter.get_total_flops()
 
 # %% ../../nbs/machine_room/56_estimate.ipynb #c14-4a024f

@@ -9,8 +9,7 @@ __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResN
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
 import copy
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import InputError
+from ..errors import InputError, suggest
 from .scores import as_tensor
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c4fa5263c
@@ -37,7 +36,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if self.name not in backbones and ":" not in self.name:
-            raise ValueError(f"unknown backbone {self.name!r}: {closest(self.name, backbones)}, timm:NAME, torchvision:NAME or package.module:function")
+            raise ValueError(f"unknown backbone {self.name!r}: {suggest(self.name, backbones)}, timm:NAME, torchvision:NAME or package.module:function")
         if self.channels not in range(1, 17):
             raise ValueError(f"channels must be 1 (grey), 3 (RGB) or another number up to 16, not {self.channels}")
         if self.stem not in ("small", "large"):
@@ -48,13 +47,6 @@ class BackboneConfig:
                              f"{self.blocks}")
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c72622575
-def closest(name: str, known: Iterable[str]) -> str:
-    "State which names are known and which of them is closest to `name`."
-    known = list(known)
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
-
-
 def conv_bn(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
     "A convolution without bias and the batch norm that follows it."
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))

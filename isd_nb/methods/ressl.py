@@ -7,18 +7,16 @@ __all__ = ['weakened', 'ReSSL']
 
 # %% ../../nbs/2_relatives/11_ressl.ipynb #c03-b07e92
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..isd import ISD
-from ..views import ViewRecipe, Views
+from ..recipe import crops_only
+from ..views import Views
 
 # %% ../../nbs/2_relatives/11_ressl.ipynb #c05-d1f0ee
-def weakened(recipe: ViewRecipe) -> ViewRecipe:
-    "The same crops and flips, without changes of colour, blur or noise."
-    return replace(recipe, jitter=0.0, grey=0.0, blur=0.0, noise=0.0)
+weakened = crops_only  # the same crops and flips, without changes of colour, blur or noise
 
 # %% ../../nbs/2_relatives/11_ressl.ipynb #c06-308d25
 class ReSSL(ISD):
