@@ -68,9 +68,11 @@ psutil.cpu_count = lambda logical=True: 64
 torch.set_num_threads(3)
 with warnings.catch_warnings(record=True) as noted:
     warnings.simplefilter("always")
-    assert start_processes("cpu", None, None).num_processes == 2
+    processes = start_processes("cpu", None, None)
+assert processes.num_processes == 2
 assert torch.get_num_threads() == 3, torch.get_num_threads()
 assert "OMP_NUM_THREADS" not in os.environ and not [w for w in noted if "OMP_NUM_THREADS" in str(w.message)]
+processes.wait_for_everyone()  # the first holds what the other connects to
 """
 
 
