@@ -24,7 +24,7 @@ from isd_nb.kernels.linear_classifier import LinearClassifier, fit_linear
 
 FORKED, FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 FORKED.set_forkserver_preload(["isd_nb.engine.training", "isd_nb.cli.train", "accelerate", "torch._dynamo",
-                               "torch.distributed.tensor"])
+                               "torch.distributed.tensor", "sklearn.datasets"])  # the last: three seconds of `digits`
 QUICK = "ISD_NB_TEST_QUICK_PROBES"  # in the environment of a fork: linear layers are trained for a moment there
 GRACE = 20  # seconds that the others get when a process has failed
 
