@@ -2,6 +2,7 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from launching import FORKED
 
 from isd_nb.data import ImageSet
 from isd_nb.protocols.scorer import features_of
@@ -30,7 +31,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_gather_of_two_processes(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method=FORKED.get_start_method())
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     torch.testing.assert_close(first["everyone"], torch.cat([keys_of(0), keys_of(1)]))
     torch.testing.assert_close(first["everyone"], second["everyone"], rtol=0, atol=0)

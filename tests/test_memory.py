@@ -19,9 +19,9 @@ def faults(count):
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
 
 can = keep_freed_memory(128 << 10)
-usual = faults(20)
+usual = faults(4)
 keep_freed_memory()
-print(json.dumps([can, usual, faults(20)]))
+print(json.dumps([can, usual, faults(4)]))
 """
 
 
