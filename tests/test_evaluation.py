@@ -219,8 +219,10 @@ def test_paired_differences() -> None:
 
 
 @pytest.mark.parametrize("claim", [soft_and_binary, few_labels, unbalanced], ids=lambda c: c.__name__.split(".")[-1])
-def test_studies_go_on_where_they_stopped(claim, tmp_path: Path) -> None:
+def test_studies_go_on_where_they_stopped(claim, sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A file that has lost rows is completed, to the same numbers; a second seed is added to the first."
+    few = tuple(images.subset(range(count)) for images, count in zip(sets, (400, 100)))
+    monkeypatch.setattr(Study, "images", lambda study: few)
     smaller = {few_labels: dict(budgets=(1,), min_steps=3), soft_and_binary: dict(temperatures=(0.02, 0.1))}
     more = smaller.get(claim, {})
     recipe = replace(RECIPE, evaluations=1)
