@@ -151,7 +151,7 @@ def test_a_dry_run_measures_any_recipe(settings: tuple[str, ...], small: Path, t
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     moment = partial(part_rates, seconds=0.01)
     monkeypatch.setattr("isd_nb.cli.train.part_rates", moment)
-    result = call(train_command, tmp_path, *SMALL, "--batch-size", "64", *settings, "--dry-run")
+    result = call(train_command, tmp_path, *SMALL, "--batch-size", "64", "--set", "width=4", *settings, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "measured here, on the CPU" in result.stdout
 

@@ -3,7 +3,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from conftest import SMALL, TINY
-from launching import Launched, finish, wait_for_checkpoint
+from launching import Launched, finish, run_forked, wait_for_checkpoint
 
 Start = Callable[..., Launched]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
@@ -137,8 +136,8 @@ def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
 def test_the_command_in_two_processes(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
               "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "isd_nb.cli"]
-    command = [*launch, "--out", "run", "--no-figures", *TINY, *SMALL, "--set", "evaluations=1"]
-    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    command = [*launch, "--out", "run", "--no-figures", "--no-supervised", *TINY, *SMALL, "--set", "evaluations=1"]
+    result = run_forked(command, cwd=tmp_path, env=ENVIRONMENT)  # the two that torchrun starts are no forks
     assert result.returncode == 0, result.stderr[-2000:]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["command"].startswith("isd_train --out run ")
     assert result.stdout.count("Next:") == 1  # one process reports
