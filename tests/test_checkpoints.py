@@ -46,8 +46,9 @@ def lively(net: nn.Module, seed: int) -> nn.Module:
 
 
 def headless(net: nn.Module) -> nn.Module:
-    net = copy.deepcopy(net)
-    net.fc = nn.Identity()
+    "The same layers, without the last; copies of ten million weights would take longer than all that is done to them."
+    net = copy.copy(net)
+    net._modules = {**net._modules, "fc": nn.Identity()}
     return net
 
 
