@@ -49,6 +49,8 @@ def channel_statistics(images: Tensor | ArrayLike,  # uint8 (N, C, H, W)
 # %% ../nbs/1_isd/2_encoders.ipynb #c83087406
 class Encoder(nn.Module):
     "Images in [0, 1] -> normalised -> backbone -> projector."
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
 
     def __init__(self,
                  backbone: nn.Module,  # (B, C, H, W) -> (B, F), with an attribute `num_features`
@@ -57,8 +59,7 @@ class Encoder(nn.Module):
                  projector: nn.Module | None = None,  # (B, F) -> (B, D); None leaves the features as they are
                  ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.projector = nn.Identity() if projector is None else projector
+        self.backbone, self.projector = backbone, nn.Identity() if projector is None else projector
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(-1, 1, 1))
         linear = [m for m in self.projector.modules() if isinstance(m, nn.Linear)]
@@ -66,8 +67,7 @@ class Encoder(nn.Module):
 
     def forward_features(self, images: Tensor | ArrayLike) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, F)
         "What the backbone computes: the vectors that are evaluated, in the encoder's precision."
-        images = as_batch(images, self.mean)
-        check_images(images, len(self.mean))
+        check_images(images := as_batch(images, self.mean), len(self.mean))
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)
 
     def forward(self, images: Tensor | ArrayLike) -> Tensor:  # (B, C, H, W) in [0, 1] -> (B, D)

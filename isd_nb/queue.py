@@ -16,6 +16,8 @@ _all_ = ["gather_keys"]
 # %% ../nbs/1_isd/3_queue.ipynb #c09-d22275
 class Ring(nn.Module):
     "K slots that are written in turn; slots and counter are buffers, so they are saved and resumed with the model."
+    anchors: Tensor
+    count: Tensor
 
     def __init__(self, anchors: Tensor) -> None:  # (K, D), what lies in the slots at first
         super().__init__()
