@@ -81,6 +81,7 @@ class ImageSet(Dataset[Tensor]):
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Tensor:  # uint8 (C, H, W)
+        "The image alone; its label is in `labels`, and `pairs` gives both."
         return self.get([index])[0]
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
@@ -104,6 +105,10 @@ class ImageSet(Dataset[Tensor]):
     def to(self, device: torch.device | str) -> "ImageSet":
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
+
+    def pairs(self) -> "Dataset[tuple[Tensor, int]]":
+        "A data set of (image, label) for loops of one's own."
+        return import_module("isd_nb.sources.datasets").Pairs(self)
 
     @staticmethod
     def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = (), white: float | None = None) -> "ImageSet":

@@ -1,0 +1,121 @@
+"""An image set in code of a user's own: data sets of PyTorch and Hugging Face, folders, rows, and how it is printed."""
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
+
+from isd_nb.data import ImageSet
+from isd_nb.errors import InputError, refusal
+from isd_nb.sources.datasets import from_dataset
+
+PIXELS = torch.randint(256, (12, 3, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+IMAGES = ImageSet(PIXELS, torch.arange(12) % 3, ("a", "b", "c"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ImageSet:
+    "Six images that stay on disk."
+    for i, pixels in enumerate(PIXELS[:6]):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    return ImageSet(None, torch.arange(6) % 3, ("a", "b", "c"), paths, (3, 6, 6))
+
+
+# ---- through the tools of PyTorch and back
+
+def same(found: ImageSet, rows: list[int]) -> None:
+    assert found.labels is not None and IMAGES.labels is not None
+    assert found.labels.tolist() == IMAGES.labels[rows].tolist() and found.classes == IMAGES.classes
+    assert torch.equal(found.get(range(len(found))), PIXELS[rows])
+
+
+def test_labels_and_names_come_back_from_pytorchs_tools() -> None:
+    part, rest = random_split(IMAGES, [8, 4], torch.Generator().manual_seed(0))
+    same(from_dataset(part), list(part.indices))
+    same(from_dataset(IMAGES), list(range(12)))
+    same(ImageSet.from_dataset(ConcatDataset([part, rest])), [*part.indices, *rest.indices])
+    same(from_dataset(Subset(ConcatDataset([IMAGES, IMAGES]), [13, 2])), [1, 2])
+    same(from_dataset(Subset(IMAGES.pairs(), np.array([5, 3]))), [5, 3])
+    same(from_dataset(IMAGES + IMAGES), [*range(12), *range(12)])
+    assert "is empty" in refusal(from_dataset, Subset(IMAGES, []))
+
+
+def test_a_size_and_names_are_heeded() -> None:
+    found = from_dataset(Subset(IMAGES, [4, 5]), size=3, classes=("x", "y", "z"))
+    assert found.shape == (3, 3, 3) and found.classes == ("x", "y", "z") and found.labels.tolist() == [1, 2]
+    assert torch.equal(found.images, from_dataset(TensorDataset(PIXELS[4:6], torch.zeros(2).long()), size=3).images)
+
+
+def test_files_stay_files_unless_they_are_joined_with_what_is_in_memory(files: ImageSet) -> None:
+    part = from_dataset(Subset(files, [3, 1]))
+    assert part.images is None and [p.name for p in part.paths] == ["3.png", "1.png"]
+    same(part, [3, 1])
+    both = from_dataset(ConcatDataset([files, part]))
+    assert both.images is None and len(both.paths) == 8
+    mixed = from_dataset(ConcatDataset([files, IMAGES]))
+    assert mixed.images is not None and not mixed.paths
+    same(mixed, [*range(6), *range(12)])
+    assert from_dataset(files, size=4)[0].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("other, words", [
+    (ImageSet(PIXELS, torch.arange(12) % 2, ("a", "x")), "have other classes, a, b, c and a, x"),
+    (ImageSet(PIXELS, None, ("a", "b", "c")), "some have labels"),
+    (ImageSet(PIXELS[:, :, :4], torch.arange(12) % 3, ("a", "b", "c")), r"\(3, 6, 6\) and \(3, 4, 6\)")])
+def test_sets_that_do_not_fit_are_not_joined(other: ImageSet, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        from_dataset(ConcatDataset([IMAGES, other]))
+
+
+def test_a_subset_of_ones_own_is_read_item_by_item() -> None:
+    class Brighter(Subset):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index) // 2, 1
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[i] for i in indices]
+
+    found = from_dataset(Brighter(IMAGES, [0, 1]))
+    assert found.labels.tolist() == [1, 1] and torch.equal(found.images, PIXELS[:2] // 2)
+
+
+def test_pairs_are_for_loops_of_ones_own() -> None:
+    pairs = pickle.loads(pickle.dumps(IMAGES.pairs()))
+    assert isinstance(pairs, Dataset) and len(pairs) == 12 and pairs.classes == ("a", "b", "c")
+    pixels, labels = next(iter(DataLoader(pairs, 4)))
+    assert torch.equal(pixels, PIXELS[:4]) and labels.tolist() == [0, 1, 2, 0]
+    assert torch.equal(next(iter(DataLoader(IMAGES, 4))), PIXELS[:4]) and len(list(IMAGES)) == 12
+    assert "have no labels" in refusal(ImageSet(PIXELS).pairs)
+
+
+# ---- data sets of Hugging Face
+
+class Rows(list):
+    "A list of rows with features, as a data set of Hugging Face has them."
+    features: ClassVar = {"img": SimpleNamespace(), "label": SimpleNamespace(names=["cat", "dog"])}
+
+
+def picture(i: int) -> Image.Image:
+    return Image.new("L", (4, 4), i)
+
+
+def test_rows_of_hugging_face_are_read() -> None:
+    found = from_dataset(Rows({"img": picture(i), "label": i % 2} for i in range(3)))
+    assert found.labels.tolist() == [0, 1, 0] and found.classes == ("cat", "dog") and found.shape == (1, 4, 4)
+    assert from_dataset([{"image": picture(i), "labels": 2 - i} for i in range(3)]).labels.tolist() == [2, 1, 0]
+    assert from_dataset([{"image": picture(1), "id": 7}] * 2).labels is None
+
+
+@pytest.mark.parametrize("dataset, words", [
+    ([{"picture": picture(0), "id": 1}], "has the keys picture, id: its image must be under image or img"),
+    ([{"img": picture(0), "fine_label": 1, "coarse_label": 0}], "has the keys img, fine_label, coarse_label: "),
+    ({"train": [picture(0)], "test": []}, r"has the parts train, test: give one of them, as dataset\['train'\]")])
+def test_other_keys_are_listed(dataset: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        from_dataset(dataset)
