@@ -51,7 +51,7 @@ class Unreadable:
             warnings.warn(f"{printable(path)} cannot be read ({error}); {instead}", stacklevel=2)
 
 # %% ../nbs/machine_room/17_images.ipynb #c11-cc1d09
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet(Dataset[Tensor]):
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
     images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
@@ -62,7 +62,7 @@ class ImageSet(Dataset[Tensor]):
     levels: "Levels | None" = None  # what is black and white in files of more than 8 bits; None: see `usual_levels`
     resized: int | None = None  # pixels of a file's shorter side before the middle is cut out of it; None: as `shape`
     origin: str = ""  # how the images were made, where they are computed rather than read
-    unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False, compare=False)  # by this process
+    unreadable: Unreadable = field(default_factory=Unreadable, init=False)  # by this process
 
     if TYPE_CHECKING:  # what it is made of: arrays and lists become tensors and tuples
         def __init__(self, images: Tensor | ArrayLike | None, labels: Tensor | ArrayLike | None = None, classes: Sequence[str] = (),
@@ -74,24 +74,32 @@ class ImageSet(Dataset[Tensor]):
             object.__setattr__(self, name, value)
         check_set(self)
 
+    def __repr__(self) -> str:
+        where = "read from files" if self.images is None else f"in memory ({self.images.device})"
+        named = "no labels" if self.labels is None else f"labels of {len(self.classes)} classes"
+        return f"ImageSet({len(self)} images of shape {tuple(self.shape)}, {named}, {where})"
+
     def __len__(self) -> int:
         return len(self.paths) if self.images is None else len(self.images)
 
     def __iter__(self) -> Iterator[Tensor]:
         return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, index: int) -> Tensor:  # uint8 (C, H, W)
-        "The image alone; its label is in `labels`, and `pairs` gives both."
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        "The image alone, uint8 (C, H, W), or several, (B, C, H, W); labels are in `labels`, and `pairs` gives both."
+        if isinstance(index, slice | Sequence) or getattr(index, "ndim", 0) > 0:
+            return self.get(index)
         return self.get([index])[0]
 
-    def get(self, indices: Sequence[int] | Tensor) -> Tensor:  # uint8 (B, C, H, W)
+    def get(self, indices: Sequence[int] | Tensor | slice) -> Tensor:  # uint8 (B, C, H, W)
         "The images with these numbers; files are decoded on the way."
         if self.images is not None:
             return self.images[to_device(row_numbers(indices, len(self)), self.images.device)]
         numbers = range(len(self))  # counts negative indices from the end, and raises beyond the ends
-        return torch.stack([read_or_replace(self, numbers[i]) for i in row_numbers(indices, len(self)).tolist()])
+        read = [read_or_replace(self, numbers[i]) for i in row_numbers(indices, len(self)).tolist()]
+        return torch.stack(read) if read else torch.empty(0, *self.shape, dtype=torch.uint8)
 
-    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":  # a new set; this one stays as it is
+    def subset(self, indices: Sequence[int] | Tensor | slice) -> "ImageSet":  # a new set; this one stays as it is
         "Only the images with these numbers, in this order."
         rows = row_numbers(indices, len(self))
         return replace(self, images=None if self.images is None else self.images[rows.to(self.images.device)], labels=None if self.labels is None else self.labels[rows], origin="", paths=take_paths(self.paths, rows))

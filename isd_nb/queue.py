@@ -39,6 +39,10 @@ class Ring(nn.Module):
     def __len__(self) -> int:
         return len(self.anchors)
 
+    def extra_repr(self) -> str:
+        "Its size, where it is printed."
+        return f"size={len(self)}, dim={self.anchors.shape[1]}"
+
 # %% ../nbs/1_isd/3_queue.ipynb #c23-0f2826
 class AnchorQueue(Ring):
     "A ring of K unit vectors, random at first; the newest key takes the place of the oldest (MoCo, He et al. 2020)."

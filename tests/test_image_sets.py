@@ -11,7 +11,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from isd_nb.data import ImageSet
+from isd_nb.engine.finish import Finished
 from isd_nb.errors import InputError, refusal
+from isd_nb.queue import AnchorQueue
 from isd_nb.sources.datasets import from_dataset
 
 PIXELS = torch.randint(256, (12, 3, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -119,3 +121,34 @@ def test_rows_of_hugging_face_are_read() -> None:
 def test_other_keys_are_listed(dataset: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         from_dataset(dataset)
+
+
+# ---- how it is printed, compared and indexed
+
+def test_what_is_printed_is_one_short_line(files: ImageSet) -> None:
+    assert repr(IMAGES) == "ImageSet(12 images of shape (3, 6, 6), labels of 3 classes, in memory (cpu))"
+    assert repr(files) == "ImageSet(6 images of shape (3, 6, 6), labels of 3 classes, read from files)"
+    finished = Finished({"teacher": None}, {"teacher": torch.zeros(8, 4)}, {"teacher": torch.zeros(2, 4)},
+                        {"steps": 3, "knn20_teacher": 0.96})
+    assert repr(finished) == "Finished(teacher: features of 8 images to look up and 2 to test on; knn20_teacher 0.960)"
+    assert repr(Finished({}, {}, {}, {})).endswith("0 images to look up and 0 to test on; no accuracy)")
+    assert repr(AnchorQueue(64, 4)) == "AnchorQueue(size=64, dim=4)"
+
+
+def test_image_sets_are_equal_where_they_are_the_same_object() -> None:
+    assert IMAGES == IMAGES and ImageSet(PIXELS) != IMAGES and len({IMAGES, IMAGES}) == 1
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), slice(None, None, -1), slice(4, 4), [3, -1], np.array([1, 0]),
+                                  torch.arange(12) % 2 == 0, range(3)])
+def test_several_rows_are_several_images(rows: Any, files: ImageSet) -> None:
+    numbers = torch.arange(12).numpy()[rows].tolist()
+    assert torch.equal(IMAGES[rows], PIXELS[numbers])
+    if isinstance(rows, slice):
+        assert torch.equal(files[rows], PIXELS[list(range(6)[rows])])
+
+
+def test_one_row_is_one_image_and_no_part_of_a_set() -> None:
+    assert all(torch.equal(IMAGES[i], PIXELS[3]) for i in (3, np.int64(3), torch.tensor(3), -9))
+    for wrong in (3, np.int64(3), torch.tensor(3)):
+        assert "rows must be several numbers, such as [3], or a mask, not the single 3" in refusal(IMAGES.subset, wrong)

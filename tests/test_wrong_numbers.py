@@ -142,10 +142,11 @@ def test_a_soft_label_of_images_with_two_channels() -> None:
         plt.close(figure)
 
 
-@pytest.mark.parametrize("rows", [[], [6], [-1], np.array([0, 9]), torch.tensor([], dtype=torch.long), 3, [[1]]])
+@pytest.mark.parametrize("rows", [[], [6], [-1], np.array([0, 9]), torch.tensor([], dtype=torch.long), [[1]]])
 def test_rows_that_are_none_of_the_queries(rows: Any) -> None:
     found = refusal(plot_neighbours, shown(), VECTORS, shown(), VECTORS, rows)
     assert "rows must name some of the 6 queries, from 0 to 5" in found
+    assert "rows must be several numbers, such as [3]" in refusal(plot_neighbours, shown(), VECTORS, shown(), VECTORS, 3)
 
 
 def test_features_of_other_images_draw_no_neighbours() -> None:

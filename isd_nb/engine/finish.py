@@ -130,6 +130,11 @@ class Finished:
     test: dict[str, Tensor]
     summary: dict[str, Any]
 
+    def __repr__(self) -> str:
+        looked_up, tested = (next((len(f) for f in part.values()), 0) for part in (self.bank, self.test))
+        scores = ", ".join(f"{name} {self.summary[name]:.3f}" for name in self.summary if name.startswith("knn20_"))
+        return f"Finished({', '.join(self.encoders)}: features of {looked_up} images to look up and {tested} to test on; {scores or 'no accuracy'})"
+
 # %% ../../nbs/machine_room/54_finish.ipynb #c35-6d417d
 def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
            steps: int = 2000,  # of each linear layer, at least

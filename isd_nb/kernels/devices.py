@@ -52,6 +52,8 @@ def row_numbers(rows: Any,  # whole numbers, a mask with an entry for each row, 
         if kind not in "iub":
             raise InputError(f"rows must be whole numbers or a mask, not {array.dtype}")
         rows = torch.from_numpy(array.astype(bool if kind == "b" else np.int64))  # a copy: in the machine's byte order, one after the other
+    if not rows.ndim:
+        raise InputError(f"rows must be several numbers, such as [{rows.item()}], or a mask, not the single {rows.item()}")
     if rows.is_floating_point() or rows.is_complex():
         raise InputError(f"rows must be whole numbers or a mask, not {rows.dtype}")
     if rows.dtype == torch.bool and rows.shape != (count,):
