@@ -9,6 +9,7 @@ __all__ = ['Levels', 'raster_formats', 'Unreadable', 'ImageSet', 'deep_kind', 'u
            'subsample_evenly', 'FileList']
 
 # %% ../nbs/machine_room/17_images.ipynb #9c3ad89c
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .errors import InputError, printable
 from .kernels.archives import FileList, openable
@@ -123,10 +124,28 @@ class ImageSet(Dataset[Tensor]):
         "Every image of a PyTorch data set, as `isd_nb.sources.datasets.from_dataset` reads it."
         return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes, white)
 
+    @staticmethod
+    def from_folder(path: Path | str, size: int, labels: Path | str | None = None, white: float | None = None) -> "ImageSet":
+        "Every image of a folder or an archive, `size` x `size` pixels, as `isd_nb.sources.door.whole_folder` reads it."
+        return import_module("isd_nb.sources.door").whole_folder(path, size, labels, white)
+
 # %% ../nbs/machine_room/17_images.ipynb #c12-0fd3c1
+def way_to_images(values: Any) -> str:  # "" for what is no data set and no place
+    "How an image set is made of a data set, a loader of batches or a place, in words."
+    if isinstance(values, DataLoader):
+        return "a DataLoader has batches, and ImageSet.from_dataset(loader.dataset) makes an image set of its data set"
+    if isinstance(values, str) and (values == "digits" or values.startswith(("torchvision:", "packed:"))):
+        return f"isd_nb.sources.door.load_images({values!r}, size) reads a set that is named as for --data"
+    if isinstance(values, str | os.PathLike):
+        return f"ImageSet.from_folder({printable(os.fsdecode(values).removeprefix('folder:'))!r}, size) reads a folder"
+    return "ImageSet.from_dataset makes an image set of a data set of PyTorch" if isinstance(values, Dataset) else ""
+
+
 def as_pixels(values: Any) -> Tensor:  # uint8 (N, C, H, W)
     "Images as a tensor of bytes."
     what = "images must be uint8 of shape (N, C, H, W)"
+    if way := way_to_images(values):
+        raise InputError(f"{what}, or an ImageSet, not {type(values).__name__}: {way}")
     pixels = as_tensor(values, "images")
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise InputError(f"{what}, not {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}")

@@ -41,8 +41,8 @@ def imports_of(module: str) -> set[str]:
 # Imported by name when used: `load_encoder` takes every source, and the readers of foreign files build networks. These
 # arrows point up; importing the modules does not follow them. A registry would not do: the readers would be there
 # only after an import of isd_nb.methods.checkpoints, so that what `load_encoder` reads would hang on what else is used.
-# `ImageSet.from_dataset` reads data sets of PyTorch in the same way.
-LATE = {("encoders", "methods.checkpoints"), ("data", "sources.datasets")}
+# `ImageSet.from_dataset` reads data sets of PyTorch in the same way, and `ImageSet.from_folder` folders.
+LATE = {("encoders", "methods.checkpoints"), ("data", "sources.datasets"), ("data", "sources.door")}
 
 
 def late_imports_of(module: str) -> set[str]:

@@ -1,5 +1,6 @@
 """An image set in code of a user's own: data sets of PyTorch and Hugging Face, folders, rows, and how it is printed."""
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
 
+import isd_nb
 from isd_nb.data import ImageSet
+from isd_nb.embedding import embed
 from isd_nb.engine.finish import Finished
 from isd_nb.errors import InputError, refusal
 from isd_nb.queue import AnchorQueue
@@ -152,3 +155,67 @@ def test_one_row_is_one_image_and_no_part_of_a_set() -> None:
     assert all(torch.equal(IMAGES[i], PIXELS[3]) for i in (3, np.int64(3), torch.tensor(3), -9))
     for wrong in (3, np.int64(3), torch.tensor(3)):
         assert "rows must be several numbers, such as [3], or a mask, not the single 3" in refusal(IMAGES.subset, wrong)
+
+
+# ---- folders, and what is given instead of images
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Path:
+    "Three images of each of two classes."
+    for i, pixels in enumerate(PIXELS[:6]):
+        (tmp_path / "fold" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "fold" / "ab"[i % 2] / f"{i}.png")
+    return tmp_path / "fold"
+
+
+def test_a_folder_becomes_one_set(fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fold.parent)
+    images = ImageSet.from_folder(fold, 6)
+    assert images.classes == ("a", "b") and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [p.name for p in images.paths] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png"]
+    assert torch.equal(images.images, PIXELS[[0, 2, 4, 1, 3, 5]]) and ImageSet.from_folder("fold", 4).shape == (3, 4, 4)
+    assert {p.name for p in fold.parent.iterdir()} == {"fold"}, "no list of the folder is kept"
+    (fold / "labels.csv").write_text("file,label\n" + "".join(f"{'ab'[i % 2]}/{i}.png,x{i % 3}\n" for i in range(6)))
+    assert ImageSet.from_folder(fold, 6, labels=fold / "labels.csv").classes == ("x0", "x1", "x2")
+    assert "size must be a whole number of pixels" in refusal(ImageSet.from_folder, fold, "6")
+
+
+def test_of_a_folder_that_is_split_the_training_images_are_read(fold: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(fold / "a", fold.parent / "both" / part / "a")
+        shutil.copytree(fold / "b", fold.parent / "both" / part / "b")
+    (fold.parent / "both" / "test" / "a" / "0.png").unlink()
+    assert len(ImageSet.from_folder(fold.parent / "both", 6)) == 6
+    assert len(ImageSet.from_folder(fold.parent / "both" / "test", 6)) == 5
+
+
+GIVEN = [("folder:fold", "ImageSet.from_folder('fold', size) reads a folder"),
+         (Path("fold"), "ImageSet.from_folder('fold', size) reads a folder"),
+         ("digits", "isd_nb.sources.door.load_images('digits', size)"),
+         (TensorDataset(PIXELS), "ImageSet.from_dataset makes an image set of a data set of PyTorch"),
+         (DataLoader(TensorDataset(PIXELS)), "ImageSet.from_dataset(loader.dataset)")]
+
+
+@pytest.mark.parametrize("given, words", GIVEN, ids=lambda v: type(v).__name__)
+def test_a_place_or_a_data_set_given_as_images_is_refused(given: Any, words: str) -> None:
+    found = refusal(embed, torch.nn.Flatten(), given)
+    assert words in found and "NumPy" not in found and "np." not in found and words in refusal(ImageSet, given)
+
+
+def test_training_names_how_a_folder_or_a_data_set_is_given(fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fold.parent)
+    assert "give the text 'folder:fold'" in refusal(isd_nb.train, "digits", Path("fold"), "run")
+    assert "it is a folder, which is named folder:fold" in refusal(isd_nb.train, "digits", "fold", "run")
+    assert "did you mean 'digits'" in refusal(isd_nb.train, "digits", "digit", "run")
+    for given, words in GIVEN[3:]:
+        assert words in refusal(isd_nb.train, "digits", given, "run")
+    assert not (fold.parent / "run").exists()
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"] * 6, np.array(["cat", "dog"] * 6),
+                                    np.array(["cat", "dog"] * 6, dtype=object)], ids=["list", "array", "objects"])
+def test_texts_as_labels_are_refused_with_what_numbers_them(labels: Any) -> None:
+    words = "labels must be numbers, not texts such as 'cat': number the classes, as np.unique(labels, return_inver"
+    features = torch.randn(12, 3)
+    assert words in refusal(ImageSet, PIXELS, labels)
+    assert words in refusal(isd_nb.knn_accuracy, features, labels, features, labels, k=1)

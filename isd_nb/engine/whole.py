@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..data import ImageSet, held_out
+from ..data import ImageSet, held_out, way_to_images
 from .finish import Finished, finish
 from .runs import read_recipe, with_own_white, with_stem
 from .training import train as train_method
@@ -41,8 +41,9 @@ def sets_of(images: ImageSet | str | None, test: ImageSet | None, recipe: Recipe
         sets = read_sets(recipe, root)
         return recipe, sets if test is None else replace(sets, test=test)
     if not isinstance(images, ImageSet):
-        raise InputError(f"images must be an ImageSet or a text such as folder:PATH, not {type(images).__name__}; "
-                         "isd_nb.sources.datasets.from_dataset makes one of a PyTorch data set")
+        way = f"give the text {printable(f'folder:{os.fspath(images)}')!r}" if isinstance(images, os.PathLike) else way_to_images(images)
+        raise InputError(f"images must be an ImageSet or a text such as folder:PATH, not {type(images).__name__}: "
+                         f"{way or 'ImageSet(pixels, labels) makes one of arrays, and ImageSet.from_dataset one of any data set'}")
     train = images
     if test is None and images.labels is not None:
         train, test = held_out(images)

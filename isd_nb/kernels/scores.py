@@ -26,6 +26,9 @@ def as_tensor(values: Tensor | ArrayLike, what: str) -> Tensor:  # of any shape;
         if np.ma.is_masked(values):
             raise ValueError("some of them are masked: leave them out")
         array = np.require(values, requirements=["C", "W"])  # a copy where rows go backwards, or cannot be written to
+        if array.size and isinstance(first := array.flat[0], str | bytes):
+            number = ": number the classes, as np.unique(labels, return_inverse=True)[1] does" if what.endswith("labels") else ""
+            raise InputError(f"{what} must be numbers, not texts such as {str(first)!r:.60}{number}")
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be numbers in rows of one length, not {type(values).__name__} ({error})") from error
