@@ -1,4 +1,5 @@
 """An image set in code of a user's own: data sets of PyTorch and Hugging Face, folders, rows, and how it is printed."""
+import inspect
 import pickle
 import shutil
 from pathlib import Path
@@ -15,7 +16,9 @@ import isd_nb
 from isd_nb.data import ImageSet
 from isd_nb.embedding import embed
 from isd_nb.engine.finish import Finished
+from isd_nb.engine.training import train as train_method
 from isd_nb.errors import InputError, refusal
+from isd_nb.evaluation import few_label_accuracy
 from isd_nb.queue import AnchorQueue
 from isd_nb.sources.datasets import from_dataset
 
@@ -219,3 +222,33 @@ def test_texts_as_labels_are_refused_with_what_numbers_them(labels: Any) -> None
     features = torch.randn(12, 3)
     assert words in refusal(ImageSet, PIXELS, labels)
     assert words in refusal(isd_nb.knn_accuracy, features, labels, features, labels, k=1)
+
+
+# ---- what a first script takes from the top level
+
+def test_a_script_needs_no_deeper_module_for_a_run() -> None:
+    recipe = isd_nb.find_recipe("digits")
+    assert isinstance(recipe, isd_nb.Recipe) and isinstance(isd_nb.STRONG, isd_nb.ViewRecipe)
+    assert isd_nb.few_label_accuracy is few_label_accuracy
+
+
+def test_an_editor_completes_the_settings_of_a_run() -> None:
+    "Those of the function that trains, by the same names and with the same defaults."
+    inner, own = (inspect.signature(function).parameters for function in (train_method, isd_nb.train))
+    for name in ("workers", "threads", "tracker", "watch", "save_every"):
+        assert own[name].default == inner[name].default and own[name].annotation == inner[name].annotation
+    assert not [p for p in own.values() if p.kind is p.VAR_KEYWORD]
+
+
+def test_the_settings_of_a_run_reach_its_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Reached(Exception):
+        pass
+
+    def stop(*given: Any, **settings: Any) -> None:
+        raise Reached(inspect.signature(train_method).bind(*given, **settings).arguments)
+
+    monkeypatch.setattr("isd_nb.engine.whole.train_method", stop)
+    how = dict(workers=2, threads=1, tracker="wandb", watch=print, save_every=5.0, show=True, resume=False)
+    with pytest.raises(Reached) as found:
+        isd_nb.train(isd_nb.find_recipe("digits"), IMAGES, tmp_path / "run", device="cpu", **how)
+    assert {name: found.value.args[0][name] for name in how} == how

@@ -8,6 +8,7 @@ __all__ = ['train']
 # %% ../../nbs/machine_room/63_in_python.ipynb #n02-6bab3a
 import os
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,11 @@ def train(recipe: Recipe | str,  # or a recipe's name
           device: torch.device | str = "auto",
           root: Path | str = "data",  # where torchvision's sets and the index of folders lie
           show: bool = False,  # a progress bar and lines
-          **how: Any,  # of `isd_nb.engine.training.train`: workers, tracker, save_every, watch
+          workers: int | None = None,  # processes that decode files; None: chosen by what decoding takes
+          threads: int | None = None,  # of every step; None: chosen while training
+          tracker: str | None = None,  # "tensorboard" or "wandb", beside metrics.csv
+          watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,  # gets all rows of metrics.csv after each evaluation
+          save_every: float = 60.0,  # seconds between checkpoints, if that is less than a twentieth of the time
           ) -> Finished:  # encoders, features, and what summary.json holds
     "Train by a recipe, save, evaluate; `out` is a run like any other, but images given here have no place: isd_eval and isd_explore take --data then."
     recipe = recipe_and_place(recipe, out)
@@ -134,6 +139,7 @@ def train(recipe: Recipe | str,  # or a recipe's name
         check_own_size(recipe, part)
     sets = with_words(sets, test)
     report_read(recipe, sets, show)
-    how = dict(found=sets.found.to_json() if sets.found else None) | how
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, show=show, test=sets.test, longer=resume, **how)
+    found = sets.found.to_json() if sets.found else None
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, save_every, show, threads,
+                           workers, tracker, watch, found, sets.test, longer=resume)
     return finish(recipe, sets, trained, out)
