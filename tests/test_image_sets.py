@@ -51,6 +51,7 @@ def test_labels_and_names_come_back_from_pytorchs_tools() -> None:
     same(from_dataset(Subset(ConcatDataset([IMAGES, IMAGES]), [13, 2])), [1, 2])
     same(from_dataset(Subset(IMAGES.pairs(), np.array([5, 3]))), [5, 3])
     same(from_dataset(IMAGES + IMAGES), [*range(12), *range(12)])
+    same(from_dataset(ConcatDataset([Subset(IMAGES, []), part]), size=6), list(part.indices))
     assert "is empty" in refusal(from_dataset, Subset(IMAGES, []))
 
 
@@ -79,6 +80,12 @@ def test_files_stay_files_unless_they_are_joined_with_what_is_in_memory(files: I
 def test_sets_that_do_not_fit_are_not_joined(other: ImageSet, words: str) -> None:
     with pytest.raises(InputError, match=words):
         from_dataset(ConcatDataset([IMAGES, other]))
+
+
+def test_sets_of_other_sides_and_of_fewer_numbered_classes_are_joined() -> None:
+    wide = ImageSet(torch.zeros(2, 3, 6, 8).byte(), [0, 3])
+    found = from_dataset(ConcatDataset([ImageSet(PIXELS, torch.arange(12) % 3), wide]), size=6)
+    assert found.shape == (3, 6, 6) and found.classes == ("0", "1", "2", "3") and found.labels.tolist()[-2:] == [0, 3]
 
 
 def test_a_subset_of_ones_own_is_read_item_by_item() -> None:

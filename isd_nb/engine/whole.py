@@ -140,6 +140,6 @@ def train(recipe: Recipe | str,  # or a recipe's name
     sets = with_words(sets, test)
     report_read(recipe, sets, show)
     found = sets.found.to_json() if sets.found else None
-    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, save_every, show, threads,
-                           workers, tracker, watch, found, sets.test, longer=resume)
+    trained = train_method(recipe, sets.train, out, sample_evaluator(sets.bank, sets.test), resume, device, save_every, show=show,
+                           threads=threads, workers=workers, tracker=tracker, watch=watch, found=found, test=sets.test, longer=resume)
     return finish(recipe, sets, trained, out)

@@ -178,40 +178,47 @@ class Pairs(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
 # %% ../../nbs/machine_room/30_datasets.ipynb #da17-jn
-def joined(parts: Sequence[ImageSet]) -> ImageSet:
+def names_in_common(parts: Sequence[ImageSet]) -> tuple[str, ...]:
+    "The names of classes that joined sets share; of classes that have numbers for names, the most."
+    found = list(dict.fromkeys(images.classes for images in parts))
+    if len(found) > 1 and not all(names == tuple(map(str, range(len(names)))) for names in found):
+        raise InputError(f"the image sets that are joined have other classes, {', '.join(found[0]) or 'none':.80} and {', '.join(found[1]) or 'none':.80}: number the "
+                         "classes alike and give all sets the same names, or leave labels out, as ImageSet(images.images) does")
+    return max(found, key=len)
+
+
+def one_set(parts: Sequence[ImageSet]) -> ImageSet:
     "Several image sets as one, in this order; of files only where all are files that are read alike, else in memory."
-    first = parts[0]
+    first, names = parts[0], names_in_common(parts)
     for other in parts[1:]:
-        if other.classes != first.classes:
-            raise InputError(f"the image sets that are joined have other classes, {', '.join(first.classes) or 'none':.80} and {', '.join(other.classes) or 'none':.80}: number the classes alike and give all sets the same names")
         if (other.labels is None) != (first.labels is None):
             raise InputError("of the image sets that are joined, some have labels: all must, or none")
         if other.shape != first.shape:
-            raise InputError(f"the image sets that are joined have images of {first.shape} and {other.shape} (C, H, W): make them alike, as ImageSet.from_dataset(images, size) does for their sides")
+            raise InputError(f"the image sets that are joined have images of {first.shape} and {other.shape} (C, H, W): give a size where sides differ, and convert all to RGB or all to grey where channels do")
     paths = [path for images in parts for path in images.paths]
     labels = None if first.labels is None else torch.cat([images.known_labels().to(first.labels.device) for images in parts])
     if all(images.images is None and (images.levels, images.resized) == (first.levels, first.resized) for images in parts):
-        return replace(first, labels=labels, paths=paths, origin="")
+        return replace(first, labels=labels, classes=names, paths=paths, origin="")
     pixels = [images.get(range(len(images))) if images.images is None else images.images for images in parts]
     paths = paths if all(len(images.paths) for images in parts) else []
-    return replace(first, images=torch.cat([p.to(pixels[0].device) for p in pixels]), labels=labels, paths=paths, origin="")
+    return replace(first, images=torch.cat([p.to(pixels[0].device) for p in pixels]), labels=labels, classes=names, paths=paths, origin="")
 
 # %% ../../nbs/machine_room/30_datasets.ipynb #da18-own
-def own_images(dataset: Any) -> ImageSet | None:
+def images_within(dataset: Any, size: int | None) -> ImageSet | None:
     "The image set that a data set is, is a part of, or joins; None where it is made of anything else."
     if isinstance(dataset, ImageSet):
         return dataset
     if type(dataset) is Pairs:
         return dataset.images
     if type(dataset) is Subset:  # one of a user's own may do more
-        whole = own_images(dataset.dataset)
+        whole = images_within(dataset.dataset, size)
         return None if whole is None else whole.subset(torch.as_tensor(dataset.indices, dtype=torch.long))
-    parts = [own_images(part) for part in dataset.datasets] if type(dataset) is ConcatDataset else []
-    whole_parts = [part for part in parts if part is not None]
-    return joined(whole_parts) if parts and len(whole_parts) == len(parts) else None
+    parts = [images_within(part, size) for part in dataset.datasets] if type(dataset) is ConcatDataset else []
+    own = [own_at(part, size) for part in parts if part]  # and not empty
+    return one_set(own) if own and None not in parts else None
 
 # %% ../../nbs/machine_room/30_datasets.ipynb #da19-own
-def own_at(images: ImageSet, size: int | None, names: tuple[str, ...]) -> ImageSet:
+def own_at(images: ImageSet, size: int | None, names: tuple[str, ...] = ()) -> ImageSet:
     "An image set at a size, with names for its classes; files are read at that size."
     images = replace(images, classes=names) if names else images
     if size is None or images.shape[1:] == (size, size):
@@ -254,7 +261,7 @@ def from_dataset(dataset: Any,  # with `len` and numbers: images, or (image, lab
     "Read every image of a data set, as bytes in memory; where `white` is None, up to 20,000 twice, from the first of more than 8 bits on."
     size, levels = as_size(size), stated_levels(white)
     names = as_names(classes, "classes") if classes is not None else ()
-    if own := own_images(dataset):  # and not empty
+    if own := images_within(dataset, size):  # and not empty
         return own_at(own, size, names)
     names, dataset = names or names_inside(dataset), as_items(dataset)
     pixels, labels, kinds = [], [], set()
