@@ -71,13 +71,13 @@ def report(comparison: Mapping[str, Any], out: Path) -> None:
     if comparison["runs"]:
         print("", comparison_table(comparison), sep="\n")
         write_comparison(comparison, out / "table.csv")
-        written = ["comparison.json", "table.csv", *draw_figures(comparison, out)]
+        written = ["comparison.json", "table.csv", *draw_comparison(comparison, out)]
         print(f"\nEverything is in {out}: {', '.join(written)}, and the runs")
     if comparison["failures"]:
         raise SystemExit(1)
 
 
-def draw_figures(comparison: Mapping[str, Any], out: Path) -> list[str]:  # the files that were written
+def draw_comparison(comparison: Mapping[str, Any], out: Path) -> list[str]:  # the files that were written
     "Both figures; none, and a sentence, where matplotlib is missing."
     figures = {"learning.png": plot_learning, "compute.png": plot_compute}
     try:
