@@ -246,6 +246,32 @@ def test_threads_are_fixed_kept_and_put_back(tmp_path: Path) -> None:
         train(QUICK, IMAGES, tmp_path / "other", device="cpu", show=False, threads=0)
 
 
+def test_a_sweep_that_goes_on_after_errors_ends_at_ctrl_c(tmp_path: Path) -> None:
+    def stop(method: Method) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+    begun = []
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of"):
+        for seed in range(2):
+            begun.append(seed)
+            try:
+                train(replace(QUICK, seed=seed), IMAGES, tmp_path / f"{seed}", stop, device="cpu", show=False)
+            except Exception as error:
+                print(error)
+    assert begun == [0] and load_checkpoint(tmp_path / "0" / "checkpoints")["step"] == 1
+
+
+def test_an_evaluation_that_is_stopped_leaves_what_was_learned(tmp_path: Path) -> None:
+    def evaluate(method: Method) -> dict[str, float]:
+        if next(calls):
+            raise Stopped("stopped at step 3 of 9 with labels")  # as `fit_classifier` does
+        return {}
+    calls = iter(range(9))
+    with pytest.raises(Stopped, match="with labels"):
+        train(QUICK, IMAGES, tmp_path, evaluate, device="cpu", show=False)
+    assert load_checkpoint(tmp_path / "checkpoints")["step"] >= 1
+
+
 def test_building_leaves_all_generators_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     seeded: list[int] = []
     monkeypatch.setattr("torch.cuda.manual_seed_all", seeded.append)

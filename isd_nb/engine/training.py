@@ -342,7 +342,7 @@ def saved_first(state: TrainState, out: Path) -> Iterator[None]:
         yield
     except Diverged:
         raise
-    except Exception:
+    except (Exception, Stopped):  # an evaluation that trains with labels may be stopped
         with suppress(OSError, Diverged):  # a full disk is reported already; what is ruined stays out of the checkpoints
             check_sound(state)
             save_train_state(state, out)

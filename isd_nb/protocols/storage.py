@@ -112,7 +112,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:  # what: to do about a
     return values
 
 # %% ../../nbs/machine_room/43_storage.ipynb #c35-602d19
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):  # so that a loop that goes on after any Exception ends with it
     "Training was asked to stop, has saved, and can go on with `resume`."
 
 # %% ../../nbs/machine_room/43_storage.ipynb #c36-3b17d4
