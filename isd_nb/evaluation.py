@@ -82,7 +82,9 @@ def linear_probe(train_features: Tensor | ArrayLike,  # (N, F)
     test_labels = check_labels(test_features, test_labels, "test")
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     classifier = fit_linear(train_features, train_labels, classes, **settings)
-    return score(classifier(test_features.to(train_features.device)), test_labels.to(train_features.device))
+    with torch.autocast(train_features.device.type, enabled=False):  # in float32, as the layer was trained
+        logits = classifier(test_features.to(train_features.device))
+    return score(logits, test_labels.to(train_features.device))
 
 
 def linear_accuracy(train_features: Tensor | ArrayLike, train_labels: Tensor | ArrayLike,  # (N, F), (N,)

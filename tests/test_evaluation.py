@@ -50,6 +50,23 @@ def pixel_halves() -> Iterator[tuple[Tensor, Tensor]]:
     return ((pixels[i].float(), names[i].long()) for i in order.split(899))
 
 
+def test_a_linear_layer_draws_nothing_and_computes_in_float32_wherever_it_is_called() -> None:
+    (features, labels), (test, truth) = pixel_halves()
+    before, settings = torch.get_rng_state(), dict(epochs=2, min_steps=0)
+    plain = linear_accuracy(features, labels, test, truth, **settings)
+    assert torch.equal(torch.get_rng_state(), before), "an evaluation changes the training that follows"
+    weight = fit_linear(features, labels, **settings).linear.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fit_linear(features, labels, **settings).linear.weight, weight)
+        assert linear_accuracy(features, labels, test, truth, **settings) == plain
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(fit_linear(features, labels, **settings).linear.weight, weight)
+        assert linear_accuracy(features, labels, test, truth, **settings) == plain
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("k", [1, 3, 20])
 @pytest.mark.parametrize("tied", [False, True])
 def test_neighbours_are_those_of_scikit_learn(k: int, tied: bool) -> None:

@@ -41,7 +41,7 @@ class LinearClassifier(nn.Module):
         mean, variance = unit_statistics(features)
         self.register_buffer("mean", mean)
         self.register_buffer("std", (variance + 1e-5).sqrt())  # the authors' epsilon (eval_linear.py)
-        self.linear = nn.Linear(features.shape[1], classes, device=features.device)
+        self.linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes, device=features.device, dtype=torch.float32)  # draws nothing
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -74,7 +74,7 @@ def standardised(classifier: LinearClassifier, features: Tensor,
         return F.pad(classifier.standardise(part), (0, 1), value=1.0)
     if 4 * features.numel() > most:
         return lambda rows: with_one(features[rows])
-    inputs = torch.empty(len(features), features.shape[1] + 1, device=features.device)
+    inputs = torch.empty(len(features), features.shape[1] + 1, dtype=torch.float32, device=features.device)
     for start in range(0, len(features), block):
         inputs[start:start + block] = with_one(features[start:start + block])
     return lambda rows: inputs.index_select(0, rows)
@@ -130,10 +130,10 @@ def fit_linear(features: Tensor | ArrayLike,  # (N, F)
     if not classifier.mean.isfinite().all():
         raise InputError("training features hold NaN or infinite values: the encoder has diverged")
     layer, inputs, generator = classifier.linear, standardised(classifier, features), torch.Generator().manual_seed(seed)
-    weights, velocity = (torch.zeros(layer.out_features, layer.in_features + 1, device=features.device) for _ in range(2))
+    weights, velocity = (torch.zeros(layer.out_features, layer.in_features + 1, dtype=torch.float32, device=features.device) for _ in range(2))
     epochs = max(epochs, math.ceil(min_steps / math.ceil(len(features) / batch_size)))
     slower = [max(1, round(epochs * part / 40)) for part in (15, 30)]  # epochs after which the rate falls
-    with one_thread(batch_size * layer.weight.numel(), features.device):
+    with one_thread(batch_size * layer.weight.numel(), features.device), torch.autocast(features.device.type, enabled=False):
         for epoch in tqdm(range(epochs), "linear", leave=False, disable=not progress):
             rate = learning_rate * 0.1 ** sum(epoch >= end for end in slower)
             for rows in torch.randperm(len(features), generator=generator).to(features.device).split(int(batch_size)):
