@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
+from torchvision.transforms import v2
 
 from isd_nb import (
     ISD, STRONG, AnchorQueue, ImageSet, Views, embed, knn_accuracy, soft_label_loss, soft_labels,
@@ -295,10 +296,15 @@ def test_vectors_lie_on_one_device():
     assert "keys are on cpu and anchors on meta: bring both" in refusal(soft_labels, here, away)
 
 
-def test_views_need_a_generator():
-    for given in (None, 3):
-        sentence = refusal(Views(STRONG, 8), PIXELS, given)
+def test_views_take_a_generator_or_that_of_torch():
+    for given, more in ((3, {}), (None, dict(part=(0, len(PIXELS), len(PIXELS) + 1)))):  # processes must draw alike
+        sentence = refusal(Views(STRONG, 8), PIXELS, given, **more)
         assert "generator must be a torch.Generator" in sentence and type(given).__name__ in sentence
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        made = v2.Compose([Views(STRONG, 8), v2.Identity()])(PIXELS)
+        assert not torch.equal(Views(STRONG, 8)(PIXELS), made)
+    assert torch.equal(made, Views(STRONG, 8)(PIXELS, torch.Generator().manual_seed(3)))
 
 
 SHORT = replace(find_recipe("digits"), steps=1, batch_size=2, queue_size=4, width=4, evaluations=1)
