@@ -20,7 +20,7 @@ def soft_labels(keys: Tensor,  # (B, D) unit vectors, the teacher's
                 anchors: Tensor,  # (K, D) unit vectors
                 temperature: float = 0.02,  # the smaller, the closer to one-hot
                 ) -> Tensor:  # (B, K) probabilities, without a gradient
-    "The teacher's similarities to the anchors as probabilities (ISD, Tejankar et al. 2021)."
+    "Of unit vectors: the teacher's similarities to the anchors as probabilities (ISD, Tejankar et al. 2021)."
     check_vectors(keys, anchors, temperature, "keys")
     return (similarities(keys, anchors) / temperature).softmax(dim=1)
 
@@ -31,7 +31,7 @@ def soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the student's: the 
                     student_temperature: float = 0.1,
                     teacher_temperature: float = 0.02,
                     ) -> Tensor:  # a number: KL(teacher || student), mean over the batch
-    "ISD's loss with the (B, K) matrices in memory: easy to read, and the reference for the streaming form."
+    "Of unit vectors: ISD's loss with the (B, K) matrices in memory, easy to read, and the reference for the streaming form."
     check_pairs(queries, keys)
     check_vectors(queries, anchors, student_temperature, "queries")
     labels = soft_labels(keys, anchors, teacher_temperature)  # (B, K)
@@ -63,7 +63,7 @@ def streaming_soft_label_loss(queries: Tensor,  # (B, D) unit vectors, the stude
                               block: int | None = None,  # anchors read at a time; None: what is fast on this device
                               products: torch.dtype = torch.float32,  # or bfloat16: the same but for rounding
                               ) -> Tensor:  # a number: KL(teacher || student), mean over the batch
-    "The value and gradient of `soft_label_loss` in O(B D) memory (once differentiable): the one that training uses."
+    "Of unit vectors: the value and gradient of `soft_label_loss` in O(B D) memory (once differentiable), the one that training uses."
     check_pairs(queries, keys)
     check_vectors(queries, anchors, student_temperature, "queries")
     check_vectors(keys, anchors, teacher_temperature, "keys")

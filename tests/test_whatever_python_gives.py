@@ -296,6 +296,11 @@ def test_vectors_lie_on_one_device():
     assert "keys are on cpu and anchors on meta: bring both" in refusal(soft_labels, here, away)
 
 
+def test_losses_state_what_they_are_of_where_help_shows_it():
+    for loss in (soft_labels, soft_label_loss, streaming_soft_label_loss):
+        assert loss.__doc__.startswith("Of unit vectors: ")
+
+
 def test_views_take_a_generator_or_that_of_torch():
     for given, more in ((3, {}), (None, dict(part=(0, len(PIXELS), len(PIXELS) + 1)))):  # processes must draw alike
         sentence = refusal(Views(STRONG, 8), PIXELS, given, **more)
