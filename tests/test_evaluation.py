@@ -24,7 +24,7 @@ from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.errors import InputError
-from isd_nb.evaluation import LinearClassifier, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
+from isd_nb.evaluation import LinearClassifier, Score, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
 from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
 from isd_nb.methods.building import backbone_config, build_method
 from isd_nb.protocols.scorer import score_encoders
@@ -48,6 +48,16 @@ def pixel_halves() -> Iterator[tuple[Tensor, Tensor]]:
     pixels, names = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1))
     return ((pixels[i].float(), names[i].long()) for i in order.split(899))
+
+
+def test_a_score_is_compared_and_printed_as_its_top1() -> None:
+    score, worse = Score(0.75, 1.0, torch.ones(4)), Score(0.5, 1.0, torch.ones(4))
+    assert float(score) == 0.75 and f"{score:.3f} {score:.0%}" == "0.750 75%"
+    assert f"{score}" == str(score) == repr(score) == "Score(top1=0.75, top5=1.0)"
+    assert 0.5 < score <= 0.75 <= score < 1 and worse < score and worse <= score and score > worse and score >= worse
+    assert max(worse, score) is score and score == Score(0.75, 1.0, torch.zeros(4)) != worse
+    with pytest.raises(TypeError):
+        print(score < "1")
 
 
 def test_a_linear_layer_draws_nothing_and_computes_in_float32_wherever_it_is_called() -> None:

@@ -72,12 +72,30 @@ def check_labels(features: Tensor, labels: Tensor | ArrayLike | None, name: str)
 # %% ../../nbs/machine_room/08_scores.ipynb #c13-177649
 @dataclass(frozen=True)
 class Score:
-    "How often the right label came first, and how often it was among the first five."
+    "How often the right label came first, and how often it was among the first five; a number where one is needed: `top1`."
     top1: float  # in [0, 1]
     top5: float  # in [0, 1]
     correct: Tensor = field(repr=False, compare=False)  # bool (M,): which images were right, for intervals
 
+    def __float__(self) -> float:
+        return self.top1
 
+    def __format__(self, form: str) -> str:
+        return format(self.top1, form) if form else str(self)
+
+    def __lt__(self, other: "Score | float") -> bool:
+        return self.top1 < getattr(other, "top1", other)
+
+    def __le__(self, other: "Score | float") -> bool:
+        return self.top1 <= getattr(other, "top1", other)
+
+    def __gt__(self, other: "Score | float") -> bool:
+        return self.top1 > getattr(other, "top1", other)
+
+    def __ge__(self, other: "Score | float") -> bool:
+        return self.top1 >= getattr(other, "top1", other)
+
+# %% ../../nbs/machine_room/08_scores.ipynb #c13-score
 def score(logits: Tensor | ArrayLike,  # (M, classes)
           labels: Tensor | ArrayLike,  # (M,)
           ) -> Score:
