@@ -1,4 +1,5 @@
 """What Python users have at hand, NumPy numbers, texts and empty sets, is taken or refused in one sentence."""
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from isd_nb import (
     streaming_soft_label_loss, train)
 from isd_nb.data import decode_image, held_out
 from isd_nb.embedding import embed_all
+from isd_nb.encoders import load_encoder
 from isd_nb.errors import InputError, refusal
 from isd_nb.kernels.devices import pick_device
 from isd_nb.kernels.linear_classifier import fit_linear
@@ -299,6 +301,22 @@ def test_vectors_lie_on_one_device():
 def test_losses_state_what_they_are_of_where_help_shows_it():
     for loss in (soft_labels, soft_label_loss, streaming_soft_label_loss):
         assert loss.__doc__.startswith("Of unit vectors: ")
+
+
+def test_an_encoder_is_differentiated_and_mapped_without_a_warning():
+    encoder, images = load_encoder("shipped:digits"), torch.rand(3, 1, 16, 16)
+    plain, weights = encoder(images), dict(encoder.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert encoder(images.clone().requires_grad_()).requires_grad
+    each = torch.func.vmap(encoder)(images[:, None])[:, 0]
+    torch.testing.assert_close(each, plain)
+    def norm(weights: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(encoder, weights, image[None]).norm()
+    for gradient in torch.func.vmap(torch.func.grad(norm), (None, 0))(weights, images).values():
+        assert len(gradient) == 3 and gradient.isfinite().all()
+    with pytest.raises(InputError, match="normalised already"):
+        encoder((images - 1).requires_grad_())
 
 
 def test_views_take_a_generator_or_that_of_torch():

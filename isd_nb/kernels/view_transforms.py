@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ..errors import InputError
 from .scores import as_tensor
@@ -299,6 +300,9 @@ def check_range(images: Tensor) -> None:  # float, of any shape
     "Refuse values that are none of 0 to 1; on a GPU, and in a graph that is traced, nothing waits for this look."
     if images.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or not images.numel():
         return
+    if is_functorch_wrapped_tensor(images):  # under `torch.func.vmap` there is no number to see
+        return
+    images = images.detach()
     low, high = float(images.amin()), float(images.amax())  # far faster than `aminmax` where channels lie last
     if not math.isfinite(low + high):
         raise InputError("the images hold NaN or infinite values: give pixels in [0, 1]")
