@@ -155,11 +155,17 @@ class WithTeacher(Method):
 
 # %% ../nbs/machine_room/19_method.ipynb #c19-a7153c
 def width_of(student: nn.Module) -> int:
-    "D, how wide a network's vectors are: its `out_dim`, or the outputs of its last linear layer."
+    "D, how wide a network's vectors are: its `out_dim`; the features that it states, where it ends with them; or the outputs of its last linear layer."
+    if hasattr(student, "out_dim"):
+        return student.out_dim
     linear = [m.out_features for m in student.modules() if isinstance(m, nn.Linear)]
-    if not hasattr(student, "out_dim") and not linear:
+    if not linear or getattr(student, "num_classes", None) == 0:  # of timm without a classifier: behind the layers of its head, if it has one
+        for name in ("head_hidden_size", "num_features"):
+            if isinstance(width := getattr(student, name, None), int):
+                return width
+    if not linear:
         raise InputError("the student must state how wide its vectors are: give it an attribute `out_dim`")
-    return student.out_dim if hasattr(student, "out_dim") else linear[-1]
+    return linear[-1]
 
 # %% ../nbs/machine_room/19_method.ipynb #lf0e1d524e
 def shuffle_order(rows: int,  # B, images in the batch

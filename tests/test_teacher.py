@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -146,3 +147,12 @@ def test_the_schedule_is_that_of_byol() -> None:
     for done in (0, 0.3, 0.5, 1):
         assert cosine_momentum(0.99, 1, done) == pytest.approx(1 - 0.01 * (math.cos(math.pi * done) + 1) / 2)
     assert "not 1.1" in refusal(cosine_momentum, 0.9, 1, 1.1)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("resnet10t", 0), ("mobilenetv3_small_050", 0), ("mobilevit_xxs", 0), ("resnet10t", 7)])
+def test_isd_takes_a_network_of_timm(name: str, classes: int) -> None:
+    "Its vectors are of `num_features`, or wider behind a head's own layers, or as many as classes."
+    isd = ISD(timm.create_model(name, num_classes=classes), queue_size=4)
+    images = torch.rand(2, 3, 64, 64)
+    isd.update(isd(images, images))
+    assert isd.queue.anchors.shape[1] == isd.student(images).shape[1]
