@@ -52,7 +52,8 @@ class EMATeacher(nn.Module):
         super().__init__()
         self.module = copied(check_student(student)).requires_grad_(False)
         self.momentum = check_momentum(momentum)  # in [0, 1]; a schedule may set it before each update
-        self.train()
+        if not student.training:  # while it trains, layers that it holds in evaluation mode are held in the copy, too
+            self.train()
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Tensor:

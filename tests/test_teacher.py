@@ -70,6 +70,17 @@ def test_the_teacher_keeps_its_own_statistics() -> None:
     assert_close(dict(teacher.named_buffers()), before, rtol=0, atol=0)
 
 
+def test_a_layer_that_the_student_holds_in_evaluation_mode_is_held_by_the_teacher() -> None:
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    student[1].eval()
+    teacher = EMATeacher(student)
+    assert [m.training for m in teacher.module.modules()] == [m.training for m in student.modules()] and teacher.training
+    teacher(torch.randn(8, 3))
+    assert [int(teacher.module[i].num_batches_tracked) for i in (1, 3)] == [0, 1]
+    isd = ISD(student, queue_size=4)
+    assert not isd.teacher.module[1].training and all(m.training for m in isd.train().teacher.modules())
+
+
 @pytest.mark.parametrize("momentum", [1.5, -0.1, math.nan])
 def test_a_momentum_lies_between_0_and_1(momentum: float) -> None:
     assert "must lie in [0, 1]" in refusal(EMATeacher, filled(1), momentum)
