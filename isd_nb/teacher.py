@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .kernels.backbones import copied
+from .kernels.backbones import copied, copy_whole_numbers_, parameters_of
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cf5b77825
 def check_student(student: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def check_student(student: nn.Module) -> nn.Module:
 def pair_parameters(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     "The parameters of both in the same order, the student's in the teacher's precision."
     check_student(student)
-    mine, theirs = dict(teacher.named_parameters()), dict(student.named_parameters())
+    mine, theirs = parameters_of(teacher), parameters_of(student)
     for name in [*mine, *theirs]:
         if name not in mine or name not in theirs or mine[name].shape != theirs[name].shape:
             found = [tuple(side[name].shape) if name in side else "missing" for side in (mine, theirs)]
@@ -63,7 +63,7 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         "One step of the moving average, over parameters only: buffers stay the teacher's own."
-        mine, theirs = pair_parameters(self.module, student)
+        mine, theirs = copy_whole_numbers_(*pair_parameters(self.module, student))  # and the others remain
         torch._foreach_lerp_(mine, theirs, 1 - check_momentum(self.momentum))
 
 # %% ../nbs/1_isd/5_teacher.ipynb #cdf246aa8

@@ -74,7 +74,8 @@ def test_a_layer_that_the_student_holds_in_evaluation_mode_is_held_by_the_teache
     student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
     student[1].eval()
     teacher = EMATeacher(student)
-    assert [m.training for m in teacher.module.modules()] == [m.training for m in student.modules()] and teacher.training
+    assert [m.training for m in teacher.module.modules()] == [m.training for m in student.modules()]
+    assert teacher.training
     teacher(torch.randn(8, 3))
     assert [int(teacher.module[i].num_batches_tracked) for i in (1, 3)] == [0, 1]
     isd = ISD(student, queue_size=4)
@@ -145,6 +146,36 @@ def test_what_cannot_be_copied_is_named() -> None:
     assert "keep no locks" in refusal(ISD, student, queue_size=4)
 
 
+def inner_compiled(net: nn.Module) -> nn.Module:
+    net[0] = torch.compile(net[0])
+    return net
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, inner_compiled,
+                                  lambda net: torch.compile(nn.DataParallel(net)),
+                                  lambda net: nn.DataParallel(torch.compile(net))])
+def test_a_wrapped_student_is_followed_and_copied(wrap: Any) -> None:
+    teacher = EMATeacher(filled(0), momentum=0.75)
+    teacher.update(wrap(filled(1)))
+    of_wrapped = EMATeacher(wrap(filled(0)), momentum=0.75)
+    of_wrapped.update(filled(1))
+    for p in (*teacher.parameters(), *of_wrapped.parameters()):
+        assert_close(p, torch.full_like(p, 0.25))
+
+
+def test_parameters_of_whole_numbers_are_copied() -> None:
+    def counting(value: int) -> nn.Module:
+        net = nn.Linear(2, 2)
+        net.bins = nn.Parameter(torch.full((3,), value), requires_grad=False)
+        net.on = nn.Parameter(torch.tensor(value > 2), requires_grad=False)
+        return net
+    teacher, student = EMATeacher(counting(1), momentum=0.5), counting(4)
+    before = teacher.module.weight.clone()
+    teacher.update(student)
+    assert teacher.module.bins.tolist() == [4, 4, 4] and bool(teacher.module.on)
+    assert_close(teacher.module.weight, ((before + student.weight) / 2).detach())
+
+
 def test_every_parameter_needs_its_partner() -> None:
     student = filled(1)
     without_bias = nn.Sequential(student[0], student[1], nn.Linear(4, 2, bias=False))
@@ -160,7 +191,8 @@ def test_the_schedule_is_that_of_byol() -> None:
     assert "not 1.1" in refusal(cosine_momentum, 0.9, 1, 1.1)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("resnet10t", 0), ("mobilenetv3_small_050", 0), ("mobilevit_xxs", 0), ("resnet10t", 7)])
+@pytest.mark.parametrize(("name", "classes"), [("resnet10t", 0), ("mobilenetv3_small_050", 0), ("mobilevit_xxs", 0),
+                                               ("resnet10t", 7)])
 def test_isd_takes_a_network_of_timm(name: str, classes: int) -> None:
     "Its vectors are of `num_features`, or wider behind a head's own layers, or as many as classes."
     isd = ISD(timm.create_model(name, num_classes=classes), queue_size=4)

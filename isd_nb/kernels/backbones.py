@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['elsewhere', 'BackboneConfig', 'TinyNet', 'ResidualBlock', 'SmallResNet', 'build_backbone', 'is_own', 'copied',
-           'check_steady', 'StandInNorm', 'SplitBatchNorm', 'is_known_norm', 'fill_norm', 'replace_norms',
-           'split_batch_norm', 'as_batch', 'check_images']
+           'parameters_of', 'copy_whole_numbers_', 'check_steady', 'StandInNorm', 'SplitBatchNorm', 'is_known_norm',
+           'fill_norm', 'replace_norms', 'split_batch_norm', 'as_batch', 'check_images']
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #c0fb6e047
 import copy
@@ -249,6 +249,24 @@ def copied(net: nn.Module) -> nn.Module:
         raise InputError(f"{kind} cannot be copied, since it keeps what it computed in a list or the like, with its gradient: keep none of it, or keep it detached") from error
     except TypeError as error:
         raise InputError(f"{kind} cannot be copied ({error}): keep no locks, generators, open files and the like in a network") from error
+
+# %% ../../nbs/machine_room/13_backbones.ipynb #bb-follow-c1
+def parameters_of(net: nn.Module) -> dict[str, nn.Parameter]:  # by name
+    "The parameters of a network, by the names that they have without the wrappers of `torch.compile` and of several GPUs."
+    while hasattr(net, "_orig_mod") or isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        net = net._orig_mod if hasattr(net, "_orig_mod") else net.module
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in net.named_parameters()}
+
+# %% ../../nbs/machine_room/13_backbones.ipynb #bb-follow-c2
+@torch.no_grad()
+def copy_whole_numbers_(mine: Sequence[Tensor], theirs: Sequence[Tensor],  # each beside its partner
+                        ) -> tuple[list[Tensor], list[Tensor]]:  # the others of both, which have a mean
+    "Copy tensors of whole numbers, or of true and false, from their partners."
+    moving = [tensor.is_floating_point() or tensor.is_complex() for tensor in mine]
+    for tensor, partner, moves in zip(mine, theirs, moving):
+        if not moves:
+            tensor.copy_(partner)
+    return [t for t, moves in zip(mine, moving) if moves], [t for t, moves in zip(theirs, moving) if moves]
 
 # %% ../../nbs/machine_room/13_backbones.ipynb #bb-chance-c1
 def check_steady(first: Tensor,  # features (B, F)
