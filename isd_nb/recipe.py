@@ -161,14 +161,14 @@ def local_splits(recipe: Recipe, processes: int) -> int:
 def check_sizes(recipe: Recipe, images: int, processes: int = 1) -> None:
     "Raise unless the batch fits the images and the parts it is cut into."
     size, parts = recipe.batch_size, processes * recipe.accumulate
-    require(size <= images, f"a batch of {size} is larger than the set of {images} images; choose a smaller --batch-size")
+    require(size <= images, f"a batch of {size} is larger than the set of {images} images; choose a smaller batch_size (--batch-size)")
     require(size % processes == 0, f"a batch of {size} cannot be shared evenly by {processes} processes")
     require(size % parts == 0 and size // parts >= 2,
          f"a batch of {size} cannot be cut into {recipe.accumulate} micro-batches in each of {processes} processes")
     splits = local_splits(recipe, processes)
     require(size // parts % splits == 0 and size // parts >= 2 * splits,
          f"batch norm in {splits} parts needs a batch that they divide, two images or more each, not {size // parts} images at a time; "
-         "choose another --batch-size, or --set batch_norm_splits=1")
+         "choose another batch_size (--batch-size), or batch_norm_splits=1 (--set batch_norm_splits=1)")
     require(recipe.batch_norm_splits == 1 or recipe.batch_norm == "local", 'batch_norm "sync" sees the whole batch: set batch_norm_splits=1')
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c19-c09632
@@ -218,7 +218,7 @@ def short_of_warmup(recipe: Recipe, steps: int) -> str:  # "" where the warmup e
         return ""
     top = max(learning_rate(recipe, step, steps) for step in range(0, steps, -(-steps // 1000)))
     return (f"the learning rate rises over {recipe.warmup_steps:,} steps, but the run has {steps:,}: it reaches {top:.2g}, not {recipe.learning_rate:.2g}; "
-            f"choose a shorter warmup, such as --set warmup_steps={steps // 10}")
+            f"choose a shorter warmup, such as warmup_steps={steps // 10} (--set warmup_steps={steps // 10})")
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c31-6576a1
 def scaled_learning_rate(rate: float,  # what suits the reference batch

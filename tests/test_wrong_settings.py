@@ -17,9 +17,9 @@ from isd_nb.methods.choosing import change_setting, choose_recipe
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.cli.evaluate import isd_eval as eval_command
 from isd_nb.data import ImageSet
-from isd_nb.errors import InputError
+from isd_nb.errors import InputError, refusal
 from isd_nb.method import Method
-from isd_nb.recipe import Recipe, check_recipe, find_recipe, recipe_from_json, recipe_to_json, recipes
+from isd_nb.recipe import Recipe, check_recipe, find_recipe, recipe_from_json, recipe_to_json, recipes, short_of_warmup
 from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.state import prepare_training, train_step
 from isd_nb.methods.building import methods
@@ -100,6 +100,13 @@ def test_any_value_trains_or_is_refused_in_one_sentence(name: str, images: Image
 def test_a_wrong_setting_leaves_nothing_behind(setting: str, words: str, small: Path, tmp_path: Path) -> None:
     assert words in sentence(isd_train(tmp_path, *SMALL, "--out", "run", "--set", setting))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_named_as_python_and_the_command_call_it() -> None:
+    other = "another batch_size (--batch-size), or batch_norm_splits=1 (--set batch_norm_splits=1)"
+    assert "choose a smaller batch_size (--batch-size)" in refusal(check_recipe, TOY, 10)
+    assert other in refusal(check_recipe, replace(TOY, batch_norm_splits=3), 16)
+    assert "such as warmup_steps=4 (--set warmup_steps=4)" in short_of_warmup(replace(TOY, warmup_steps=50), 40)
 
 
 def test_the_corrected_call_finds_its_place_free(small: Path, tmp_path: Path) -> None:
