@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from isd_nb.encoders import Encoder
 from isd_nb.errors import refusal
 from isd_nb.isd import ISD
 from isd_nb.teacher import EMATeacher, cosine_momentum
@@ -199,3 +200,6 @@ def test_isd_takes_a_network_of_timm(name: str, classes: int) -> None:
     images = torch.rand(2, 3, 64, 64)
     isd.update(isd(images, images))
     assert isd.queue.anchors.shape[1] == isd.student(images).shape[1]
+    if not classes:
+        encoder = Encoder(timm.create_model(name, num_classes=0), [0.5] * 3, [0.5] * 3)
+        assert encoder(images).shape[1] == encoder.out_dim

@@ -146,7 +146,8 @@ def is_own(name: str) -> bool:
 # %% ../../nbs/machine_room/13_backbones.ipynb #c9d3a4b18
 def num_features_of(backbone: nn.Module) -> int:  # F
     "How many features a backbone computes per image, as it states itself."
-    for name in ("num_features", "features"):  # the second is its name in earlier versions
+    behind = ["head_hidden_size"] if getattr(backbone, "num_classes", None) == 0 else []  # of timm: layers follow the pooled features
+    for name in (*behind, "num_features", "features"):  # the last is its name in earlier versions
         if isinstance(width := getattr(backbone, name, None), int):
             return width
     raise InputError(f"a backbone states how many features it computes in an attribute `num_features`; "
