@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_a_whole_run(isd_train, tmp_path: Path) -> None:
     assert {"knn1_teacher", "knn1_student", "knn20_teacher", "knn20_student", "knn20_untrained", "knn20_pixels",
             "images_per_second", "seconds", "images_seen"} <= set(summary)
     assert summary["images_seen"] == 12 * 16
-    assert summary["command"] == " ".join(["isd_train", *command[3:]])  # of `python -m isd_nb.cli`
+    assert summary["command"] == shlex.join(["isd_train", *command[3:]])  # of `python -m isd_nb.cli`
     assert "trained with labels" in result.stdout and "Next:" in result.stdout
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [int(r["step"]) for r in rows] == list(range(13))

@@ -246,7 +246,8 @@ def test_a_runs_own_images_are_as_bright_and_as_large_as_in_its_training(tmp_pat
         Image.fromarray(pixels).save(tmp_path / "deep" / "ab"[i % 2] / f"{i}.png")
     data = f"folder:{tmp_path / 'deep'}"
     recipe = Recipe("tiny", data=data, batch_size=8, queue_size=16, width=4, steps=1, white=1000.0, stored_size=20)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         done = train(recipe, None, tmp_path / "run", device="cpu", root=tmp_path)
     embed_to_file(tmp_path / "run", recipe.data, tmp_path / "f.npy", device="cpu", root=tmp_path)
     both = torch.cat([done.bank["teacher"], done.test["teacher"]]).numpy()

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import chdir, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -224,7 +224,8 @@ def printed(page: Page, folder: Path) -> dict[int, str]:  # by cell
     "What a page prints when it is run in a folder; of a statement that raises, its error."
     names: dict[str, Any] = {"__name__": "page"}
     found: dict[int, str] = dict.fromkeys(page.shown, "")
-    with chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         for number in page.order:
             line = page.lines[number]
             with redirect_stdout(StringIO()) as text:

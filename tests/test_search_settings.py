@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import call
+from isd_nb.sources.splits import stratified
 from isd_nb.engine.launch import one_sentence
 from isd_nb.studies.compare import read_settings
 from isd_nb.sources.digits import digits
@@ -135,7 +136,6 @@ def test_what_cannot_work_is_one_sentence(search: ModuleType, tmp_path: Path) ->
     assert result.returncode == 2 and "was made with another seed (7, now 0)" in result.stderr
 
 
-def test_stratified_shares_what_rounding_leaves(search: ModuleType) -> None:
-    stratified = importlib.import_module("experiment").stratified
+def test_stratified_shares_what_rounding_leaves() -> None:
     chosen = stratified(np.repeat(np.arange(3), (10, 11, 12)), 8, seed=0)
     assert chosen.sum() == 8
