@@ -51,9 +51,27 @@ class Unreadable:
             self.named.add(path)
             warnings.warn(f"{printable(path)} cannot be read ({error}); {instead}", stacklevel=2)
 
+# %% ../nbs/machine_room/17_images.ipynb #c11-ways
+class WaysInAndOut(Dataset[Tensor]):
+    "How a set is made of what others hold, and given to loops of one's own; `sources`, which lie above, are imported then."
+
+    def pairs(self) -> "Dataset[tuple[Tensor, int]]":
+        "A data set of (image, label) for loops of one's own."
+        return import_module("isd_nb.sources.datasets").Pairs(self)
+
+    @staticmethod
+    def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = (), white: float | None = None) -> "ImageSet":
+        "Every image of a PyTorch data set, as `isd_nb.sources.datasets.from_dataset` reads it."
+        return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes, white)
+
+    @staticmethod
+    def from_folder(path: Path | str, size: int, labels: Path | str | None = None, white: float | None = None) -> "ImageSet":
+        "Every image of a folder or an archive, `size` x `size` pixels, as `isd_nb.sources.door.whole_folder` reads it."
+        return import_module("isd_nb.sources.door").whole_folder(path, size, labels, white)
+
 # %% ../nbs/machine_room/17_images.ipynb #c11-cc1d09
 @dataclass(frozen=True, eq=False)
-class ImageSet(Dataset[Tensor]):
+class ImageSet(WaysInAndOut):
     "A set of images: `uint8` in memory, or paths that are decoded when asked for; labels are for evaluation only."
     images: Tensor | None  # uint8 (N, C, H, W), or None when `paths` are given
     labels: Tensor | None = None  # int64 (N,), or None
@@ -114,20 +132,6 @@ class ImageSet(Dataset[Tensor]):
     def to(self, device: torch.device | str) -> "ImageSet":
         "The same set with its images on another device; a set of files stays where it is."
         return self if self.images is None else replace(self, images=self.images.to(device))
-
-    def pairs(self) -> "Dataset[tuple[Tensor, int]]":
-        "A data set of (image, label) for loops of one's own."
-        return import_module("isd_nb.sources.datasets").Pairs(self)
-
-    @staticmethod
-    def from_dataset(dataset: Any, size: int | None = None, classes: Sequence[str] = (), white: float | None = None) -> "ImageSet":
-        "Every image of a PyTorch data set, as `isd_nb.sources.datasets.from_dataset` reads it."
-        return import_module("isd_nb.sources.datasets").from_dataset(dataset, size, classes, white)
-
-    @staticmethod
-    def from_folder(path: Path | str, size: int, labels: Path | str | None = None, white: float | None = None) -> "ImageSet":
-        "Every image of a folder or an archive, `size` x `size` pixels, as `isd_nb.sources.door.whole_folder` reads it."
-        return import_module("isd_nb.sources.door").whole_folder(path, size, labels, white)
 
 # %% ../nbs/machine_room/17_images.ipynb #c12-0fd3c1
 def way_to_images(values: Any) -> str:  # "" for what is no data set and no place

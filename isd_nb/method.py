@@ -7,6 +7,7 @@ __all__ = ['Output', 'FromRecipe', 'check_buffers', 'Method', 'WithTeacher', 'sh
 
 # %% ../nbs/machine_room/19_method.ipynb #ce16d24b6
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .encoders import Encoder
 from .errors import InputError, suggest
 from .kernels.attention import at_least_float32
 from .kernels.attention import similarities as similarities  # methods import it from here
+from .kernels.backbones import num_features_of
 from .kernels.buffers import average_over_processes, call_apart, load_buffers_
 from .queue import AnchorQueue, gather_keys
 from .teacher import EMATeacher, check_momentum, cosine_momentum
@@ -159,10 +161,10 @@ def width_of(student: nn.Module) -> int:
     if hasattr(student, "out_dim"):
         return student.out_dim
     linear = [m.out_features for m in student.modules() if isinstance(m, nn.Linear)]
-    if not linear or getattr(student, "num_classes", None) == 0:  # of timm without a classifier: behind the layers of its head, if it has one
-        for name in ("head_hidden_size", "num_features"):
-            if isinstance(width := getattr(student, name, None), int):
-                return width
+    if linear and getattr(student, "num_classes", None) != 0:
+        return linear[-1]
+    with suppress(InputError):  # of timm without a classifier: behind the layers of its head, if it has one
+        return num_features_of(student)
     if not linear:
         raise InputError("the student must state how wide its vectors are: give it an attribute `out_dim`")
     return linear[-1]

@@ -78,9 +78,8 @@ class Views:
         "The views (B, C, size, size) that `params` describe; see `augment`."
         return augment(images, params, self.size)
 
-    def __call__(self, images: Tensor | ArrayLike, generator: torch.Generator | None = None,  # None: torch's own
-                 part: tuple[int, int, int] | None = None) -> Tensor:
-        "New views (B, C, size, size); `part` = (start, stop, total) gives the rows of a larger batch that the images are."
+    def __call__(self, images: Tensor | ArrayLike, generator: torch.Generator | None = None, part: tuple[int, int, int] | None = None) -> Tensor:
+        "New views (B, C, size, size), by torch's own generator where none is given; `part` = (start, stop, total) gives the rows of a larger batch that the images are."
         images = as_tensor(images, "images")  # an array will do
         generator = torch.default_generator if generator is None and part is None else generator
         start, stop, total = part or (0, len(images), len(images))

@@ -57,7 +57,7 @@ def error_in_short(error: Exception) -> str:
     "Its kind, the first line of its message, and its place."
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ") + raised_in(error)
 
-
+# %% ../../nbs/machine_room/35_building.ipynb #bu0-own-c2
 def of_an_exchange(error: Exception) -> bool:
     "Whether it comes from a message among processes: that fails where another one has ended, which states why."
     frames = traceback.extract_tb(error.__traceback__)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from ..data import FileList, ImageSet, decode_image
 from ..embedding import in_batches
 from ..errors import InputError, given_path, locked, printable
-from .folders import report_unreadable, take_rows_, unreadable
+from .folders import in_threads, report_unreadable, take_rows_, unreadable
 from .given import without_place
 from .identity import fingerprint, pixels_into, places_of
 
@@ -65,43 +64,37 @@ def unread_files(parts: Mapping[str, ImageSet]) -> dict[str, Unread]:  # by part
     return {name: shared[place] for name, place in places.items()}
 
 # %% ../../nbs/machine_room/26_packed.ipynb #un3-h4
-def copy_into(pixels: np.ndarray, images: ImageSet, bar: tqdm) -> list[int]:  # which images were written
+def copy_into(pixels: np.ndarray, images: ImageSet, name: str, show: bool) -> list[int]:  # which images were written
     "Copy images from memory."
     done = 0
-    for batch in in_batches(images, 256):
-        pixels[done:done + len(batch)] = batch.numpy()
-        done += len(batch)
-        bar.update(len(batch))
+    with tqdm(total=len(images), desc=f"packing {name}", unit="images", disable=not show) as bar:
+        for batch in in_batches(images, 256):
+            pixels[done:done + len(batch)] = batch.numpy()
+            done += len(batch)
+            bar.update(len(batch))
     return list(range(done))
 
 # %% ../../nbs/machine_room/26_packed.ipynb #un4-h4
-def decode_into(pixels: np.ndarray, images: ImageSet, unread: Unread, bar: tqdm, block: int = 16) -> list[int]:  # which images were written
+def decode_into(pixels: np.ndarray, images: ImageSet, name: str, unread: Unread) -> list[int]:  # which images were written
     "Decode every file to its own row."
-    bad, pool = dict[int, str](), ThreadPoolExecutor()
-    def read(rows: range) -> int:
-        for i in rows:
-            try:
-                pixels[i] = decode_image(images.paths[i], images.shape[1], images.shape[0], images.levels, images.resized).numpy()
-            except OSError as error:
-                bad[i] = unreadable(images.paths[i], unread.folder, error)
-        return len(rows)
-    try:
-        for done in pool.map(read, (range(start, min(start + block, len(images))) for start in range(0, len(images), block))):
-            bar.update(done)
-            if len(unread.named) + len(bad) > 0.05 * unread.total:
-                break
-    finally:
-        pool.shutdown(cancel_futures=True)
+    bad: dict[int, str] = {}
+
+    def read(i: int) -> None:
+        try:
+            pixels[i] = decode_image(images.paths[i], images.shape[1], images.shape[0], images.levels, images.resized).numpy()
+        except OSError as error:
+            bad[i] = unreadable(images.paths[i], unread.folder, error)
+    in_threads(read, len(images), f"packing {name}")
     unread.named += [bad[i] for i in sorted(bad)]
     if len(unread.named) > 0.05 * unread.total:
         unread.report()
     return [i for i in range(len(images)) if i not in bad]
 
 # %% ../../nbs/machine_room/26_packed.ipynb #un6-h4
-def write_rows(file: Path, images: ImageSet, unread: Unread | None, bar: tqdm) -> list[int]:  # which images were written
+def write_rows(file: Path, images: ImageSet, unread: Unread | None, show: bool) -> list[int]:  # which images were written
     "Write an array with a row for each image; those that are written are its first rows."
     pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(images), *images.shape))
-    keep = decode_into(pixels, images, unread, bar) if unread else copy_into(pixels, images, bar)
+    keep = decode_into(pixels, images, file.stem, unread) if unread else copy_into(pixels, images, file.stem, show)
     if len(keep) < len(images):
         take_rows_(torch.from_numpy(pixels), torch.tensor(keep))
     pixels.flush()
@@ -124,8 +117,7 @@ def cut_off(file: Path, shape: tuple[int, ...]) -> None:
 def write_part(folder: Path, name: str, images: ImageSet, show: bool, unread: Unread | None = None) -> dict[str, Any]:
     "Decode a set into an array; what else it knows goes beside it."
     file = folder / f"{name}.npy"
-    with tqdm(total=len(images), desc=f"packing {name}", unit="images", disable=not show) as bar:
-        keep = write_rows(file, images, unread, bar)
+    keep = write_rows(file, images, unread, show)
     if len(keep) < len(images):
         images = images.subset(keep)
         cut_off(file, (len(images), *images.shape))
