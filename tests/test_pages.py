@@ -3,6 +3,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +33,13 @@ def run(page: Path) -> str:  # what went wrong
     return "" if passed else errors.getvalue() or "no error was printed"
 
 
+def leave_no_semaphore() -> None:
+    "A lock of this process alone for progress bars: theirs would outlive a process that ends at once."
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+
+
 class Kernel:
     "A process for notebooks alone, begun as nbdev's are: those of a worker run in it one after the other."
 
@@ -43,8 +51,13 @@ class Kernel:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (usual | interpreted).items():
                 patch.setenv(name, value)
-            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), leave_no_semaphore)
             self.pool.submit(os.getpid).result()  # it has started
+
+    def end(self) -> None:
+        "At once: to take apart what fifty notebooks have left behind takes a minute."
+        self.pool.submit(os._exit, 0).exception()
+        self.pool.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +65,7 @@ def kernels() -> Iterator[list[Kernel]]:
     "The process of this worker; another takes its place where one ends."
     used = [Kernel()]
     yield used
-    used[-1].pool.shutdown()
+    used[-1].end()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
