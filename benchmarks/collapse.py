@@ -40,7 +40,7 @@ CASES: dict[str, Variant] = {
     "gradient_through_keys": ("variants:BothLearn", {}),
     "no_batch_norm_in_heads": ("variants:NoNormInHeads", {}),
     "no_batch_norm": ("variants:NoNormInHeads", {"backbone": "variants:tiny_without_norm"}),
-    "queue_of_one_batch": ("isd", {"queue_size": 256}),
+    "queue_of_one_batch": ("isd", {"queue_size": "batch"}),
     "same_temperature-teacher_is_student": ("isd", {"teacher_temperature": "student", "momentum": [0.0, 0.0]}),
     "byol_asym": ("byol_asym", {"predictor": [128]}),
     "byol_asym-no_predictor": ("variants:PlainBYOL", {}),
@@ -53,10 +53,11 @@ CASES: dict[str, Variant] = {
 
 
 def in_numbers(variant: Variant) -> Variant:
-    "A variant whose teacher temperature is a number."
+    "A variant whose teacher temperature and queue are numbers."
     method, changes = variant
-    student = final_settings().get("student_temperature", 0.1)
-    values = {"student": student, "twice": 2 * student}
+    settings = final_settings()
+    student = settings.get("student_temperature", 0.1)
+    values = {"student": student, "twice": 2 * student, "batch": settings["batch_size"]}
     return method, {k: values.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
 
 

@@ -7,7 +7,8 @@ Every step has the settings that the shared search chose for SimCLR (results/sea
 rate, views, heads, batch norm and temperature. What SimCLR has not, the length of the queue and the teacher's
 momentum and temperature, is ISD's of the same file's beginning (search.py, START). Splits, seeds and scores are
 those of ablations.py: `digits(seed=200 + SEED)`, 500 test digits, the same for all steps of a seed. Nothing is
-chosen by these runs. Each run is a file OUT/STEP-SEED.json and is not repeated.
+chosen by these runs. Each run is a file OUT/STEP-SEED.json and is not repeated. The teacher is scored where the keys
+are its own, else the student.
 """
 
 import json
@@ -23,39 +24,54 @@ from isd_nb.engine.launch import one_sentence
 from isd_nb.sources.digits import digits
 from search import base_of
 
-STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # what is new, the method, its settings
-    "simclr": ("both views learn", "simclr", {}),
-    "one_gradient": ("the gradient stops at the other view", "variants:OneGradient", {}),
-    "one_direction": ("one view is the query, the other the key", "variants:InBatchOwnKeys", {}),
-    "teacher": ("the key is a moving average's", "variants:InBatch", {}),
-    "queue": ("anchors come from a queue (MoCo)", "variants:OneHot", {}),
-    "soft_label": ("the label is the teacher's (ISD)", "isd", {}),
-    "both_directions": ("ISD with both directions", "isd", {"options.symmetric": True}),
+SHARPER = {"student_temperature": 0.1}  # ISD's; the search chose 0.3 for SimCLR
+STEPS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # what is new, the step before, the method, its settings
+    "simclr": ("both views learn", "", "simclr", {}),
+    "one_gradient": ("the gradient stops at the other view", "simclr", "variants:OneGradient", {}),
+    "one_gradient-twice_the_rate": ("the same, learning rate doubled", "simclr", "variants:OneGradient",
+                                    {"learning_rate": "twice"}),
+    "one_direction": ("one view is the query, the other the key", "one_gradient", "variants:InBatchOwnKeys", {}),
+    "teacher": ("the key is a moving average's", "one_direction", "variants:InBatch", {}),
+    "queue": ("anchors come from a queue (MoCo)", "teacher", "variants:OneHot", {}),
+    "queue-sharper": ("the same, student temperature 0.1", "queue", "variants:OneHot", SHARPER),
+    "soft_label": ("the label is the teacher's (ISD)", "queue", "isd", {}),
+    "soft_label-sharper": ("the same, student temperature 0.1", "queue-sharper", "isd", SHARPER),
+    "both_directions": ("ISD with both directions", "soft_label", "isd", {"options.symmetric": True}),
+    "both_directions-sharper": ("the same, student temperature 0.1", "soft_label-sharper", "isd",
+                                {"options.symmetric": True, **SHARPER}),
 }
+OWN_KEYS = ("one_direction",)  # their teacher computes nothing: its batch norm has seen no image
 
 
 def run(step: str, seed: int, images: int) -> dict[str, Any]:
     "One training and its scores."
     train_set, test = digits(seed=200 + seed)
     train_set, _ = hold_out(train_set, "digits")
-    _, method, changes = STEPS[step]
+    _, _, method, changes = STEPS[step]
     settings = json.loads((RESULTS / "search" / "digits" / "chosen.json").read_text())["simclr"]["settings"]
+    if changes.get("learning_rate") == "twice":
+        changes = changes | {"learning_rate": 2 * settings["learning_rate"]}
     recipe = entry_recipe(method, base_of("digits"), images, settings | {"predictor": []} | changes, seed)
     trained_, _, cost = trained(recipe, train_set)
     return dict(scores=scores_of(trained_, train_set, test), recipe_json=describe(recipe), **cost)
 
 
+def scores_by_seed(out: Path, step: str) -> dict[int, dict[str, float]]:
+    "Of the encoder that is evaluated."
+    runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{step}-[0-9]*.json"))]
+    return {d["seed"]: d["scores"]["student" if step in OWN_KEYS else chosen_encoder(d["scores"])] for d in runs}
+
+
 def summary(out: Path) -> str:
-    "Means over seeds, and what each step changes, seed by seed."
-    lines, before = [f"{'':<44}seeds  20-NN  linear   step (20-NN, each seed)"], dict[int, float]()
-    for step, (what, *_) in STEPS.items():
-        runs = {(d := json.loads(p.read_text()))["seed"]: d for p in sorted(out.glob(f"{step}-[0-9]*.json"))}
-        best = {s: d["scores"][chosen_encoder(d["scores"])] for s, d in runs.items()}
+    "Means over seeds, and what each step changes from the step before it, seed by seed."
+    lines, found = [f"{'':<44}seeds  20-NN  linear   step (20-NN, each seed)"], dict[str, dict[int, dict[str, float]]]()
+    for step, (what, before, *_) in STEPS.items():
+        best = found[step] = scores_by_seed(out, step)
         if best:
-            gaps = ", ".join(f"{b['knn20'] - before[s]:+.3f}" for s, b in best.items() if s in before)
+            base = found.get(before, {})
+            gaps = ", ".join(f"{b['knn20'] - base[s]['knn20']:+.3f}" for s, b in best.items() if s in base)
             mean = [np.mean([b[name] for b in best.values()]) for name in ("knn20", "linear")]
             lines.append(f"{what:<44}{len(best):>4}   {mean[0]:.3f}  {mean[1]:.3f}    {gaps}")
-            before = {s: b["knn20"] for s, b in best.items()}
     return "\n".join(lines)
 
 
@@ -64,7 +80,7 @@ def main() -> None:
     if given.summary:
         print(summary(given.out))
         return
-    run_each(given, "step", lambda step: dict(zip(("method", "changes"), STEPS[step][1:])), run, "ladder")
+    run_each(given, "step", lambda step: dict(zip(("method", "changes"), STEPS[step][2:])), run, "ladder")
 
 
 if __name__ == "__main__":
