@@ -39,6 +39,11 @@ sys.path.append(str(ROOT / "benchmarks"))
 import readme  # noqa: E402  the tables of README.md
 
 MARK = "slide-"  # how the tag of a marked cell begins
+LEFT_OUT = re.compile(r"\byield\b|\bschedule\b|manual_seed\(|teacher\.momentum = ")  # lines of code that no slide shows
+DETAILS = re.compile(r", generator=g|, g(?=\))|, nesterov=True, weight_decay=[\w.-]+")  # and parts of lines
+SHOWN = {"trained with labels", "SwAV", "SimCLR", "MoCo v2", "**ISD**", "BYOL-asym", "raw pixels", "untrained net",
+         "", "---"}  # rows of the table of methods that a slide shows
+COLUMNS = {"", "20-NN", "linear", "1% of the labels"}  # and its columns
 WIDE = 1.5  # a figure of at least this width / height stands below the text, a narrower one beside it
 
 
@@ -106,8 +111,15 @@ def as_figure(cell: dict[str, Any], title: str) -> str:
             f'<img src="data:image/png;base64,{data}" alt="{html.escape(title, quote=True)}"></figure>')
 
 
+def essentials(source: str) -> str:
+    "A training loop without schedules, weight decay, seeds and measuring: what one slide holds."
+    lines = [line for line in source.splitlines() if not LEFT_OUT.search(line)]
+    text = DETAILS.sub("", "\n".join(lines))
+    return text.replace("build(momentum[0])", "build(momentum)").replace("momentum=(0.9, 0.9)", "momentum=0.9")
+
+
 def as_code(cell: dict[str, Any]) -> str:
-    return highlight(source_of(cell), PythonLexer(), HtmlFormatter(cssclass="code", noclasses=False))
+    return highlight(essentials(source_of(cell)), PythonLexer(), HtmlFormatter(cssclass="code", noclasses=False))
 
 
 def as_formula(cell: dict[str, Any]) -> str:
@@ -120,11 +132,22 @@ def as_formula(cell: dict[str, Any]) -> str:
     return f'<div class="formula">\\[\\begin{{gathered}}{html.escape(text)}\\end{{gathered}}\\]</div>'
 
 
+def shortened(table: str) -> str:
+    "The rows and columns of the table of methods that can be read from the last row of seats."
+    lines = table.splitlines()
+    rows, note = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")], lines[-1]
+    kept = [i for i, title in enumerate(rows[0]) if title in COLUMNS]
+    chosen = [[row[i] for i in kept] for row in rows if row[0] in SHOWN]
+    return "\n".join(f"| {' | '.join(row)} |" for row in chosen) + f"\n\n{len(chosen) - 2} of {len(rows) - 2} rows. {note}"
+
+
 def as_table(name: str) -> str:
     "A table of README.md as HTML, with its command below."
     if name not in readme.BLOCKS:
         raise SystemExit(f"README.md has no table {name!r}; it has {', '.join(readme.BLOCKS)}")
-    return f'<div class="table {name}">{markdown().render(readme.BLOCKS[name](RESULTS))}</div>'
+    table = readme.BLOCKS[name](RESULTS)
+    table = shortened(table) if name == "methods-digits" else table
+    return f'<div class="table {name}">{markdown().render(table)}</div>'
 
 
 def markdown() -> MarkdownIt:

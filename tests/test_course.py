@@ -47,6 +47,31 @@ def test_tables_are_read_from_results(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not re.findall(r"\b0\.\d{3}\b|\d\.\dx", words), "measured numbers come from cells and results"
 
 
+def test_a_slide_shows_what_can_be_read() -> None:
+    loop = slides.essentials(slides.source_of(CELLS["loop"]))
+    compile(loop, "loop", "exec")
+    assert len(loop.splitlines()) <= 15 and not re.search(r"yield|schedule|\bg\b", loop)
+    words = ("soft_label_loss(", ".backward()", "optimizer.step()", "teacher.update(", "queue.enqueue(")
+    assert [loop.index(word) for word in words] == sorted(loop.index(word) for word in words)
+    rows = [line for line in slides.as_table("methods-digits").splitlines() if "<tr>" in line or "</tr>" in line]
+    assert rows.count("<tr>") == 9 and "<strong>ISD</strong>" in slides.as_table("methods-digits")
+
+
+def test_numbers_in_notes_and_on_pages_are_those_of_results() -> None:
+    parts = json.loads((ROOT / "nbs/3_claims/06_parts.ipynb").read_text())["cells"]
+    printed = "".join("".join(o.get("text", [])) for c in parts for o in c.get("outputs", []))
+    assert "62,000 images: soft minus one-hot -0.061 (-0.148 to +0.027)" in printed
+    assert "187,000 images: soft minus one-hot +0.014 (-0.001 to +0.029)" in printed
+    said = "-0.061 (-0.148 to +0.027)", "+0.014 (-0.001 to +0.029)"
+    assert all(DECK.count(number) == 2 for number in said)
+    lesson = " ".join(prose_of(LESSONS[3]).split())
+    assert "one-hot labels lead by 6.1 points after 62,000 images, soft ones by 1.4 after 187,000, with 0 in" in lesson
+    untrained = [json.loads(p.read_text())["knn20_untrained"] for p in (ROOT / "results").glob("digits-[0-9]*.json")]
+    assert round(100 * (max(untrained) - min(untrained))) == 5
+    start = " ".join(prose_of(ROOT / "nbs/index.ipynb").split())
+    assert "untrained network varies by five points" in start and "untrained network varies by five points" in DECK
+
+
 def test_an_unknown_mark_is_refused() -> None:
     with pytest.raises(SystemExit, match="slide-nowhere"):
         slides.rendered(slides.Slide("x", 1, "{figure: nowhere}", ""), CELLS)

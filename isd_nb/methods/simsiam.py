@@ -23,7 +23,7 @@ def negative_cosine(queries: Tensor, projections: Tensor) -> Tensor:  # (B, D) t
 
 # %% ../../nbs/2_relatives/05_simsiam.ipynb #c10-4732be
 class SimSiam(Method):
-    "Simple siamese networks (Chen and He, CVPR 2021): the student guesses itself."
+    "Simple siamese networks (Chen and He, CVPR 2021): the student predicts itself."
     needs_predictor = True
 
     def __init__(self,

@@ -105,7 +105,7 @@ def swapped_loss(scores: Sequence[Tensor],  # (B, K) for every view, the two lar
                  epsilon: float,
                  rounds: int = 3,
                  ) -> Tensor:  # a scalar
-    "Each large view's code is guessed from every other view (SwAV, Caron et al. 2020, equation 6)."
+    "Each large view's code is predicted from every other view (SwAV, Caron et al. 2020, equation 6)."
     log_p = [s.div(temperature).log_softmax(dim=1) for s in scores]
     codes = [codes_of(s, epsilon, rounds) for s in scores[:2]]
     losses = [-(codes[i] * log_p[v]).sum(dim=1).mean() for i in (0, 1) for v in range(len(scores)) if v != i]
