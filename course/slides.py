@@ -138,7 +138,8 @@ def shortened(table: str) -> str:
     rows, note = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")], lines[-1]
     kept = [i for i, title in enumerate(rows[0]) if title in COLUMNS]
     chosen = [[row[i] for i in kept] for row in rows if row[0] in SHOWN]
-    return "\n".join(f"| {' | '.join(row)} |" for row in chosen) + f"\n\n{len(chosen) - 2} of {len(rows) - 2} rows. {note}"
+    text = "\n".join(f"| {' | '.join(row)} |" for row in chosen)
+    return f"{text}\n\n{len(chosen) - 2} of {len(rows) - 2} rows. {note}"
 
 
 def as_table(name: str) -> str:

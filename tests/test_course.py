@@ -65,7 +65,7 @@ def test_numbers_in_notes_and_on_pages_are_those_of_results() -> None:
     said = "-0.061 (-0.148 to +0.027)", "+0.014 (-0.001 to +0.029)"
     assert all(DECK.count(number) == 2 for number in said)
     lesson = " ".join(prose_of(LESSONS[3]).split())
-    assert "one-hot labels lead by 6.1 points after 62,000 images, soft ones by 1.4 after 187,000, with 0 in" in lesson
+    assert "labels lead by 6.1 points after 62,000 images, soft ones by 1.4 after 187,000, with 0 in both" in lesson
     untrained = [json.loads(p.read_text())["knn20_untrained"] for p in (ROOT / "results").glob("digits-[0-9]*.json")]
     assert round(100 * (max(untrained) - min(untrained))) == 5
     start = " ".join(prose_of(ROOT / "nbs/index.ipynb").split())
