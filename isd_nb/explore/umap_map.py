@@ -103,7 +103,8 @@ def turn_to_fit(places: np.ndarray, target: np.ndarray) -> np.ndarray:  # (N, 2)
     return ((places - centre) @ (u @ v) + goal).astype(np.float32)
 
 # %% ../../nbs/machine_room/69_umap.ipynb #c10-a7852a
-palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D1F")  # Okabe and Ito (2008)
+palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D1F",  # Okabe and Ito (2008)
+           "#332288", "#882255")  # and two of Tol's: ten classes have ten colours
 markers = "os^DvPX"  # shapes of points, so that more classes than colours can be distinguished
 
 
