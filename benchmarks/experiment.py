@@ -61,11 +61,13 @@ def hold_out(
 def entry_recipe(
     entry: str, base: Recipe, images: int, settings: Mapping[str, Any], seed: int, evaluations: int = 1
 ) -> Recipe:
-    "The recipe of an entry with these settings, for so many images."
+    "The recipe of an entry with these settings, for so many images; temperatures left open are those of the base."
     from dataclasses import replace
 
     method, fixed = method_of(entry)
-    return replace(recipe_for(method, replace(base, seed=seed), images, {**fixed, **settings}), evaluations=evaluations)
+    same = dict(student_temperature=base.student_temperature, teacher_temperature=base.teacher_temperature)
+    recipe = recipe_for(method, replace(base, seed=seed), images, {**same, **fixed, **settings})
+    return replace(recipe, evaluations=evaluations)
 
 
 def scores_of(

@@ -69,11 +69,9 @@ TUNING = Tuning()
 def race_recipe(method: str, data: str, steps: int, seed: int, folder: str | None) -> Recipe:
     """The recipe of a set, for one of the two methods, cut to so many steps with its whole schedule."""
     recipe = find_recipe(RECIPES[data])
-    changes = find_method(method).recipe_changes if method != "isd" else {}
+    changes = find_method(method).recipe_changes if method != "isd" else {}  # MoCo v2's temperature among them
     spec = f"folder:{folder}" if data == "cifar10" and folder else recipe.data
-    temperature = 0.2 if method == "moco_v2" else recipe.student_temperature  # MoCo v2's own
-    return replace(recipe, method=method, data=spec, steps=steps, epochs=None, seed=seed,
-                   student_temperature=temperature, **changes)
+    return replace(recipe, method=method, data=spec, steps=steps, epochs=None, seed=seed, **changes)
 
 
 def sets_of(recipe: Recipe) -> Sets:

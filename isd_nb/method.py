@@ -46,8 +46,8 @@ class FromRecipe:
     "How a method is built from the settings of an `isd_nb.recipe.Recipe`."
     needs: tuple[str, ...] = ()  # what `forward` takes beside views: "labels", "indices"
     options: Mapping[str, Any] = {}  # what only this method knows, with defaults; a recipe's `options` change them
-    recipe_changes: Mapping[str, Any] = {}  # settings of the recipe that this method cannot do without
-    needs_predictor = False  # whether a recipe without a predictor gets one, as wide as its projector
+    recipe_changes: Mapping[str, Any] = {}  # settings of the recipe that go with this method: its paper's temperatures, parts of batch norm
+    needs_projector = needs_predictor = False  # whether a recipe without this head gets one
     has_queue = False  # whether a recipe's `queue_size` counts
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -187,7 +187,7 @@ def own_rows(everyone: Tensor, count: int) -> Tensor:  # (processes * B, ...) ->
 class WithShuffledKeys(WithTeacher):
     "A method with a teacher, whose keys may meet others in batch norm than their queries do."
 
-    def __init__(self, student: nn.Module, predictor: nn.Module | None, momentum: float | tuple[float, float],
+    def __init__(self, student: nn.Module, predictor: nn.Module | None = None, momentum: float | tuple[float, float] = 0.99,
                  splits: int = 0) -> None:  # batch norm's parts, among which keys are shuffled; 0: they stay in their query's company
         super().__init__(student, predictor, momentum)
         self.splits = splits

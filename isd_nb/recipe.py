@@ -246,13 +246,13 @@ def authors(name: str, **changes: Any) -> Recipe:
     settings: dict[str, Any] = dict(data="folder:data/imagenet", image_size=224, stored_size=256, views=STRONG, backbone="resnet18",
                     stem="large", projector=(), predictor=(512,), queue_size=128_000, student_temperature=0.02,
                     teacher_temperature=0.02, momentum=(0.999, 0.999), epochs=200, optimizer="sgd_plain",
-                    learning_rate=0.01, schedule="steps", evaluations=20, options={"shuffle_keys": True})
+                    learning_rate=0.01, schedule="steps", evaluations=20, batch_norm_splits=2, options={"shuffle_keys": True})
     return Recipe(f"{name}_authors", **settings | changes)
 
 
 plus = dict(learning_rate=0.05, schedule="cosine_epochs", momentum=(0.99, 0.99))
-byol = plus | dict(method="byol_asym", options={})
-isd_plus = plus | dict(backbone="resnet50", projector=(4096, 512), predictor=(4096,), key_views=WEAK,
+byol = plus | dict(method="byol_asym")
+isd_plus = plus | dict(backbone="resnet50", batch_norm_splits=4, projector=(4096, 512), predictor=(4096,), key_views=WEAK,
                        teacher_temperature=0.01, student_temperature=0.1)
 
 # %% ../nbs/machine_room/33_recipes.ipynb #c39-7ebd0f
@@ -265,7 +265,7 @@ imagenet100 = dict(data="folder:data/imagenet100")
 theirs = (
     authors("imagenet"), authors("imagenet_r50", **isd_plus),
     authors("imagenet_byol", **byol, projector=(1024, 128), predictor=(1024,)),
-    authors("imagenet_r50_byol", **byol, backbone="resnet50", projector=(4096, 512), predictor=(4096,)),
+    authors("imagenet_r50_byol", **byol, backbone="resnet50", batch_norm_splits=4, projector=(4096, 512), predictor=(4096,)),
     authors("cifar10", **cifar10), authors("cifar100", **cifar100), authors("stl10", **stl10),
     authors("tiny_imagenet", **tiny_imagenet), authors("imagenet100", **imagenet100))
 

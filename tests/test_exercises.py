@@ -34,6 +34,9 @@ def rounds_until(a, b, s, t): return round(math.log(b / a) / math.log(s / t))"""
     held[stratified_fraction(labels, 0.2)] = True
     return max(ks, key=lambda k: knn_accuracy(features[~held], labels[~held], features[held], labels[held], k))""",
     ("00_family_tree", 1): "def a_tenth_of_moco(): return Knobs(one_hot=0.1, own_key=True)",
+    ("06_co2", 1): """def two_directions(queries, keys, anchors, temperature):
+    there = soft_label_loss(queries, keys, anchors, temperature, temperature)
+    return (there + soft_label_loss(keys, queries, anchors, temperature, temperature)) / 2""",
     ("06_co2", 2): """def jensen_shannon(queries, keys, anchors, temperature):
     p, r = ((x @ anchors.T / temperature).softmax(1) for x in (queries, keys))
     mixed, *own = (torch.special.entr(x).sum(1) for x in ((p + r) / 2, p, r))

@@ -1,6 +1,7 @@
 """The measures of benchmarks/health.py by hand, and the rules of a method for those of benchmarks/variants.py."""
 
 import importlib
+import json
 import math
 from dataclasses import replace
 from hashlib import blake2b
@@ -107,3 +108,18 @@ def test_the_splits_of_saved_results_stay(data: str, seed: int, frozen: str, mon
     rows = torch.cat([(part.images.long() * digit).sum((1, 2, 3)) for part in experiment.hold_out(images, data, seed)])
     assert sorted(rows.tolist()) == list(range(len(labels)))
     assert blake2b(rows.numpy().astype("<i8").tobytes(), digest_size=8).hexdigest() == frozen
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10_small"])
+def test_the_settings_of_saved_trials_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Whatever a method gets by its name: the temperatures of a trial are those of the search."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    experiment, search = (importlib.import_module(script) for script in ("experiment", "search"))
+    files = sorted((experiment.RESULTS / "search" / name).glob("*/0[01]-*.json"))
+    trials = [json.loads(file.read_text()) for file in files]
+    assert {"moco_v2", "co2", "simclr", "isd"} <= {trial["entry"] for trial in trials}
+    for trial in trials:
+        base = replace(search.base_of(name), data=trial["data"])
+        made = experiment.entry_recipe(trial["entry"], base, trial["budget"], trial["settings"], trial["seed"])
+        now = experiment.describe(made)
+        assert {k: v for k, v in trial["recipe_json"].items() if k in now and now[k] != v} == {}

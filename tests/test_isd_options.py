@@ -1,11 +1,13 @@
 """Keys shuffled among the parts of a batch, a queue that begins with keys of real images: off, nothing changes."""
 from dataclasses import replace
 
+import pytest
 import torch
 
 from isd_nb.engine.state import prepare_training
 from isd_nb.engine.training import fill_queue, train
 from isd_nb.isd import ISD
+from isd_nb.method import shuffle_order
 from isd_nb.methods.building import build_method, with_method
 from isd_nb.methods.moco_v2 import MoCoV2
 from isd_nb.recipe import Recipe, find_recipe, recipes
@@ -78,6 +80,31 @@ def test_a_filled_queue_trains_and_resumes(tmp_path) -> None:
 
 def test_the_authors_recipes_shuffle() -> None:
     theirs = {name: r for name, r in recipes.items() if name.endswith("_authors")}
-    shuffled = {name for name, r in theirs.items() if r.options.get("shuffle_keys")}
-    assert shuffled == {name for name, r in theirs.items() if r.method == "isd"}
+    assert all(r.options == {"shuffle_keys": True} for r in theirs.values())
+    four = {name for name, r in theirs.items() if r.batch_norm_splits == 4}
+    assert four == {"imagenet_r50_authors", "imagenet_r50_byol_authors"}
+    assert {r.batch_norm_splits for r in theirs.values()} == {2, 4}  # as many as the authors' GPUs
     assert not find_recipe("digits").options and len(theirs) == 9
+
+
+@pytest.mark.parametrize("name", ["byol", "byol_asym", "msf"])
+def test_methods_without_anchors_of_their_own_shuffle_too(name: str) -> None:
+    "With batch norm in parts the keys are those of the teacher on the shuffled batch; without parts nothing changes."
+    recipe = replace(TOY, method=name, predictor=(6,), precision="float32")
+    views = [torch.rand(8, *IMAGES.shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    order = shuffle_order(8, 2)
+    for splits in (1, 2):
+        both = [replace(recipe, batch_norm_splits=splits, options={"shuffle_keys": on}) for on in (False, True)]
+        plain, shuffled = (build_method(one, IMAGES) for one in both)
+        assert (plain.splits, shuffled.splits) == (0, splits)
+        torch.testing.assert_close(shuffled.state_dict(), plain.state_dict(), rtol=0, atol=0)
+        keys, moved = plain.compare(*views, {})[1], shuffled.compare(*views, {})[1]
+        expected = plain.compare(views[0], views[1][order], {})[1][order.argsort()] if splits > 1 else keys
+        torch.testing.assert_close(moved, expected)
+        assert torch.allclose(moved, keys, atol=1e-5) == (splits == 1)
+
+
+def test_a_method_without_the_option_is_as_before() -> None:
+    "What old run directories hold: no options."
+    method = build_method(replace(TOY, method="byol_asym", predictor=(6,), batch_norm_splits=2, options={}), IMAGES)
+    assert method.splits == 0

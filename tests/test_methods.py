@@ -22,9 +22,11 @@ from isd_nb.engine.state import prepare_training, save_encoders, train_step, try
 from isd_nb.engine.training import train
 from isd_nb.methods.building import build_method, methods, with_method
 from isd_nb.methods.checkpoints import open_encoder
+from isd_nb.methods.choosing import change_setting, choose_recipe
 from isd_nb.protocols.storage import write_json
-from isd_nb.recipe import Recipe, recipe_to_json
+from isd_nb.recipe import Recipe, find_recipe, recipe_to_json
 from isd_nb.sources.batches import seeded
+from isd_nb.studies.compare import recipe_for
 
 TOY = Recipe("toy", steps=6, batch_size=16, queue_size=24, width=4, projector=(10, 6), predictor=(8,), evaluations=6,
              momentum=(0.9, 0.9), precision="float32")
@@ -219,6 +221,38 @@ def test_a_mistake_in_a_method_is_named(mistake: str, words: str, images: ImageS
     with pytest.raises(InputError, match=words):
         state = prepare_training(with_method(TOY, f"{__name__}:Own"), images, "cpu")
         train_step(state, torch.arange(16), images.images[:16])
+
+
+# by method: the temperatures of its paper that it reads of a recipe, student's and teacher's
+PAPERS: dict[str, dict[str, float]] = {
+    "moco_v2": {"student_temperature": 0.2}, "co2": {"student_temperature": 0.2},
+    "simclr": {"student_temperature": 0.1}, "swav": {"student_temperature": 0.1},
+    "ressl": {"student_temperature": 0.1, "teacher_temperature": 0.04},
+    "sce": {"student_temperature": 0.1, "teacher_temperature": 0.05}}
+HEADLESS = ("isd", "compress", "supervised")  # compare the backbone's features, or have a classifier
+
+
+@pytest.mark.parametrize("name", sorted(methods))
+def test_a_method_takes_no_temperature_from_isd(name: str) -> None:
+    base = find_recipe("imagenet_authors")
+    recipe = with_method(base, name)
+    for field in ("student_temperature", "teacher_temperature"):
+        assert getattr(recipe, field) == PAPERS.get(name, {}).get(field, getattr(base, field))
+    assert recipe.projector == (() if name in HEADLESS else (512, 128))
+    assert with_method(replace(base, projector=(8, 4)), name).projector == (8, 4)
+    guesses = name in ("byol", "byol_asym", "simsiam", "msf")
+    assert with_method(replace(base, predictor=()), name).predictor == ((512,) if guesses else ())
+    assert recipe.batch_norm_splits == (4 if name in ("moco_v2", "co2") else 2)
+
+
+def test_what_is_set_after_the_method_counts() -> None:
+    recipe = choose_recipe("imagenet_authors", None, method="moco_v2")
+    assert (recipe.student_temperature, recipe.projector) == (0.2, (512, 128))
+    recipe = change_setting(change_setting(recipe, "student_temperature=0.07"), "projector=[]")
+    assert (recipe.student_temperature, recipe.projector) == (0.07, ())
+    assert choose_recipe("digits", None, method="moco_v2", student_temperature=0.3).student_temperature == 0.3
+    tuned = recipe_for("co2", find_recipe("digits"), 1000, {"student_temperature": 0.15})
+    assert (tuned.student_temperature, tuned.batch_norm_splits) == (0.15, 4)
 
 
 MISTAKES = {

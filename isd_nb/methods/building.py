@@ -96,7 +96,7 @@ def find_method(name: str) -> type[Method]:  # a class with `from_recipe`
 
 # %% ../../nbs/machine_room/35_building.ipynb #c09-e3485e
 def with_method(recipe: Recipe, method: str) -> Recipe:
-    "The recipe with another method and what this method cannot do without; the budget stays."
+    "The recipe with another method, the temperatures of its paper, and the heads and parts of batch norm that it needs; the budget stays."
     if method == recipe.method:
         return recipe
     kind = find_method(method)
@@ -104,8 +104,10 @@ def with_method(recipe: Recipe, method: str) -> Recipe:
     for name in changes:
         if name not in (known := [f.name for f in fields(Recipe)]):
             raise InputError(f"the recipe_changes of the method {method} name {name!r}, which no recipe has: {suggest(name, known)}")
+    if kind.needs_projector and not recipe.projector:
+        changes = {"projector": (512, 128)} | changes  # two layers, as MoCo v2 has them on a ResNet-18
     if kind.needs_predictor and not recipe.predictor:
-        changes["predictor"] = recipe.projector[:1] or (512,)
+        changes["predictor"] = tuple(changes.get("projector", recipe.projector))[:1] or (512,)
     splits = max(recipe.batch_norm_splits, changes.pop("batch_norm_splits", 1))
     return replace(recipe, method=method, options={}, key_views=None, batch_norm_splits=splits, **changes)
 

@@ -6,6 +6,7 @@
 __all__ = ['regression_loss', 'BYOL', 'BYOLAsym']
 
 # %% ../../nbs/2_relatives/04_byol.ipynb #c03-ac3bae
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..encoders import Encoder, mlp
-from ..method import Output, WithTeacher
+from ..method import Output, WithShuffledKeys
 from ..loss import at_least_float32
 
 # %% ../../nbs/2_relatives/04_byol.ipynb #c05-96a8ad

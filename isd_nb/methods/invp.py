@@ -113,6 +113,7 @@ class WithNeighbours(WithBank):
 # %% ../../nbs/2_relatives/10_invp.ipynb #c30-50cfdb
 class InvP(WithNeighbours):
     "Invariance propagation: hard positives among neighbours of neighbours (Wang et al., NeurIPS 2020)."
+    needs_projector = True
     options: Mapping[str, Any] = {"neighbours": 4, "steps": 3, "positives": 50, "background": 4096,
                                   "temperature": 0.07, "weight": 0.6, "bank_momentum": 0.5,
                                   "begin": 0.1}  # after this share of training the second term counts

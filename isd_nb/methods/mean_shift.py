@@ -33,12 +33,13 @@ def mean_shift_loss(queries: Tensor,  # (B, D) unit vectors of the student
 # %% ../../nbs/2_relatives/13_mean_shift.ipynb #c06-0308cc
 class MeanShift(WithQueue):
     "Mean shift for self-supervised learning (Abbasi Koohpayegani et al., ICCV 2021)."
-    options: Mapping[str, Any] = {"neighbours": 5}
-    needs_predictor = True
+    options: Mapping[str, Any] = {"neighbours": 5, "shuffle_keys": False}
+    needs_projector = needs_predictor = True
 
     def __init__(self, student: nn.Module, predictor: nn.Module | None = None, queue_size: int = 4096,
-                 momentum: float | tuple[float, float] = 0.99, neighbours: int = 5) -> None:
-        super().__init__(student, predictor, queue_size, momentum, symmetric=False)
+                 momentum: float | tuple[float, float] = 0.99, neighbours: int = 5,
+                 splits: int = 0) -> None:  # batch norm's parts, among which keys are shuffled
+        super().__init__(student, predictor, queue_size, momentum, symmetric=False, splits=splits)
         if not 1 <= neighbours <= queue_size + 1:
             raise InputError(f"neighbours must be between 1 and {queue_size + 1}, the key and all anchors, not {neighbours}")
         self.neighbours = neighbours
@@ -47,7 +48,9 @@ class MeanShift(WithQueue):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "MeanShift":
         "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
-        return cls(student, predictor, recipe.queue_size, recipe.momentum, **cls.settings(recipe))
+        own = cls.settings(recipe)
+        splits = recipe.batch_norm_splits if own["shuffle_keys"] else 0
+        return cls(student, predictor, recipe.queue_size, recipe.momentum, own["neighbours"], splits)
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

@@ -72,7 +72,9 @@ def streaming_contrastive_loss(queries: Tensor,  # (B, D) unit vectors
 # %% ../../nbs/2_relatives/02_moco_v2.ipynb #c17-c8c62f
 class MoCoV2(WithQueue):
     "Momentum contrast (He et al., CVPR 2020) with a projector of two layers (Chen et al., 2020)."
-    recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4}  # keys are shuffled among the parts
+    recipe_changes: Mapping[str, Any] = {"batch_norm_splits": 4,  # keys are shuffled among the parts
+                                         "student_temperature": 0.2}
+    needs_projector = True
 
     def __init__(self, student: Encoder, queue_size: int = 4096, temperature: float = 0.2,
                  momentum: float | tuple[float, float] = 0.99,

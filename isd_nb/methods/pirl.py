@@ -123,6 +123,7 @@ class WithPuzzles(WithBank):
 # %% ../../nbs/2_relatives/09_pirl.ipynb #c27-522188
 class PIRL(WithPuzzles):
     "Pretext-invariant representations with jigsaw puzzles and a memory bank (Misra and van der Maaten, CVPR 2020)."
+    needs_projector = True
     options: Mapping[str, Any] = {"grid": 2, "temperature": 0.07, "weight": 0.5, "bank_momentum": 0.5}
 
     def __init__(self, student: Encoder, images: int, grid: int = 2, temperature: float = 0.07, weight: float = 0.5,

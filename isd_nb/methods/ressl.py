@@ -21,7 +21,8 @@ weakened = crops_only  # the same crops and flips, without changes of colour, bl
 # %% ../../nbs/2_relatives/11_ressl.ipynb #c06-308d25
 class ReSSL(ISD):
     "Relational self-supervised learning (Zheng et al., NeurIPS 2021): ISD's loss, no predictor, weak views for the teacher."
-    recipe_changes: Mapping[str, Any] = {"predictor": ()}
+    recipe_changes: Mapping[str, Any] = {"predictor": (), "student_temperature": 0.1, "teacher_temperature": 0.04}
+    needs_projector = True
 
     @classmethod
     def views(cls, recipe: Any) -> Sequence[Callable[..., Tensor]]:

@@ -38,6 +38,8 @@ def mixed_label_loss(queries: Tensor,  # (B, D) unit vectors of the student
 class SCE(WithQueue):
     "Similarity contrastive estimation (Denize et al., WACV 2023)."
     options: Mapping[str, Any] = {"weight": 0.5}
+    recipe_changes: Mapping[str, Any] = {"student_temperature": 0.1, "teacher_temperature": 0.05}  # the authors' for CIFAR-10
+    needs_projector = True
 
     def __init__(self, student: nn.Module, predictor: nn.Module | None = None, queue_size: int = 4096,
                  student_temperature: float = 0.1, teacher_temperature: float = 0.05,

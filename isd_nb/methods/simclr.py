@@ -6,6 +6,7 @@
 __all__ = ['GatherWithGradient', 'gather_with_gradient', 'nt_xent', 'SimCLR']
 
 # %% ../../nbs/2_relatives/03_simclr.ipynb #c03-20738b
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ def nt_xent(first: Tensor,  # (B, D) of the first views
 # %% ../../nbs/2_relatives/03_simclr.ipynb #c19-5e996b
 class SimCLR(Method):
     "A simple framework for contrastive learning (Chen et al., ICML 2020)."
+    recipe_changes: Mapping[str, Any] = {"student_temperature": 0.1}  # the paper's for ImageNet
+    needs_projector = True
 
     def __init__(self, student: Encoder, temperature: float = 0.1) -> None:
         super().__init__()

@@ -68,6 +68,8 @@ class WithPrototypes(Method):
 # %% ../../nbs/2_relatives/07_swav.ipynb #c23-8d5176
 class SwAV(WithPrototypes):
     "Swapped assignments between views, with small crops (Caron et al., NeurIPS 2020)."
+    recipe_changes: Mapping[str, Any] = {"student_temperature": 0.1}
+    needs_projector = True
     options: Mapping[str, Any] = {"prototypes": 64, "small_views": 2, "epsilon": 0.05, "rounds": 3}
 
     def __init__(self, student: Encoder, prototypes: int = 64, temperature: float = 0.1, epsilon: float = 0.05,

@@ -67,7 +67,7 @@ def recipe_for(method: str,  # a name in `methods`, or "package.module:Class"
                settings: Mapping[str, Any] | None = None,  # this method's, as `isd_train --set` names them
                source: Path | str = "the settings",  # where they are stated, for messages
                ) -> Recipe:
-    "The base recipe with the changes of the method's paper, its tuned settings, and steps that see `budget` images."
+    "The base recipe with what goes with the method (`with_method`), its tuned settings, and steps that see `budget` images."
     recipe = with_method(base, method)
     for name, value in (settings or {}).items():
         if name in shared:

@@ -110,7 +110,8 @@ def train_one(study: Study,
               ) -> Trained:
     "One training of the study's budget, from its checkpoint if there is one."
     recipe = with_method(study.recipe, changes.pop("method", study.recipe.method))
-    recipe = replace(recipe, evaluations=evaluations, epochs=None, **changes)
+    same = {name: getattr(study.recipe, name) for name in ("student_temperature", "teacher_temperature")}  # for all methods
+    recipe = replace(recipe, **{**same, "evaluations": evaluations, "epochs": None, **changes})
     recipe = replace(recipe, steps=max(1, round(study.budget / recipe.batch_size)))
     place = study.runs / study.name / tag
     return train(recipe, images, place, evaluate, resume=place.exists(), device=study.device, show=study.show)
