@@ -25,16 +25,16 @@ def regression_loss(queries: Tensor,  # (B, D) of any length
     return 2 - 2 * F.cosine_similarity(at_least_float32(queries), at_least_float32(keys), dim=1).mean()
 
 # %% ../../nbs/2_relatives/04_byol.ipynb #c11-acb26e
-class BYOL(WithTeacher):
+class BYOL(WithShuffledKeys):
     "Bootstrap your own latent (Grill et al., NeurIPS 2020): both views are predicted from each other."
-    symmetric = True
-    needs_predictor = True
+    options: Mapping[str, Any] = {"shuffle_keys": False}
+    symmetric = needs_projector = needs_predictor = True
 
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "BYOL":
         "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
-        return cls(student, predictor, recipe.momentum)
+        return cls(student, predictor, recipe.momentum, recipe.batch_norm_splits if cls.settings(recipe)["shuffle_keys"] else 0)
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

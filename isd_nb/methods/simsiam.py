@@ -24,7 +24,7 @@ def negative_cosine(queries: Tensor, projections: Tensor) -> Tensor:  # (B, D) t
 # %% ../../nbs/2_relatives/05_simsiam.ipynb #c10-4732be
 class SimSiam(Method):
     "Simple siamese networks (Chen and He, CVPR 2021): the student predicts itself."
-    needs_predictor = True
+    needs_projector = needs_predictor = True
 
     def __init__(self,
                  student: Encoder,  # images (B, C, H, W) -> (B, D)
