@@ -17,11 +17,12 @@ from launching import Launched, finish, run_forked, wait_for_checkpoint
 Start = Callable[..., Launched]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SCRIPT = '''
+import os
+import signal
 import sys
 from dataclasses import replace
 from isd_nb.sources.digits import digits
-from isd_nb.engine import state
-from isd_nb.engine.training import train
+from isd_nb.engine import state, training
 from isd_nb.protocols.storage import Stopped
 from isd_nb.recipe import find_recipe
 build = state.build_method
@@ -29,11 +30,18 @@ if {double}:
     state.build_method = lambda *given: build(*given).double()
 recipe = replace(find_recipe("digits"), steps={steps}, batch_size=16, queue_size=40, width=4,
                  projector=(8,), predictor=(8,),
-                 evaluations=1, precision="float32", learning_rate=0.03, batch_norm_splits={splits})
+                 evaluations=1, precision="float32", learning_rate=0.03, batch_norm_splits={splits},
+                 batch_norm={batch_norm!r})
 images = digits()[0].subset(range(100))
+step = training.train_step
+def until_asked(state, *given):
+    if f"--stop={{state.step}}" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(state, *given)
+training.train_step = until_asked
 try:
-    trained = train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu",
-                    save_every={save_every}, show=False)
+    trained = training.train(recipe, images, sys.argv[1], resume="--resume" in sys.argv, device="cpu",
+                             save_every={save_every}, show=False)
 except Stopped:
     sys.exit(130)
 '''
@@ -43,8 +51,15 @@ def newest(run: Path) -> dict:
     return torch.load(max((run / "checkpoints").glob("state_*.pt")), weights_only=True)
 
 
-def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float = 60, double: bool = False) -> Path:
-    path.write_text(SCRIPT.format(steps=steps, splits=splits, save_every=save_every, double=double))
+def newest_step(run: Path) -> int:
+    "By the file's name: a process that trains may remove the file."
+    return max(int(path.stem.removeprefix("state_")) for path in run.glob("checkpoints/state_*.pt"))
+
+
+def write_script(path: Path, steps: int = 12, splits: int = 1, save_every: float = 60, double: bool = False,
+                 batch_norm: str = "local") -> Path:
+    path.write_text(SCRIPT.format(steps=steps, splits=splits, save_every=save_every, double=double,
+                                  batch_norm=batch_norm))
     return path
 
 
@@ -65,19 +80,15 @@ def test_processes_do_what_one_does(start: Start, tmp_path: Path, processes: int
 
 
 def test_resume_with_another_number_of_processes(start: Start, tmp_path: Path) -> None:
-    script = write_script(tmp_path / "train.py", steps=4000, save_every=0.2)
-    run = tmp_path / "run"
-    process = start(script, str(run), processes=2)
-    wait_for_checkpoint(run, process)
-    process.send_signal(signal.SIGTERM)
-    process.wait(120)
-    before = newest(run)["step"]
-    process = start(script, str(run), "--resume")
-    while newest(run)["step"] <= before:
-        assert process.returncode is None, process.errors[-2000:]
-        time.sleep(0.05)
-    process.kill()
-    process.wait(30)
+    "Two processes begin and one goes on: the queue and the weights of one that did it all, in double precision."
+    script = write_script(tmp_path / "train.py", double=True, batch_norm="sync")
+    assert start(script, str(tmp_path / "run"), "--stop=4", processes=2).wait(240) == 130
+    assert newest_step(tmp_path / "run") == 5
+    finish(start(script, str(tmp_path / "run"), "--resume"))
+    finish(start(script, str(tmp_path / "straight")))
+    resumed, straight = newest(tmp_path / "run"), newest(tmp_path / "straight")
+    assert resumed["step"] == straight["step"] == 12
+    torch.testing.assert_close(resumed["method"], straight["method"], rtol=1e-6, atol=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +128,9 @@ def test_kills_at_random_moments(start: Start, tmp_path: Path) -> None:
         process = start(script, str(run), "--resume")
         if not list(run.glob("checkpoints/state_*.pt")):
             wait_for_checkpoint(run, process)
-        before = newest(run)["step"]
-        while process.returncode is None and newest(run)["step"] == before:
+        before, end = newest_step(run), time.monotonic() + 120
+        while process.returncode is None and newest_step(run) == before:
+            assert time.monotonic() < end, "no step more was saved"
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.1))
         kills += process.returncode is None
