@@ -18,6 +18,10 @@ from PIL import Image
 from isd_nb.cli.train import isd_train as train_command
 from launching import Launched, probe_quickly
 
+# What a launcher or a queue has set for a process of its own is not for those that tests start.
+FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+for variable in [name for name in os.environ if name in FOREIGN or name.startswith("SLURM_")]:
+    del os.environ[variable]
 # One thread here and in what tests start, as in `make test`: runs are the same bit for bit at one number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

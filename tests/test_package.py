@@ -14,6 +14,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import call
+from typer import Typer
+from typer.main import get_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +37,8 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The wheel that the source distribution makes, installed in a folder of its own."
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone: git does not tell what belongs to it")
     place, build = (
         tmp_path_factory.mktemp("package"),
         "import setuptools.build_meta as b, sys; b.build_{}(sys.argv[1])",
@@ -64,7 +69,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / "source" / name).write_bytes((ROOT / name).read_bytes())
     run("-c", build.format("sdist"), place, cwd=place / "source")
     with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
-        archive.extractall(place / "unpacked", filter="data")
+        archive.extractall(place / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     run("-c", build.format("wheel"), place, cwd=next((place / "unpacked").iterdir()))
     run(
         "-m",
@@ -125,6 +130,21 @@ def test_every_command_starts_as_the_others_do(name: str, monkeypatch: pytest.Mo
     assert started == [module.command]
 
 
+@pytest.mark.parametrize("name", commands())
+def test_every_command_explains_itself(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _, function = commands()[name].partition(":")
+    module = import_module(place)
+    monkeypatch.setenv("COLUMNS", "400")  # no line is folded, no word cut off
+    said = call(getattr(module, function), tmp_path, "--help")
+    assert said.returncode == 0 and not said.stderr
+    assert f"{name} [OPTIONS]" in said.stdout and module.command.__doc__ in said.stdout
+    app = Typer(add_completion=False)
+    app.command()(module.command)
+    taken = get_command(app).params
+    assert taken and all(p.help in said.stdout for p in taken)
+    assert all(max(p.opts, key=len) in said.stdout for p in taken if p.param_type_name == "option")
+
+
 LIBRARIES = dict(PIL="pillow", sklearn="scikit-learn", umap="umap-learn", faiss="faiss-cpu", IPython="ipython")
 WITH_TORCH = {"triton"}  # comes with PyTorch where it works; without it the code takes another way
 
@@ -158,5 +178,10 @@ def test_every_python_has_an_environment_of_its_own() -> None:
         call = ["make", "-n", "-B", "book", f"PYTHON={python}"]
         said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout
         assert f"{python} -m venv {venv}\n" in said and f"{venv}/bin/python book/build.py" in said, said
+    for target, script in (("slides", "course/slides.py"), ("handouts", "course/handouts.py"), ("dist", "-m build"),
+                           ("coverage", "tests/measure_coverage.py")):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and f".venv/bin/python {script}" in done.stdout, done.stdout + done.stderr
+        assert script.startswith("-m") or (ROOT / script).is_file()
     tested = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     assert all(f'"3.{minor}"' in tested for minor in (10, 11, 12, 13))
