@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     (["--batch-size", "6000", "--set", "queue_size=6000"], "a batch of 6000 is larger than the set of 5188 images"),
     (["--set", "queue_size=8"], "a queue of 8 anchors is smaller than a batch"),
     (["--set", "student_temperature=0"], "student_temperature must be positive"),
-    (["--set", "momentum=[0.9,1.2]"], "momentum"),
+    (["--set", "momentum=[0.9,1.2]"], "momentum goes from one number in [0, 1] to another, not (0.9, 1.2)"),
     (["--set", "momentum=[0.99]"], "momentum must be a number, or two"),
     (["--set", "projector=256"], "projector must be a list of whole numbers"),
     (["--set", "weight_decay=-1"], "weight_decay must be 0 or more"),
@@ -125,7 +126,7 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     (["--method", "compress", "--set", 'options={"guide": 3}'], "guide of compress cannot be loaded"),
     (["--set", "tempo=3"], "--set takes name=value"),
     (["--set", "backbone=resnet19"], "did you mean 'resnet18'"),
-    (["--set", "learning_rate=fast"], "learning_rate"),
+    (["--set", "learning_rate=fast"], 'learning_rate must be a number, not "fast"'),
     (["--resume"], "there is no run of digits-isd"),
 ])
 def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -148,6 +149,9 @@ def test_a_loss_that_is_not_finite(isd_train, tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "checkpoints").glob("state_*.pt"))  # ruined weights are not kept
 
 
-def test_without_a_network(isd_train) -> None:
+def test_without_a_network(isd_train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*given: object, **how: object) -> None:
+        raise URLError("no network")
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     message = one_sentence(isd_train("--data", "torchvision:KMNIST", "--root", "nothing_here"))
     assert "KMNIST" in message and "could not be downloaded" in message

@@ -52,7 +52,9 @@ def test_a_file_that_cannot_be_read_has_no_features(encoder: Path, small: Path, 
     assert len(lost) == 1 and table[lost[0]].startswith(f"{name},") and np.isnan(some[lost]).all()
     kept = np.delete(np.arange(len(some)), lost)
     assert_allclose(some[kept], whole[kept], rtol=0, atol=1e-6)
-    assert not [path for path in (tmp_path / "report").iterdir() if name in path.read_text()]
+    tables = {path.name: path.read_text() for path in (tmp_path / "report").iterdir()}
+    assert sorted(tables) == ["near_duplicates.csv", "outliers.csv", "suspect_labels.csv"]
+    assert not [file for file, text in tables.items() if name in text]
 
 
 def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path,
@@ -196,7 +198,7 @@ def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(begins: str, s
 
 def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Path, tmp_path: Path) -> None:
     said = call(isd_embed, tmp_path, encoder, "--data", f"folder:{small}", "--out", "f.npy", "--processes", "0")
-    assert said.returncode == 2
+    assert said.returncode == 2 and "Invalid value for '--processes': Input should be" in said.stderr
     work = embedding.Work(tmp_path / "missing", f"folder:{small}", 8, tmp_path, tmp_path, 4)
     with pytest.raises(embedding.InputError, match="no encoder"):
         embedding.compute_together(work, [[(0, 4)]], torch.device("cpu"), lambda: None)
@@ -237,7 +239,9 @@ def test_tables_and_an_atlas_name_files_below_the_folder(encoder: Path, small: P
     assert sorted({path.name for path in tables}) == ["near_duplicates.csv", "outliers.csv", "suspect_labels.csv"]
     written = [path.read_bytes() for path in (*tables, tmp_path / "atlas.parquet", tmp_path / "f.csv")]
     assert not any(str(tmp_path).encode() in content for content in written)
-    assert "run" in call(isd_explore, tmp_path, *data, "--report", "shown").stderr
+    alone = call(isd_explore, tmp_path, *data, "--report", "shown")
+    sentence = "--report is about a run, or about weights with --encoder SOURCE --data SPEC"
+    assert alone.returncode == 2 and sentence in alone.stderr
 
 
 def test_a_runs_own_images_are_as_bright_and_as_large_as_in_its_training(tmp_path: Path) -> None:

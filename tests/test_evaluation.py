@@ -224,7 +224,7 @@ def test_the_augmented_linear_layer_leaves_the_backbone_alone(sets, net) -> None
     classifier = fit_classifier(net, images, tuning)
     for name, value in classifier.encoder.state_dict().items():
         assert torch.equal(value, {**net.state_dict()}[name]), name
-    assert 0 < augmented_linear(net, images, held, tuning).top1 <= 1
+    assert 0.15 < augmented_linear(net, images, held, tuning).top1 <= 1, "chance is 0.1"
     assert not any(p.requires_grad for p in Classifier(net, embed(net, images), 10, learns=False).encoder.parameters())
 
 
