@@ -144,3 +144,15 @@ def test_parts(tmp_path):
     # matrix products: all of a layer that is dense, and these gradients of weights
     expected = sum(f * (0 if d else 4 - p) for f, d, p in zip(forward, dense, products, strict=True)) - forward[0]
     assert rows["convolutions"]["gigaoperations"] == pytest.approx(expected / 1e9, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["ablations", "controls", "equivalence", "keep_run", "ladder", "pages", "scaling"])
+def test_benchmarks_of_minutes_begin(name, monkeypatch, capsys):
+    "They are too long for a test; here their imports and options."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = importlib.import_module(name)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert not ended.value.code and f"usage: {name}.py" in printed and script.__doc__.split("\n")[0] in printed

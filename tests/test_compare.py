@@ -319,3 +319,15 @@ def test_thirds_of_a_comparison_that_states_epochs() -> None:
     leads, rate, momentum = decay_table(saved, ["isd"]).splitlines()[1:]
     assert leads.count("+10.0 points") == 3 and momentum.split()[-3:] == ["0.1000"] * 3
     assert rate.split()[1:] == [f"{learning_rate(base, step, 96):.3f}" for step in (16, 48, 80)]
+
+
+def test_all_methods_are_compared_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple] = []
+    nothing = {"runs": [], "failures": {}}
+    monkeypatch.setattr("isd_nb.cli.compare.compare", lambda *asked: given.append(asked) or nothing)
+    words = ["--jobs", "2", "--budget-images", "192", "--seeds", "3", "--device", "cpu"]
+    assert call(isd_compare, tmp_path, *words).returncode == 0
+    ((base, names, seeds, out, budget, settings, jobs, device, _, _),) = given
+    assert names == [*methods] and (seeds, budget, settings, jobs, device) == ([3], 192, None, 2, "cpu")
+    tasks = plan(base, names, seeds, budget, out, {})
+    assert {task.recipe.method for task in tasks if task.trained} == {*methods}

@@ -406,3 +406,16 @@ def test_from_import_names_the_new_place_of_what_is_gone() -> None:
         exec("from isd_nb.compare import score")
     with pytest.raises(ImportError, match="cannot import name 'attent'"):
         exec("from isd_nb.loss import attent")
+
+
+def test_the_code_of_the_page_about_your_own_loop_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "book/pages/use_the_loss.md").read_text(), re.S)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 128))
+    before = network[1].weight.detach().clone()
+    names: dict[str, Any] = {"my_network": network, "batches": torch.rand(3, 2, 8, 3, 2, 2)}  # three batches, two views
+    exec(code, names)
+    assert names["loss"].isfinite() and int(names["queue"].count) == 3 * 8
+    torch.testing.assert_close(names["queue"].ordered()[-8:], names["keys"])
+    moved = [(net[1].weight - before).norm() for net in (network, names["teacher"].module)]
+    assert moved[0] > moved[1] > 0, "the teacher follows"

@@ -1,7 +1,11 @@
 """`isd_explore` as a user runs it, on a folder without labels, and what must be in the package for it."""
 import ast
+import csv
+import importlib
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,26 +14,29 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from isd_nb.cli.explore import isd_explore as command
 from isd_nb.cli.pack import pack
+from isd_nb.data import ImageSet
 from isd_nb.errors import InputError, refusal
 from isd_nb.explore import explorer, gallery
 from isd_nb.explore.given import gallery_of_sources
-from isd_nb.explore.umap_map import layout
+from isd_nb.explore.umap_map import exact_neighbours, keep_compiled, layout
 from isd_nb.sources.door import load_images
 from isd_nb.engine.training import train
 from isd_nb.recipe import Recipe
 
 
+def scatter(features: Tensor, start: np.ndarray | None = None) -> np.ndarray:
+    return np.random.default_rng(0).random((len(features), 2), dtype=np.float32)
+
+
 @pytest.fixture
 def isd_explore(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     "Runs the command in this process, with random layouts: UMAP takes half a minute to start and has its own chapter."
-    def scatter(features: Tensor, start: np.ndarray | None = None) -> np.ndarray:
-        return np.random.default_rng(0).random((len(features), 2), dtype=np.float32)
-
     def run(*arguments: str | Path) -> int:
         monkeypatch.setattr("sys.argv", ["isd_explore", *map(str, arguments)])
         monkeypatch.setattr(gallery, "layout", scatter)
@@ -156,3 +163,72 @@ def test_a_missing_library_is_named_before_features_are_computed(monkeypatch: py
     monkeypatch.setattr("isd_nb.explore.given.features_and_images", lambda *given: pytest.fail("features are computed"))
     with pytest.raises(InputError, match="the map needs umap-learn"):
         gallery_of_sources(["shipped:digits"], "digits")
+
+
+def test_the_tables_of_a_run(isd_explore: Callable, colour_run: Path, make_folder: Callable,
+                             capsys: pytest.CaptureFixture) -> None:
+    "Of the images that are tested on, a fifth of 24 or of 40; with `--limit`, of fewer."
+    (file,) = colour_run.glob("checkpoints/encoder_00000002.safetensors")
+    shutil.copy(file, colour_run / "encoder.safetensors")
+    make_folder("other", {"c": 20, "d": 20})
+    other = ("--data", "folder:other")
+    for more, count in (((), 4), (other, 8), ((*other, "--limit", "5"), 5)):
+        assert isd_explore("run", "--report", "tables", *more) == 0
+        said = capsys.readouterr().out
+        assert all(f"tables/{name}.csv" in said for name in ("near_duplicates", "outliers", "suspect_labels"))
+        assert len([*csv.DictReader(Path("tables/outliers.csv").read_text().splitlines())]) == count
+    assert not (colour_run / "explorer.ipynb").exists() and not (colour_run / "explorer").exists()
+
+
+def test_5000_images_are_explored_where_no_limit_is_given(isd_explore: Callable, colour_run: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr("isd_nb.cli.explore.report_of_sources", lambda *given, **how: limits.append(given[4]) or ["x"])
+    monkeypatch.setattr(explorer.Explorer, "from_run", lambda run, **how: limits.append(how["limit"]))
+
+    def noted(sources: object, data: str, size: int | None, limit: int, *rest: object) -> None:
+        limits.append(limit)
+        raise InputError("that was all")
+    monkeypatch.setattr("isd_nb.cli.explore.gallery_of_sources", noted)
+    weights = ("--encoder", "shipped:digits", "--data", "digits", "--html", "x.html")
+    for more, expected in (((), 5000), (("--limit", "7"), 7)):
+        ended = [isd_explore(*words, *more) for words in (("run", "--report", "x"), ("run", "--no-open"), weights)]
+        assert ended == [0, 0, 2] and limits == [expected] * 3
+        assert explorer_call(colour_run)["limit"] == expected
+        limits.clear()
+
+
+def test_the_code_of_the_page_about_any_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parent.parent / "book/pages/explore_any_network.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gallery, "layout", scatter)
+    exec(code, {"images": ImageSet(torch.zeros(12, 1, 8, 8).byte()), "features": torch.randn(12, 5)})
+    assert "my network" in Path("explorer.html").read_text()
+
+
+def test_neighbours_of_a_large_map_are_exact() -> None:
+    features = torch.randn(4096, 3, generator=torch.Generator().manual_seed(0))
+    rows, distances = exact_neighbours(features, 5)["precomputed_knn"]
+    assert rows.shape == distances.shape == (4096, 5) and (distances >= 0).all()
+    assert (rows[:, 0] == np.arange(4096)).all()
+    unit = torch.nn.functional.normalize(features, dim=1)
+    expected = (1 - unit[::512] @ unit.T).sort(dim=1).values[:, :5]
+    np.testing.assert_allclose(distances[::512], expected, atol=1e-6)
+    own = torch.einsum("nf,nkf->nk", unit[::512], unit[torch.from_numpy(rows[::512])])
+    np.testing.assert_allclose(distances[::512], 1 - own, atol=1e-6)
+    assert exact_neighbours(features[:4095], 5) == {}, "UMAP's own search is exact there"
+
+
+def test_what_numba_compiles_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caching = pytest.importorskip("numba.core.caching")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("kept_here", "left_alone"):
+        (tmp_path / f"{name}.py").write_text("import numba\n\n@numba.njit\ndef double(x):\n    return 2 * x\n")
+    kept, other = (importlib.import_module(name).double for name in ("kept_here", "left_alone"))
+    assert isinstance(kept._cache, caching.NullCache)
+    for _ in range(2):  # a second call changes nothing
+        keep_compiled("kept_here")
+        assert isinstance(kept._cache, caching.FunctionCache) and isinstance(other._cache, caching.NullCache)
+    assert kept(2) == 4 and [*tmp_path.glob("__pycache__/kept_here.double-*.nbi")]
+    assert not [*tmp_path.glob("__pycache__/left_alone.double-*")]

@@ -1,7 +1,6 @@
 """The notebooks for GPUs at toy size: they run, go on, take other settings; and the scripts start what they say."""
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -42,6 +41,7 @@ def run(path: Path, settings: str, at: Path) -> str:  # what it printed
         if cell["cell_type"] == "code":
             code.append("".join(cell["source"]))
             code += [settings] if "parameters" in cell["metadata"].get("tags", []) else []
+    code.append('import shutil\nshutil.copy(out / "config.json", ".")')
     script = at / "notebook.py"
     text = "\n".join(code).replace("../../results", str(ROOT / "results"))
     script.write_text('if __name__ == "__main__":\n' + textwrap.indent(text, "    "))
@@ -77,6 +77,8 @@ def test_other_settings_and_the_authors_recipe(tmp_path: Path) -> None:
     path = ROOT / "nbs" / "gpu" / "imagenet.ipynb"
     printed = run(path, 'recipe_name, method = "imagenet_authors", "moco_v2"\nteraflops = 1.0', tmp_path)
     assert "--recipe imagenet_authors --method moco_v2" in printed and "teacher" in printed
+    recipe = json.loads((tmp_path / "config.json").read_text())["recipe"]
+    assert (recipe["name"], recipe["method"]) == ("imagenet_authors_toy", "moco_v2")
 
 
 def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
@@ -93,26 +95,41 @@ def nodes(rank: int, count: int, port: int, at: Path, *more: str | Path) -> subp
     return subprocess.Popen(command, cwd=at, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def end(machine: subprocess.Popen) -> None:
+    "What is still running is asked first: torchrun ends its own processes, which a kill would leave behind."
+    machine.terminate()
+    try:
+        machine.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        machine.kill()
+        machine.communicate()
+
+
 def test_two_machines(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     "The script for several machines, with both of them here; scores in several processes: see test_processes."
     port, plain = free_port(), make_folder("plain", {".": 40})
     machines = [nodes(rank, 2, port, tmp_path, "--data", f"folder:{plain}") for rank in range(2)]
-    for machine in machines:
-        _, errors = machine.communicate(timeout=240)
-        assert machine.returncode == 0, errors[-2000:]
+    try:
+        for machine in machines:
+            _, errors = machine.communicate(timeout=240)
+            assert machine.returncode == 0, errors[-2000:]
+    finally:
+        for machine in machines:
+            if machine.poll() is None:
+                end(machine)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_seen"] == 12 * 16
 
 
 @pytest.mark.usefixtures("small")
 def test_a_machine_that_is_stopped_saves(tmp_path: Path) -> None:
     process = nodes(0, 1, free_port(), tmp_path, "--steps", "100000")
-    end = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.csv").exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    try:
+        latest = time.monotonic() + 240
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert process.poll() is None and time.monotonic() < latest
+            time.sleep(0.05)
+    finally:
+        end(process)
     assert process.returncode != 0 and list((tmp_path / "run" / "checkpoints").glob("state_*.pt"))
 
 
@@ -120,3 +137,42 @@ def test_a_machine_that_is_stopped_saves(tmp_path: Path) -> None:
 def test_scripts_are_bash(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], check=True)
     assert os.access(ROOT / "scripts" / script, os.X_OK)
+
+
+def stub(place: Path, name: str, text: str) -> None:
+    "A program of this name, which is found before all others."
+    place.mkdir(exist_ok=True)
+    (place / name).write_text(f"#!/bin/bash\n{text}\n")
+    (place / name).chmod(0o755)
+
+
+def held_arguments(script: str, at: Path, *arguments: str, **variables: str) -> list[str]:
+    "What a script passes to Python in the end; the machine has three GPUs."
+    stub(at / "bin", "python", f'if [ "$1" = -c ]; then echo 3; else printf "%s\\n" "$@" > "{at}/held"; fi')
+    plain = {"PATH": f"{at / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([ROOT / "scripts" / script, *arguments], cwd=at, env=plain | variables,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (at / "held").read_text().splitlines()
+
+
+RESUMED = ("--recipe", "cifar10", "--out", "my runs/x", "--resume")  # a name with a blank stays one argument
+
+
+def test_all_gpus_of_a_machine_train(tmp_path: Path) -> None:
+    held = held_arguments("train_gpus.sh", tmp_path, *RESUMED, PORT="1234", RANK="7")
+    launcher = ["--nnodes=1", "--node_rank=0", "--nproc_per_node=3", "--master_addr=127.0.0.1", "--master_port=1234"]
+    assert held == ["-m", "torch.distributed.run", *launcher, "-m", "isd_nb.cli", *RESUMED]
+
+
+def test_slurm_starts_every_machine(tmp_path: Path) -> None:
+    stub(tmp_path / "bin", "scontrol", 'printf "%s\\n" first second')
+    stub(tmp_path / "bin", "srun", 'shift; exec "$@"')  # what the first of the tasks does
+    job = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID="20007",
+               SLURM_NODEID="1", SLURM_GPUS_ON_NODE="4")
+    launcher = ["--nnodes=2", "--node_rank=1", "--nproc_per_node=4", "--master_addr=first", "--master_port=20007"]
+    assert held_arguments("train.slurm", tmp_path, *RESUMED, **job) == [
+        "-m", "torch.distributed.run", *launcher, "-m", "isd_nb.cli", *RESUMED]
+    anew = subprocess.run([ROOT / "scripts/train.slurm", *RESUMED[:-1]], env={"PATH": os.environ["PATH"], **job},
+                          capture_output=True, text=True)
+    assert anew.returncode == 2 and "give --resume" in anew.stderr

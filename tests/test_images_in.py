@@ -12,6 +12,10 @@ import torch
 from conftest import TINY, call
 from PIL import Image
 
+from isd_nb.cli.compare import isd_compare
+from isd_nb.cli.embed import isd_embed
+from isd_nb.cli.evaluate import isd_eval
+from isd_nb.cli.explore import isd_explore
 from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.engine.embedding import embed_to_file
@@ -362,3 +366,26 @@ def test_digits_are_packed_whole(tmp_path: Path) -> None:
     edge = images.flatten(1).sum(1) - inner
     assert "--set image_size=16" in said and edge.sum() < 0.05 * inner.sum()
     assert fit_recipe(find_recipe("digits"), "timm:resnet10t", None, typical_side("digits")).image_size == 32
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    (train_command, "--data folder:small --processes 1 --out run"),
+    (isd_pack, "folder:small packed --size 8"),
+    (isd_compare, "--data folder:small --methods isd --out out"),
+    (isd_eval, "--encoder shipped:digits --data folder:small"),
+    (isd_embed, "shipped:digits --data folder:small --out f.npy"),
+    (isd_explore, "--encoder shipped:digits --data folder:small --report tables"),
+], ids=["isd_train", "isd_pack", "isd_compare", "isd_eval", "isd_embed", "isd_explore"])
+@pytest.mark.usefixtures("small")
+def test_a_window_of_a_command_reaches_the_files(command: Callable[[], None], words: str, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(window: str) -> str:
+        said = call(command, tmp_path, *words.split(), "--window", window)
+        assert said.returncode == 2, said.stdout + said.stderr
+        return said.stderr
+
+    def as_read(window: str) -> None:
+        raise InputError(f"read through {window}")
+    monkeypatch.setattr("isd_nb.sources.door.parse_window", as_read)
+    assert "read through 40,400" in refused("40,400")
+    assert "CENTER,WIDTH" in refused("40")

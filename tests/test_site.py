@@ -215,6 +215,8 @@ def test_the_explorer_of_the_site_holds_the_shipped_encoders(site: Path) -> None
     text, static = (site / "explorer/digits.html").read_text(), reference.PACKAGE / "explore/static"
     for name in ("contours.js", "explorer.js", "explorer.css"):
         assert (static / name).read_text().replace("export default { render, mount };", "") in text
+    stated = re.search(r"one file of (\S+) MB", (ROOT / "book/pages/explorer.md").read_text())
+    assert stated and f"{len(text.encode()) / 1e6:.1f}" == stated[1]
     header, data = (re.search(rf'id="{name}">(.*?)</script>', text, re.S).group(1) for name in ("header", "data"))
     index = json.loads(header)["arrays"]["features"]
     kept = np.frombuffer(base64.b64decode(data), "<i2", index["length"], index["offset"])
