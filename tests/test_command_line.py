@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import TINY, call
-from launching import QUICK, Forked, run_forked
+from launching import QUICK, Forked, forking, run_forked
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.encoders import load_encoder
 
@@ -129,8 +129,9 @@ def test_unreadable_images(isd_train, make_folder) -> None:
     (["--set", "learning_rate=fast"], 'learning_rate must be a number, not "fast"'),
     (["--resume"], "there is no run of digits-isd"),
 ])
-def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A non-zero exit and one sentence, no exception."
+    monkeypatch.setattr("isd_nb.engine.launch.subprocess", forking())
     how = ("--steps", "12", "--device", "cpu", *arguments)
     alone = () if "folder:nowhere" in arguments else ("--processes", "1")  # that one is refused in all processes
     assert message in one_sentence(call(train_command, tmp_path, *how, *alone))

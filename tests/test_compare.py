@@ -267,6 +267,7 @@ def test_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
 
 
 def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "subprocess", forking())
     (tmp_path / "logs").mkdir()
     task = Task(replace(TINY, method="isd"), str(tmp_path / "isd-0"), {}, device="cpu")
     with (tmp_path / "logs" / "isd-0.lock").open("w") as lock:

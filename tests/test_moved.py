@@ -1,11 +1,11 @@
 """Old names still lead to what has moved, with a warning, and load nothing twice."""
 import importlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import run_forked
 from PIL import Image
 
 from isd_nb._moved import MOVED, NAMES
@@ -33,11 +33,10 @@ def test_a_pipe_and_a_bomb_among_images_cost_no_time(tmp_path: Path) -> None:
     Image.new("RGB", (9, 7)).save(tmp_path / "c.png")
     code = "import sys; from isd_nb.sources.datasets import typical_side; print(typical_side(sys.argv[1]))"
     command = [sys.executable, "-c", code, f"folder:{tmp_path}"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = run_forked(command, timeout=120)
     assert said.stdout == "7\n", said.stderr
 
 
 def test_an_old_module_still_runs_as_a_command() -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "isd_nb.claims.few_labels", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    said = run_forked([sys.executable, "-m", "isd_nb.claims.few_labels", "--help"])
     assert said.returncode == 0 and "--budgets" in said.stdout, said.stderr

@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from conftest import call
+from launching import Forked
 from PIL import Image
 
 from isd_nb.cli.compare import isd_compare
@@ -73,13 +74,14 @@ with unfinished_folder(Path(sys.argv[1])) as folder:
 
 def test_two_processes_do_not_pack_to_one_place(tmp_path: Path) -> None:
     images, out = digits(copies=1)[1].subset(range(8)), tmp_path / "packed"
-    with subprocess.Popen([sys.executable, "-c", HOLDING, out], stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout is not None and other.stdout.readline() == "holding\n"
-            said = refusal(write_packed, out, {("bank", 16): images}, "digits")
-            left = [path.name for path in (tmp_path / ".packed.unfinished").iterdir()]
-        finally:
-            other.kill()
+    other = Forked([sys.executable, "-c", HOLDING, out], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "holding\n"
+        said = refusal(write_packed, out, {("bank", 16): images}, "digits")
+        left = [path.name for path in (tmp_path / ".packed.unfinished").iterdir()]
+    finally:
+        other.kill()
+        other.communicate()
     assert said == f"another process is writing {out}: wait for it, or choose another folder"
     assert sorted(left) == [".lock", "half.npy"], "the first one's work stays"
     write_packed(out, {("bank", 16): images}, "digits")  # it was killed: what it left is removed

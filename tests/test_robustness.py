@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from launching import Forked, run_forked
 from PIL import Image
 from torch import nn
 
@@ -177,7 +178,7 @@ HOLD = TAKE + "    time.sleep(600)"
 
 
 def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    holder = Forked([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "mine\n"
         with pytest.raises(InputError, match="another process is training in"), only_one(tmp_path):
@@ -200,7 +201,7 @@ def test_the_lock_ends_with_the_block_and_not_with_a_forked_worker(tmp_path: Pat
         worker.start()
         raise Failed
     try:
-        found = subprocess.run([sys.executable, "-c", TAKE, tmp_path], capture_output=True, text=True)
+        found = run_forked([sys.executable, "-c", TAKE, tmp_path])
     finally:
         worker.kill()
     assert found.stdout == "mine\n", found.stderr
