@@ -1,5 +1,6 @@
 """The package is a house: arrows between its rooms point one way, and no room is too large."""
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(p): p for p in PACKAGE.rglob("*.py") if module_name(p).split(".")[0] not in FRONTS}
 
 
+@cache
 def imports_of(module: str) -> set[str]:
     "The modules of the package that a module imports, anywhere in its code."
     found, package = set(), module.split(".")[:-1] if MODULES[module].name != "__init__.py" else module.split(".")

@@ -43,7 +43,9 @@ def half_labelled(make_folder: Callable[..., Path], tmp_path: Path) -> Path:
     return tmp_path / "half"
 
 
-def test_training_images_without_labels_beside_a_labelled_test_set(half_labelled: Path, tmp_path: Path) -> None:
+def test_training_images_without_labels_beside_a_labelled_test_set(half_labelled: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isd_nb.explore.umap_map.layout", lambda features: features[:, :2])
     data = ("--recipe", "digits", "--data", "folder:half")
     result = call(train_command, tmp_path, *data, "--out", "run", "--processes", "1", *TINY)
     assert result.returncode == 0, result.stderr

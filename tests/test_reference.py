@@ -3,6 +3,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -10,16 +11,20 @@ sys.path.insert(0, str(ROOT / "book"))
 import reference  # noqa: E402
 
 MODULES = reference.package_modules()
-NAMES = {module: list(reference.names_of(path, module)) for module, path in MODULES.items()}
+
+
+@cache
+def all_names() -> dict[str, list[reference.Name]]:  # by module
+    return {module: list(reference.names_of(path, module)) for module, path in MODULES.items()}
 
 
 def test_every_public_name_has_an_entry() -> None:
-    for module, names in NAMES.items():
+    for module, names in all_names().items():
         assert sorted(name.name for name in names) == sorted(reference.public_names(MODULES[module])), module
 
 
 def test_every_public_name_is_documented() -> None:
-    own = [name for names in NAMES.values() for name in names if not name.origin]
+    own = [name for names in all_names().values() for name in names if not name.origin]
     mute = [f"{name.module}.{name.name}" for name in own if len(name.doc.split()) < 2]
     assert not mute, "a docstring; for a value, a comment beside it or above it"
 
@@ -33,7 +38,7 @@ def arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 def public_functions() -> Iterator[tuple[str, ast.FunctionDef, bool]]:  # name, code, whether it belongs to a class
     "The public functions of all modules, and what their public classes can be called by."
-    for module, names in NAMES.items():
+    for module, names in all_names().items():
         wanted = {name.name for name in names if name.kind != "value" and not name.origin}
         for node in ast.parse(MODULES[module].read_text()).body:
             if getattr(node, "name", "") not in wanted:
@@ -66,7 +71,7 @@ def test_methods_of_public_classes_are_documented() -> None:
 def test_shapes_stand_beside_tensors() -> None:
     "A public function that takes or returns a tensor says somewhere in its head or docstring which shape it has."
     bare = []
-    for name in (name for names in NAMES.values() for name in names):
+    for name in (name for names in all_names().values() for name in names):
         if name.kind == "function" and re.search(r"(: |-> |\| )Tensor\b", name.source):
             comments = " ".join([*re.findall(r"# (.*)", name.source), name.doc])
             if not re.search(r"\([\w.]+(?:,| \*)[^()]*\)|any shape|numbers?\b|scalar", comments):
@@ -81,7 +86,7 @@ def test_the_names_of_your_code_are_those_of_readme() -> None:
     front = reference.front_names()
     assert imported and {name: front.get(name) for name in imported} == imported
     for name, module in front.items():
-        assert name in [n.name for n in NAMES[module]]
+        assert name in [n.name for n in all_names()[module]]
 
 
 def test_pages_of_the_reference(tmp_path: Path) -> None:
