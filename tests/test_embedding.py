@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call, full_disk
+from launching import FORKED
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -57,6 +58,13 @@ def test_a_file_that_cannot_be_read_has_no_features(encoder: Path, small: Path, 
     assert not [file for file, text in tables.items() if name in text]
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Processes are forks of one that has imported torch."
+    monkeypatch.setattr(embedding.multiprocessing, "get_context", lambda kind: FORKED)
+
+
+@pytest.mark.usefixtures("forked")
 def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     how = dict(batch_size=4, device="cpu", root=tmp_path)
@@ -196,6 +204,7 @@ def test_a_full_disk_is_named_by_the_file_that_it_has_no_room_for(begins: str, s
     assert embed_to_file(levels, f"folder:{small}", tmp_path / "f.npy", **how) == (100, 3)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_fails_is_named_in_one_sentence(encoder: Path, small: Path, tmp_path: Path) -> None:
     said = call(isd_embed, tmp_path, encoder, "--data", f"folder:{small}", "--out", "f.npy", "--processes", "0")
     assert said.returncode == 2 and "Invalid value for '--processes': Input should be" in said.stderr

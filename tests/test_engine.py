@@ -33,7 +33,7 @@ from isd_nb.recipe import Recipe, crops_only, learning_rate, recipes, short_of_w
 from isd_nb.sources.batches import seeded
 from isd_nb.sources.datasets import TransformViews
 from conftest import SMALL
-from launching import Launched, finish
+from launching import FORKED, Launched, finish
 
 GIB = 1 << 30
 LITTLE = Recipe("little", width=4, batch_size=16, queue_size=32, projector=(8,), predictor=(8,), evaluations=1)
@@ -272,7 +272,7 @@ def gather_in_two(rank: int, folder: str) -> None:
 
 
 def test_features_of_several_processes_are_kept_where_they_should(tmp_path: Path) -> None:
-    mp.spawn(gather_in_two, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(gather_in_two, (str(tmp_path),), nprocs=2, start_method=FORKED.get_start_method())
 
 
 def test_one_purpose_has_one_function() -> None:

@@ -1,10 +1,10 @@
-"""That memory which a step frees is kept for the next, counted in a process in which nothing else happens."""
+"""That memory which a step frees is kept for the next, counted in a process of its own."""
 import json
 import resource
-import subprocess
 import sys
 
 import pytest
+from launching import run_forked
 
 COUNT = """
 import json, resource, sys
@@ -27,7 +27,8 @@ print(json.dumps([can, usual, faults(4)]))
 
 
 def test_a_step_reuses_the_memory_of_the_last() -> None:
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    done = run_forked([sys.executable, "-c", COUNT])
+    assert done.returncode == 0, done.stderr
     can, usual, kept = json.loads(done.stdout)
     if not can:
         pytest.skip("this C library has no mallopt: nothing is kept, and nothing is claimed")
