@@ -93,7 +93,7 @@ def test_a_network_of_ones_own_states_how_wide_it_is(stated: str, monkeypatch: p
 
 @pytest.mark.parametrize("backbone", [VIT, "timm:mobilenetv3_small_050", "torchvision:shufflenet_v2_x0_5"])
 def test_it_trains_and_resumes_bit_for_bit(backbone: str, folder: Path, tmp_path: Path) -> None:
-    images, recipe = load_images(f"folder:{folder}", 32)[0], short(backbone, evaluations=2)
+    images, recipe = load_images(f"folder:{folder}", 32)[0], short(backbone, steps=4, evaluations=2)
     whole = train(recipe, images, tmp_path / "whole", show=False, device="cpu", threads=1).method
 
     def stop(rows: list) -> None:
