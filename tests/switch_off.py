@@ -93,6 +93,9 @@ def main() -> None:
         copy = Path(folder)
         for name in ("isd_nb", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in ROOT.glob("[!.]*"):  # what the tests read beside it
+            if not (copy / path.name).exists():
+                (copy / path.name).symlink_to(path)
         page = copy / "isd_nb" / "explore" / "static" / "explorer.js"
         original = page.read_text()
         if noticed(copy, "test"):

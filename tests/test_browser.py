@@ -1,7 +1,7 @@
 """The explorer under a real mouse: in JupyterLab, where the kernel answers, and as one HTML file, where the page does;
 the start page's live run, an exercise, and the slides.
 
-One Chromium and one JupyterLab serve all tests but the last. Every expected number is computed here, in float64 and
+One Chromium and one JupyterLab serve all tests. Every expected number is computed here, in float64 and
 from the features, not by the code under test. Images, names and places are made up, so that each point stands alone on
 the map. `tests/switch_off.py` switches each feature of the page off, one at a time, and checks that its test fails.
 """
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def opened(context: BrowserContext, address: str, script: str = "") -> Window:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:  # file -> its address
-    "A JupyterLab with an explorer, the start page, the lessons and the handouts."
+    "A JupyterLab, started by `isd_explore`, with an explorer, that of a run, the start page, lessons and handouts."
     home = tmp_path_factory.mktemp("lab")
     source = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_browser import GALLERY, Explorer\n"
@@ -234,8 +235,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], st
     (home / "nbs" / "1_isd").mkdir(parents=True)
     for lesson in LESSONS:
         (home / lesson.relative_to(ROOT)).write_text(json.dumps(cleared(json.loads(lesson.read_text()))))
-    with browser.jupyterlab(home, [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={home}"]) as address:
+    command = [sys.executable, "-c", "from isd_nb.cli.explore import isd_explore; isd_explore()"]
+    command += [str(explored_run(home)), "--", f"--ServerApp.root_dir={home}"]
+    with browser.jupyterlab(home, command) as address:
         yield address
+
+
+def explored_run(home: Path) -> Path:
+    "A run on images of classes with strange names, whose features and layouts are there already."
+    rng, folder, run = np.random.default_rng(0), home / "images", home / "run"
+    for name, i in product(("a<b>", "b"), range(20)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    recipe = Recipe("tiny", data=f"folder:{folder}", batch_size=8, queue_size=32, width=4, steps=2, evaluations=1)
+    train(recipe, images := run_images(recipe, None, "data", 99), run, device="cpu", show=False)
+    files = run_files(run, 8)
+    moments = {(e, s): torch.randn(len(images), 5) for e in ENCODERS for s in files}
+    places = {m: rng.random((len(images), 2), dtype=np.float32) for m in moments}
+    write_cache(run / "explorer", digest(run, files, images), gallery_of(images, moments, places))
+    return run
 
 
 def cleared(notebook: dict) -> dict:
@@ -266,6 +284,12 @@ def window(home: Window) -> Window:
     return home
 
 
+# What the page does by itself, and in the same way in JupyterLab; there it is asked what a kernel, widgets and
+# JupyterLab's own keys have to do with.
+page_alone = pytest.mark.parametrize("home", ["file"], indirect=True, scope="module")
+with_kernel = pytest.mark.parametrize("home", ["jupyter"], indirect=True, scope="module")
+
+
 def test_a_click_shows_the_neighbours_of_that_image(window: Window) -> None:
     for image in (17, 101):
         window.page.mouse.click(*window.at(image))
@@ -274,6 +298,7 @@ def test_a_click_shows_the_neighbours_of_that_image(window: Window) -> None:
         assert f"image {image}" in window.root.locator(".isd-query").inner_text()
 
 
+@page_alone
 def test_other_buttons_of_the_mouse_choose_and_move_nothing(window: Window) -> None:
     before = window.root.evaluate("r => r.explorer.project(40)")
     for button in ("right", "middle"):
@@ -337,6 +362,7 @@ def test_the_step_slider_glides_to_the_stored_layout(window: Window) -> None:
     assert window.neighbours() == expected("teacher", 0, 0, 0.1)[0][:12]
 
 
+@page_alone
 def test_play_goes_through_all_steps(window: Window) -> None:
     seen = window.root.evaluate("""r => new Promise(done => {
       const seen = new Set(), play = r.querySelector('[name=play]'); play.click();
@@ -347,6 +373,7 @@ def test_play_goes_through_all_steps(window: Window) -> None:
     window.ready(step=20)
 
 
+@page_alone
 def test_colours_show_agreement_disagreement_and_hubs(window: Window) -> None:
     rows = {e: np.array(GALLERY.neighbours[e, 20]) for e in ENCODERS}
     labels = GALLERY.images.labels.numpy()
@@ -363,6 +390,7 @@ def test_colours_show_agreement_disagreement_and_hubs(window: Window) -> None:
         assert window.root.locator(".isd-legend .isd-ramp").count() == 1
 
 
+@page_alone
 def test_hubs_come_first(window: Window) -> None:
     named = np.bincount(np.array(GALLERY.neighbours["teacher", 20]).ravel(), minlength=N)
     order = sorted(range(N), key=lambda i: (-named[i], i))
@@ -371,6 +399,7 @@ def test_hubs_come_first(window: Window) -> None:
     window.ready(query=wanted)
 
 
+@page_alone
 def test_a_class_and_chance_choose_a_query(window: Window) -> None:
     window.control("class").select_option(label="plain")
     window.page.wait_for_function("() => document.querySelector('.isd-query b').textContent === 'plain'")
@@ -383,6 +412,7 @@ def test_a_class_and_chance_choose_a_query(window: Window) -> None:
     assert len(seen) > 1 and {int(GALLERY.images.labels[i]) for i in seen} == {3}
 
 
+@page_alone
 def test_wheel_and_drag_move_the_map(window: Window) -> None:
     x, y = window.at(40)
     box = window.root.locator(".isd-map").bounding_box()
@@ -401,6 +431,7 @@ def test_wheel_and_drag_move_the_map(window: Window) -> None:
     window.ready(query=40)  # a drag is no click
 
 
+@page_alone
 def test_points_are_drawn_where_the_layout_has_them(window: Window) -> None:
     assert window.drawn(step=20).all()
     corner = window.at(int(unit_places("teacher", 20).sum(1).argmin()))  # the lower left corner of the grid
@@ -408,6 +439,7 @@ def test_points_are_drawn_where_the_layout_has_them(window: Window) -> None:
     assert picture[round(corner[1]) - 20, round(corner[0]) - 20] > 250  # beside it, nothing
 
 
+@page_alone
 def test_the_legend_hides_a_class(window: Window) -> None:
     mine = GALLERY.images.labels.numpy() == 3
     button = window.root.locator(".isd-legend button", has_text="plain")
@@ -476,7 +508,7 @@ def test_the_lasso_counts_what_it_holds(window: Window) -> None:
     assert chosen.inner_text() == ""
 
 
-@pytest.mark.parametrize("home", ["jupyter"], indirect=True)  # a file has no kernel
+@with_kernel
 def test_the_kernel_knows_and_sets_the_query(window: Window) -> None:
     window.page.mouse.click(*window.at(23))
     window.ready(query=23)
@@ -520,6 +552,7 @@ def test_more_keys(window: Window) -> None:
     assert window.control("search").evaluate("e => e === e.getRootNode().activeElement")
 
 
+@page_alone
 def test_search_finds_classes_and_files(window: Window) -> None:
     labels = GALLERY.images.labels.numpy()
     window.control("search").fill("PLAIN")
@@ -538,6 +571,7 @@ def test_search_finds_classes_and_files(window: Window) -> None:
     window.root.locator(".isd-chosen").get_by_text("clear").click()
 
 
+@page_alone
 def test_contours_hold_most_of_a_class(window: Window) -> None:
     canvas = "c => c.toDataURL()"
     without = window.root.locator(".isd-map").evaluate(canvas)
@@ -561,6 +595,7 @@ def encloses(segments: np.ndarray, x: float, y: float) -> bool:  # (S, 4)
     return int((x < (x2 - x1) * (y - y1) / (y2 - y1) + x1).sum()) % 2 == 1
 
 
+@page_alone
 def test_names_can_be_switched_off(window: Window) -> None:
     canvas = "c => c.toDataURL()"
     with_names = window.root.locator(".isd-map").evaluate(canvas)
@@ -570,6 +605,7 @@ def test_names_can_be_switched_off(window: Window) -> None:
     window.page.wait_for_function("old => document.querySelector('.isd-map').toDataURL() === old", arg=with_names)
 
 
+@page_alone
 def test_a_selection_is_saved_as_a_table(window: Window) -> None:
     wanted = [7, 3, 101]
     window.root.evaluate("(r, wanted) => r.explorer.pick(wanted)", wanted)
@@ -584,6 +620,7 @@ def test_a_selection_is_saved_as_a_table(window: Window) -> None:
     window.root.locator(".isd-chosen").get_by_text("clear").click()
 
 
+@page_alone
 def test_the_map_is_saved_as_a_picture(window: Window) -> None:
     with window.page.expect_download() as waiting:
         window.control("png").click()
@@ -620,6 +657,7 @@ def test_an_own_image_becomes_the_query(window: Window, tmp_path: Path) -> None:
     window.ready(query=-1)
 
 
+@page_alone
 def test_confusing_images_come_first(window: Window) -> None:
     rows, labels = torch.tensor(np.array(GALLERY.neighbours["teacher", 20])).long(), GALLERY.images.labels
     same = (labels[rows] == labels[:, None]).sum(1)
@@ -629,6 +667,7 @@ def test_confusing_images_come_first(window: Window) -> None:
     window.ready(query=wanted)
 
 
+@page_alone
 def test_names_are_text(window: Window) -> None:
     assert [b.inner_text() for b in window.root.locator(".isd-legend button").all()][:4] == list(NAMES)
     assert "<b onclick='x'>0.png" in window.root.locator(".isd-query").inner_text()
@@ -699,36 +738,40 @@ def test_pages_without_a_kernel_hold_the_picture() -> None:
     assert text.count(data["image/png"][:200]) == 1 and text.count("<img") == 1
 
 
-def test_isd_explore_opens_jupyterlab(chromium: BrowserContext, make_folder: Callable, tmp_path: Path) -> None:
-    folder, run = make_folder("images", {"a<b>": 20, "b": 20}), tmp_path / "run"
-    recipe = Recipe("tiny", data=f"folder:{folder}", batch_size=8, queue_size=32, width=4, steps=2, evaluations=1)
-    train(recipe, folder_images := run_images(recipe, None, "data", 99), run, device="cpu", show=False)
-    files = run_files(run, 8)
-    moments = {(e, s): torch.randn(len(folder_images), 5) for e in ENCODERS for s in files}
-    places = {m: np.random.default_rng(0).random((len(folder_images), 2), dtype=np.float32) for m in moments}
-    write_cache(run / "explorer", digest(run, files, folder_images), gallery_of(folder_images, moments, places))
-    command = [sys.executable, "-c", "from isd_nb.cli.explore import isd_explore; isd_explore()", str(run), "--"]
-    with browser.jupyterlab(tmp_path, command) as address:
-        window = opened(chromium, address("explorer.ipynb"))
-        browser.wait_for_kernel(window.page)
-        browser.run_all_cells(window.page)
-        window.page.wait_for_selector(".isd-explorer[data-state=ready]")
-        assert window.root.locator(".isd-legend button").first.inner_text() == "a<b>"
-        assert not window.complaints
-        window.page.close()
+@pytest.fixture(scope="module")
+def desk(chromium: BrowserContext, lab: Callable[[str], str]) -> Iterator[Window]:
+    "A page of JupyterLab in which one notebook after the other is opened."
+    window = opened(chromium, f"{lab('run')}&reset")
+    window.page.wait_for_selector(".jp-Launcher")  # stays: another would come where nothing is open
+    yield window
+    window.page.close()
+
+
+def test_isd_explore_opens_jupyterlab(desk: Window) -> None:
+    notebook = Notebook(desk, "run/explorer.ipynb")
+    browser.run_all_cells(desk.page)
+    desk.page.wait_for_selector(".isd-explorer[data-state=ready]")
+    assert desk.root.locator(".isd-legend button").first.inner_text() == "a<b>"
+    assert not desk.complaints
+    notebook.close()
 
 
 class Notebook:
     "A notebook that is open in JupyterLab; cells are found by a piece of their source."
 
-    def __init__(self, context: BrowserContext, address: str) -> None:
-        self.window = opened(context, f"{address}&reset")  # no other notebook beside it
-        self.page = self.window.page
+    def __init__(self, desk: Window, file: str) -> None:
+        self.window, self.page = desk, desk.page
+        self.page.evaluate("""async path => {
+            for (const other of [...window.jupyterapp.shell.widgets("main")])
+                if (other.context) other.dispose();  // what a test that failed has left
+            await window.jupyterapp.commands.execute("docmanager:open", { path }); }""", file)
+        self.page.wait_for_function("path => window.jupyterapp.shell.currentWidget?.context?.path === path", arg=file)
         browser.wait_for_kernel(self.page)
 
     def close(self) -> None:
-        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-        self.page.close()
+        self.page.evaluate("""async () => { const panel = window.jupyterapp.shell.currentWidget;
+            await panel.sessionContext.shutdown();
+            panel.dispose(); }""")
 
     def sources(self) -> list[str]:
         return self.page.evaluate("() => [...window.jupyterapp.shell.currentWidget.content.model.cells].map("
@@ -766,10 +809,10 @@ class Notebook:
             raise AssertionError(f"no {piece!r} below cell {cell}; kernel and cells: {state}") from error
 
 
-def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
+def test_a_check_turns_from_wrong_to_right(desk: Window) -> None:
     name = "5_teacher.ipynb"
     exercise = read_page(ROOT / "nbs" / "1_isd" / name).exercises[0]
-    notebook = Notebook(chromium, lab(f"handouts/{name}"))
+    notebook = Notebook(desk, f"handouts/{name}")
     for piece in ("from torch import Tensor, nn", "from isd_nb.explore.exercises import check"):
         notebook.run(notebook.find(piece))
     fill, check = notebook.find(exercise.cell), notebook.find(exercise.checks[0])
@@ -787,8 +830,8 @@ def test_a_check_turns_from_wrong_to_right(chromium: BrowserContext, lab: Callab
     pytest.param(lesson, id=lesson.stem, marks=[] if lesson.stem == "3_queue" else pytest.mark.skipif(
         "BROWSER_LONG" not in os.environ, reason="a minute of other cells comes before: set BROWSER_LONG=1"))
     for lesson in LESSONS])
-def test_a_control_draws_its_figure_again(lesson: Path, chromium: BrowserContext, lab: Callable[[str], str]) -> None:
-    notebook = Notebook(chromium, lab(lesson.relative_to(ROOT).as_posix()))
+def test_a_control_draws_its_figure_again(lesson: Path, desk: Window) -> None:
+    notebook = Notebook(desk, lesson.relative_to(ROOT).as_posix())
     cell = notebook.find("interactive_figure(")
     notebook.select(cell)
     notebook.page.evaluate("() => void window.jupyterapp.commands.execute('notebook:run-all-above')")
@@ -806,8 +849,8 @@ def test_a_control_draws_its_figure_again(lesson: Path, chromium: BrowserContext
     notebook.close()
 
 
-def test_the_live_run_moves_and_can_be_interrupted(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
-    notebook = Notebook(chromium, lab("index.ipynb"))
+def test_the_live_run_moves_and_can_be_interrupted(desk: Window) -> None:
+    notebook = Notebook(desk, "index.ipynb")
     live = notebook.find("live = display(draw(curve)")
     few = "train, test = (images.subset(range(200)) for images in (train, test))\n"
     often = notebook.sources()[live].replace("steps // 8)", "steps // 100)")
@@ -832,8 +875,8 @@ def test_the_live_run_moves_and_can_be_interrupted(chromium: BrowserContext, lab
 
 
 @pytest.mark.skipif("BROWSER_LONG" not in os.environ, reason="half a minute of training: set BROWSER_LONG=1")
-def test_the_live_run_passes_raw_pixels(chromium: BrowserContext, lab: Callable[[str], str]) -> None:
-    notebook = Notebook(chromium, lab("index.ipynb"))
+def test_the_live_run_passes_raw_pixels(desk: Window) -> None:
+    notebook = Notebook(desk, "index.ipynb")
     browser.run_all_cells(notebook.page)
     notebook.wait_for_output(notebook.find("final = curve[-1][1]"), "20-NN accuracy: ISD")
     shown = notebook.window.in_kernel("import json; print(json.dumps([final, raw, untrained]))")

@@ -1,6 +1,5 @@
 """A batch in parts, statistics of several processes, compiled nets, old runs, trackers: all train as they say."""
 import json
-import signal
 import sys
 import warnings
 from collections.abc import Callable
