@@ -2,8 +2,8 @@
 
     python tests/switch_off.py [WORDS ...]      # only the features whose name holds one of the words
 
-Works on a copy of the package. First all tests must pass as they are; then a line for each feature says which test must
-fail and whether it did. Takes half a minute a feature; run it when `static/explorer.js` or `test_browser.py` has
+Works on a copy of the repository. First all tests must pass as they are; then a line for each feature says which test
+must fail and whether it did. Takes half a minute a feature; run it when `static/explorer.js` or `test_browser.py` has
 changed. It is no part of `make test`. Text that is no longer in the source is an error, so the list cannot grow stale
 unseen.
 """
@@ -91,11 +91,12 @@ def main() -> None:
     words, missed = sys.argv[1:], []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("isd_nb", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in ROOT.glob("[!.]*"):  # what the tests read beside it
-            if not (copy / path.name).exists():
-                (copy / path.name).symlink_to(path)
+        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True,
+                                text=True, check=True)
+        for name in listed.stdout.split("\0"):  # all: the tests read pages, too
+            if name and (ROOT / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, copy / name)
         page = copy / "isd_nb" / "explore" / "static" / "explorer.js"
         original = page.read_text()
         if noticed(copy, "test"):
