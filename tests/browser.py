@@ -68,8 +68,6 @@ def jupyterlab(home: Path, command: list[str]) -> Iterator[Callable[[str], str]]
     (home / notice).write_text('{"fetchNews": "false"}')
     port, token = free_port(), secrets.token_hex(8)
     environment = {**os.environ, **folders, "OMP_NUM_THREADS": "1"}
-    # as a kernel sets it for itself, unless the command that became JupyterLab has left it another
-    environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     with (home / "log.txt").open("w") as log:
         server = subprocess.Popen(
             [*command, *LAB, f"--port={port}", f"--IdentityProvider.token={token}"],

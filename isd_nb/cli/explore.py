@@ -108,8 +108,9 @@ def check_lab() -> None:
 
 
 def open_lab(notebook: Path, more: Sequence[str]) -> None:
-    "Become JupyterLab, with this notebook open."
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook), *more])
+    "Become JupyterLab, with this notebook open. Its kernels draw into the page: `Agg`, which commands choose for files, is not passed on."
+    environment = {name: value for name, value in os.environ.items() if (name, value) != ("MPLBACKEND", "Agg")}
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook), *more], environment)
 
 # %% ../../nbs/machine_room/82_isd_explore.ipynb #c54-03d42a
 def produce(run: Path, html: Path | None, **settings: Any) -> Path:
