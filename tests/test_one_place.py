@@ -244,7 +244,8 @@ PAGES = (
     "1_isd/6_isd", "1_isd/7_collapse", "3_claims/01_teacher_and_student", "3_claims/02_soft_and_binary",
     "3_claims/03_few_labels", "3_claims/05_all_methods", "3_claims/06_parts",
     "4_your_images/4_from_pretrained_weights", "4_your_images/5_features_to_a_file",
-    "machine_room/05_bfloat16_attention", "machine_room/18_loss_in_practice", "machine_room/26_packed", "machine_room/44_scorer", "machine_room/66_evidence", "machine_room/86_benchmarks",
+    "machine_room/05_bfloat16_attention", "machine_room/18_loss_in_practice", "machine_room/26_packed",
+    "machine_room/44_scorer", "machine_room/66_evidence", "machine_room/86_benchmarks",
 )
 
 
