@@ -56,7 +56,7 @@ def answers(images: ImageSet, held: ImageSet,
             trained: Encoder,  # without labels
             rows: Tensor,  # (M,), of the labelled images
             tuning: Tuning,
-            scratch_rate: float = 0.03,  # learning rate of the backbone that begins with random weights
+            scratch_rate: float = 0.1,  # learning rate of the backbone that begins with random weights
             ) -> dict[str, float]:  # top-1 for each of `names`
     "Every way to use these labels."
     part, classes, scratch = images.subset(rows), len(images.classes), replace(tuning, backbone_rate=scratch_rate)
