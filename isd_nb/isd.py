@@ -35,8 +35,8 @@ class ISD(WithQueue):
     @classmethod
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "ISD":
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
-        own = cls.settings(recipe) | {"momentum": recipe.momentum}
-        own["splits"] = recipe.batch_norm_splits if own.pop("shuffle_keys", False) else 0
+        own = cls.settings(recipe) | {"momentum": recipe.momentum, "splits": cls.splits_of(recipe)}
+        own.pop("shuffle_keys", None)
         return cls(student, predictor, recipe.queue_size, recipe.student_temperature, recipe.teacher_temperature, **own)
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]

@@ -188,12 +188,17 @@ class WithShuffledKeys(WithTeacher):
     "A method with a teacher, whose keys may meet others in batch norm than their queries do."
 
     def __init__(self, student: nn.Module, predictor: nn.Module | None = None, momentum: float | tuple[float, float] = 0.99,
-                 splits: int = 0) -> None:  # batch norm's parts, among which keys are shuffled; 0: they stay in their query's company
+                 splits: int = 0) -> None:  # batch norm's parts, among which keys are shuffled; 0: they stay with their queries
         super().__init__(student, predictor, momentum)
         self.splits = splits
 
+    @classmethod
+    def splits_of(cls, recipe: Any) -> int:
+        "Batch norm's parts, among which a recipe's keys are shuffled; 0 where `shuffle_keys` is off, or no option of the method."
+        return recipe.batch_norm_splits if cls.settings(recipe).get("shuffle_keys") else 0
+
     def compare(self, view_q: Tensor, view_k: Tensor, buffers: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        "Queries and keys, (B, D) each; with `splits` the keys go through batch norm in another company than the queries."
+        "Queries and keys, (B, D) each; with `splits` the keys go through batch norm among other images than the queries."
         if not self.splits:
             return super().compare(view_q, view_k, buffers)
         everyone = gather_keys(view_k)  # of all processes: keys change places between them, too

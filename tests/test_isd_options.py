@@ -8,7 +8,7 @@ from isd_nb.engine.state import prepare_training
 from isd_nb.engine.training import fill_queue, train
 from isd_nb.isd import ISD
 from isd_nb.method import shuffle_order
-from isd_nb.methods.building import build_method, with_method
+from isd_nb.methods.building import build_method, find_method, with_method
 from isd_nb.methods.moco_v2 import MoCoV2
 from isd_nb.recipe import Recipe, find_recipe, recipes
 from isd_nb.sources.digits import digits
@@ -108,3 +108,12 @@ def test_a_method_without_the_option_is_as_before() -> None:
     "What old run directories hold: no options."
     method = build_method(replace(TOY, method="byol_asym", predictor=(6,), batch_norm_splits=2, options={}), IMAGES)
     assert method.splits == 0
+
+
+@pytest.mark.parametrize("parent", ["byol_asym", "msf"])
+def test_a_method_derived_from_one_that_shuffles_may_have_options_of_its_own(parent: str) -> None:
+    kind = find_method(parent)
+    mine = type("Mine", (kind,), {"options": {name: v for name, v in kind.options.items() if name != "shuffle_keys"}})
+    recipe = replace(TOY, method=parent, predictor=(6,), batch_norm_splits=2, options={})
+    student = build_method(recipe, IMAGES).student
+    assert mine.from_recipe(student, recipe, IMAGES).splits == 0

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+# %% ../../nbs/machine_room/49_train_step.ipynb #ts-imports-c2
 from ..data import ImageSet
 from ..encoders import check_partners, save_encoder
 from .scale import compile_backbones, keep_freed_memory, merge_outputs

@@ -34,7 +34,7 @@ class BYOL(WithShuffledKeys):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "BYOL":
         "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
-        return cls(student, predictor, recipe.momentum, recipe.batch_norm_splits if cls.settings(recipe).get("shuffle_keys") else 0)
+        return cls(student, predictor, recipe.momentum, cls.splits_of(recipe))
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

@@ -48,9 +48,8 @@ class MeanShift(WithQueue):
     def from_recipe(cls, student: Encoder, recipe: Any, images: ImageSet) -> "MeanShift":
         "Build from the settings of an `isd_nb.recipe.Recipe`."
         predictor = mlp(student.out_dim, *recipe.predictor, student.out_dim) if recipe.predictor else None
-        own = cls.settings(recipe)
-        splits = recipe.batch_norm_splits if own["shuffle_keys"] else 0
-        return cls(student, predictor, recipe.queue_size, recipe.momentum, own["neighbours"], splits)
+        neighbours = cls.settings(recipe)["neighbours"]
+        return cls(student, predictor, recipe.queue_size, recipe.momentum, neighbours, cls.splits_of(recipe))
 
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."

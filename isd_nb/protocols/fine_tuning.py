@@ -210,7 +210,7 @@ def with_settled_norms(encoder: Encoder, images: ImageSet, device: torch.device,
         return encoder
     copied = Encoder(copy.deepcopy(encoder.backbone), encoder.mean, encoder.std).to(device)
     rows = torch.arange(0, len(images), -(-len(images) // most))
-    update_bn((images.get(part).to(device) / 255 for part in rows.split(256)), copied.train())
+    update_bn((images.get(part).to(device) / 255 for part in rows.chunk(-(-len(rows) // 256))), copied.train())
     return copied.eval()
 
 # %% ../../nbs/machine_room/45_fine_tuning.ipynb #c27-df7851
