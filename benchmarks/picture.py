@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--query", default="0", help="the image that is chosen")
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     explorer = Explorer.from_run(args.run)
     with tempfile.TemporaryDirectory() as name, chromium(Path(name) / "profile") as context:
         page = context.new_page()
