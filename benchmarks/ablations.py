@@ -44,6 +44,9 @@ VARIANTS: dict[str, Variant] = {
     "predictor_128": ("isd", {"predictor": [128]}),
     "predictor_512": ("isd", {"predictor": [512]}),
     "no_projector": ("isd", {"projector": []}),
+    "projector_256_64": ("isd", {"projector": [256, 64]}),
+    **{f"projector_128_{d}": ("isd", {"projector": [128, d]}) for d in (256, 512)},  # more dimensions to compare in
+    "one_hot-projector_128_512": ("variants:OneHot", {"projector": [128, 512]}),
     # the queue
     **{f"queue_{k}": ("isd", {"queue_size": k}) for k in (256, 1024, 2048, 4096)},
     "prefilled": ("variants:Prefilled", {}),
