@@ -46,7 +46,9 @@ VARIANTS: dict[str, Variant] = {
     "no_projector": ("isd", {"projector": []}),
     "projector_256_64": ("isd", {"projector": [256, 64]}),
     **{f"projector_128_{d}": ("isd", {"projector": [128, d]}) for d in (256, 512)},  # more dimensions to compare in
+    **{f"one_layer_{d}": ("isd", {"projector": [d]}) for d in (64, 256)},  # neither hidden layer nor batch norm
     "one_hot-projector_128_512": ("variants:OneHot", {"projector": [128, 512]}),
+    "one_hot-one_layer_256": ("variants:OneHot", {"projector": [256]}),
     # the queue
     **{f"queue_{k}": ("isd", {"queue_size": k}) for k in (256, 1024, 2048, 4096)},
     "prefilled": ("variants:Prefilled", {}),
