@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_help', 'to_device', 'has_bfloat16', 'row_numbers', 'pick_device', 'pick_devices', 'cores', 'given_rank',
-           'processes', 'from_first', 'from_all', 'machine']
+           'processes', 'from_first', 'from_all', 'part_ways', 'machine']
 
 # %% ../../nbs/machine_room/02_devices.ipynb #f93d2d38
 import os
@@ -122,6 +122,13 @@ def from_all(value: Any) -> list[Any]:  # by rank
     if world > 1:
         torch.distributed.all_gather_object(held, value)
     return held
+
+
+def part_ways() -> None:
+    "End the work together, once nothing more is exchanged: the others leave, and the first has more to do."
+    if processes()[1] > 1:
+        from_all(None)  # none is gone while another still waits for its part
+        torch.distributed.destroy_process_group()
 
 # %% ../../nbs/machine_room/02_devices.ipynb #c26-machine
 def machine() -> str:
