@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ from isd_nb.kernels.devices import free_memory, has_bfloat16, pick_device, pick_
 from isd_nb.kernels.view_transforms import draw_params
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.batches import EpochSampler, decoders, placed, read_batches
+from isd_nb.views import STRONG
 
 GREYS = ImageSet(torch.zeros(10, 1, 4, 4, dtype=torch.uint8))
 
@@ -93,7 +94,8 @@ def test_one_gpu_serves_one_process(machine: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:1"])
-def test_training_begins_on_the_device_that_was_named(machine: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_begins_on_the_device_that_was_named(machine: Any, device: str,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[torch.device] = []  # it also begins CUDA, which counting its memory needs
     monkeypatch.setattr("torch.cuda.set_device", current.append)
     machine(2 * (device != "mps"), apple=device == "mps")
@@ -162,10 +164,9 @@ class Copies(TorchDispatchMode):
 
 def test_only_pinned_memory_is_copied_without_waiting() -> None:
     "Pageable memory may be freed before a GPU of Apple's has read it; the device meta stands for one."
-    meta, size = torch.device("meta"), dict(crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), flip=0.5, rotation=0.0, jitter=0.0, brightness=0.0,
-                                            contrast=0.0, saturation=0.0, hue=0.0, grey=0.0, blur=0.0, blur_sigma=(0.1, 2.0), noise=0.0)
+    meta, views = torch.device("meta"), asdict(STRONG)
     with Copies() as copies:
-        assert draw_params(4, 8, 8, torch.Generator().manual_seed(0), **size).to(meta).top.device == meta
+        assert draw_params(4, 8, 8, torch.Generator().manual_seed(0), **views).to(meta).top.device == meta
         ((_, batch),) = read_batches(GREYS, EpochSampler(10, 4, seed=0, stop=1), slice(4), meta)
     assert batch.device == meta and not copies.unawaited
 

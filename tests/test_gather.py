@@ -57,8 +57,9 @@ def agree(rank: int, folder: str) -> None:
     assert from_all("ab"[rank]) == ["a", "b"]
     check_same_images(IMAGES)
     check_same_images(None)
-    for images, words in ((IMAGES.subset(range(7 - rank)), "7 images of 0 classes to learn from, and process 1 has 6 images"),
-                          (IMAGES.subset([rank, *range(1, 7)]), "process 1 has 7 images of 0 classes, but other ones")):
+    fewer, others = IMAGES.subset(range(7 - rank)), IMAGES.subset([rank, *range(1, 7)])
+    for images, words in ((fewer, "7 images of 0 classes to learn from, and process 1 has 6 images"),
+                          (others, "process 1 has 7 images of 0 classes, but other ones")):
         with pytest.raises(InputError, match=words):
             check_same_images(images)
     checkpoints, check_whole = Path(folder) / "checkpoints", storage.check_whole

@@ -113,7 +113,8 @@ def of_one_size(channels: int) -> nn.Module:
     return layers
 
 
-def test_views_smaller_than_the_stored_images_suit_a_network_of_one_size(make_module: Callable[..., ModuleType]) -> None:
+def test_views_smaller_than_the_stored_images_suit_a_network_of_one_size(
+        make_module: Callable[..., ModuleType]) -> None:
     make_module("networks_of_one_size", of_one_size=of_one_size)
     images = digits(40, copies=1)[0]
     check_encoders(prepare_training(short("networks_of_one_size:of_one_size", stored_size=40), images, "cpu"))
