@@ -9,6 +9,9 @@ set -eu
 processes=$GPUS
 [ "$processes" -ge 1 ] || processes=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Seconds in which processes that are stopped may finish up to 20 steps and save, before torchrun kills them; versions of
+# PyTorch that do not know this variable wait for 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}"
 node=$RANK
 unset RANK  # torchrun sets its own
 exec python -m torch.distributed.run --nnodes="$NODES" --node_rank="$node" --nproc_per_node="$processes" \

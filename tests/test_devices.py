@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ from isd_nb.embedding import embed
 from isd_nb.engine.launch import process_count
 from isd_nb.engine.state import own_chance, prepare_training, start_processes, train_step
 from isd_nb.errors import InputError
-from isd_nb.kernels.devices import has_bfloat16, pick_device, pick_devices
+from isd_nb.kernels.devices import free_memory, has_bfloat16, pick_device, pick_devices
+from isd_nb.kernels.view_transforms import draw_params
 from isd_nb.recipe import find_recipe
-from isd_nb.sources.batches import EpochSampler, placed, read_batches
+from isd_nb.sources.batches import EpochSampler, decoders, placed, read_batches
+from isd_nb.views import STRONG
+
+GREYS = ImageSet(torch.zeros(10, 1, 4, 4, dtype=torch.uint8))
 
 
 @pytest.fixture
@@ -89,10 +94,14 @@ def test_one_gpu_serves_one_process(machine: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:1"])
-def test_training_begins_on_the_device_that_was_named(machine: Any, device: str) -> None:
+def test_training_begins_on_the_device_that_was_named(machine: Any, device: str,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []  # it also begins CUDA, which counting its memory needs
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
     machine(2 * (device != "mps"), apple=device == "mps")
     assert start_processes("cpu", None, None).device == torch.device("cpu")
     assert start_processes(device, None, None).device == torch.device(device)
+    assert current == [torch.device(device)] * (device != "mps")
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ and not (device == "mps" and has_bfloat16(device))
     assert start_processes("cpu", None, None).device == torch.device("cpu")
 
@@ -118,7 +127,7 @@ def test_a_step_and_features_need_no_float64(method: str) -> None:
 
 
 def test_a_set_larger_than_the_device_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = ImageSet(torch.zeros(10, 1, 4, 4, dtype=torch.uint8))
+    images = GREYS
     assert placed(images, "meta").images.device.type == "meta", "a device without memory of its own, for the test"
     monkeypatch.setattr("isd_nb.sources.batches.free_memory", lambda device: 319)  # the images have 160 bytes
     assert placed(images, "meta") is images
@@ -138,3 +147,41 @@ def test_chance_on_mps_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with own_chance(state):
         assert said[0][0] == "manual_seed"
     assert said[1:] == [("set_rng_state", "before")]
+
+
+class Copies(TorchDispatchMode):
+    "Notes the copies to another device that nothing waits for."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unawaited: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (kwargs or {}).get("non_blocking"):
+            self.unawaited.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_pinned_memory_is_copied_without_waiting() -> None:
+    "Pageable memory may be freed before a GPU of Apple's has read it; the device meta stands for one."
+    meta, views = torch.device("meta"), asdict(STRONG)
+    with Copies() as copies:
+        assert draw_params(4, 8, 8, torch.Generator().manual_seed(0), **views).to(meta).top.device == meta
+        ((_, batch),) = read_batches(GREYS, EpochSampler(10, 4, seed=0, stop=1), slice(4), meta)
+    assert batch.device == meta and not copies.unawaited
+
+
+def test_memory_of_apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.mps.recommended_max_memory", lambda: 12 << 30)
+    for allocated, free in ((5 << 30, 7 << 30), (13 << 30, 0)):
+        monkeypatch.setattr("torch.mps.driver_allocated_memory", lambda allocated=allocated: allocated)
+        assert free_memory("mps") == free
+
+
+def test_shared_memory_is_shared_with_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isd_nb.sources.batches.cores", lambda: 128)
+    monkeypatch.setattr("isd_nb.sources.batches.Path.is_dir", lambda path: True)
+    monkeypatch.setattr("isd_nb.sources.batches.shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 30))
+    for count, workers in (("1", 8), ("4", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        assert decoders(None, 1 << 25) == workers  # two batches each that wait and two on their way: 128 MB

@@ -16,22 +16,25 @@ from torch import Tensor, nn
 from isd_nb.data import ImageSet
 from isd_nb.encoders import Encoder, TinyNet
 from isd_nb.embedding import embed, embed_all, evaluating
+from isd_nb.engine import finish as last
 from isd_nb.engine.embedding import Work, compute, start_or_go_on
 from isd_nb.engine.estimate import dry_run
 from isd_nb.engine.launch import with_threads
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
-from isd_nb.kernels.devices import limit_of_container
+from isd_nb.kernels.devices import limit_of_container, part_ways
 from isd_nb.methods.building import decays, make_optimizer
 from isd_nb.methods.checkpoints import open_encoder
 from isd_nb.methods.networks import with_network
 from isd_nb.protocols import scorer
 from isd_nb.protocols.fine_tuning import FINETUNE, LINEAR, Tuning, fit_classifier
-from isd_nb.protocols.scorer import features_of, gathered
+from isd_nb.protocols.scorer import features_of, gathered, kept_at, memory_need, score_encoders
 from isd_nb.protocols.storage import load_checkpoint, save_checkpoint
 from isd_nb.recipe import Recipe, crops_only, learning_rate, recipes, short_of_warmup
 from isd_nb.sources.batches import seeded
 from isd_nb.sources.datasets import TransformViews
+from isd_nb.sources.digits import digits
+from isd_nb.sources.door import Sets
 from conftest import SMALL
 from launching import FORKED, Launched, finish
 
@@ -269,6 +272,40 @@ def gather_in_two(rank: int, folder: str) -> None:
         found = features_of(pixels, greys(7), shared=True, keep="cpu")["pixels"]
     assert kept == ["cpu"] and torch.equal(found, embed(nn.Flatten(), greys(7))[4 * rank:])
     dist.destroy_process_group()
+
+
+def part_in_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    together: list[bool] = []
+    pixels, sets = {name: nn.Flatten() for name in ("one", "other")}, (greys(7), greys(5))
+    with pytest.MonkeyPatch.context() as patch:  # memory for one of them at a time
+        patch.setattr(scorer, "free_memory", lambda *_: memory_need(7, 5, {"one": 256}))
+        noted = lambda *_, **__: (together.append(dist.is_initialized()), {"knn1": 1.0})[1]  # noqa: E731
+        patch.setattr(scorer, "score_features", noted)
+        scores = score_encoders(pixels, *sets, shared=True, then=part_ways)
+    assert not dist.is_initialized() and together == [[True, False], []][rank]
+    assert scores == [{name: {"knn1": 1.0} for name in pixels}, {}][rank]
+
+
+def test_processes_part_before_the_first_scores_what_they_gave_last(tmp_path: Path) -> None:
+    "One that leaves while its message is on the way takes it along; one that waits may wait for hours."
+    mp.start_processes(part_in_two, (str(tmp_path),), nprocs=2, start_method=FORKED.get_start_method())
+
+
+@pytest.mark.parametrize(("free", "place"), [(1 << 40, "cuda"), (1 << 20, "cpu")])
+def test_a_run_keeps_its_last_features_where_there_is_room(free: int, place: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer, "free_memory", lambda *_: free)
+    kept = kept_at({"student": 512, "teacher": 512}, 1000, 100, torch.device("cuda"))
+    assert kept == torch.device(place)
+    places: list[Any] = []
+    monkeypatch.setattr(last, "kept_at", lambda *_: "cpu")
+    monkeypatch.setattr(last, "features_of", lambda *given, **how: (places.append(how["keep"]), features_of(*given))[1])
+    images = digits(16, copies=1)[0].subset(range(64))
+    recipe = replace(LITTLE, steps=1)
+    trained = train(recipe, images, tmp_path, show=False, device="cpu")
+    last.finish(recipe, Sets(images, images, images), trained, tmp_path, steps=1)
+    assert places == ["cpu", "cpu"]
 
 
 def test_features_of_several_processes_are_kept_where_they_should(tmp_path: Path) -> None:

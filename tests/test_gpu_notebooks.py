@@ -1,10 +1,12 @@
 """The notebooks for GPUs at toy size: they run, go on, take other settings; and the scripts start what they say."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,7 +155,8 @@ def stub(place: Path, name: str, text: str) -> None:
 
 def held_arguments(script: str, at: Path, *arguments: str, **variables: str) -> list[str]:
     "What a script passes to Python in the end; the machine has three GPUs."
-    stub(at / "bin", "python", f'if [ "$1" = -c ]; then echo 3; else printf "%s\\n" "$@" > "{at}/held"; fi')
+    stub(at / "bin", "python", f'if [ "$1" = -c ]; then echo 3; else printf "%s\\n" "$@" > "{at}/held"; '
+         f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > "{at}/patience"; fi')
     plain = {"PATH": f"{at / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([ROOT / "scripts" / script, *arguments], cwd=at, env=plain | variables,
                           capture_output=True, text=True)
@@ -168,6 +171,7 @@ def test_all_gpus_of_a_machine_train(tmp_path: Path) -> None:
     held = held_arguments("train_gpus.sh", tmp_path, *RESUMED, PORT="1234", RANK="7")
     launcher = ["--nnodes=1", "--node_rank=0", "--nproc_per_node=3", "--master_addr=127.0.0.1", "--master_port=1234"]
     assert held == ["-m", "torch.distributed.run", *launcher, "-m", "isd_nb.cli", *RESUMED]
+    assert (tmp_path / "patience").read_text() == "240\n"  # seconds for the last steps and a checkpoint
 
 
 def test_slurm_starts_every_machine(tmp_path: Path) -> None:
@@ -181,3 +185,27 @@ def test_slurm_starts_every_machine(tmp_path: Path) -> None:
     anew = subprocess.run([ROOT / "scripts/train.slurm", *RESUMED[:-1]], env={"PATH": os.environ["PATH"], **job},
                           capture_output=True, text=True)
     assert anew.returncode == 2 and "give --resume" in anew.stderr
+
+
+def test_slurm_stops_the_tasks_and_not_their_launcher(tmp_path: Path) -> None:
+    "A signal to srun kills the tasks before they have saved."
+    stub(tmp_path / "bin", "srun", f"trap 'echo saved >> {tmp_path}/said; exit 143' USR2\n"
+         f"trap 'echo killed >> {tmp_path}/said; exit 137' TERM\n"
+         f"echo $$ > {tmp_path}/new\nmv {tmp_path}/new {tmp_path}/step\nwhile :; do sleep 0.05; done")
+    stub(tmp_path / "bin", "scancel", f'echo "scancel $*" >> {tmp_path}/said; kill -USR2 $(cat {tmp_path}/step)')
+    stub(tmp_path / "bin", "scontrol", f'if [ $1 = show ]; then echo first; else echo "$*" >> {tmp_path}/said; fi')
+    job = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NODELIST="first", SLURM_JOB_NUM_NODES="1", SLURM_JOB_ID="20007")
+    script = subprocess.Popen([ROOT / "scripts/train.slurm", *RESUMED], stdout=subprocess.DEVNULL,
+                              env=job | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    try:
+        latest = time.monotonic() + 60
+        while not (tmp_path / "step").exists():
+            assert script.poll() is None and time.monotonic() < latest
+            time.sleep(0.05)
+        script.send_signal(signal.SIGUSR1)
+        assert script.wait(60) == 0
+    finally:
+        script.kill()
+        with suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "step").read_text()), signal.SIGKILL)
+    assert (tmp_path / "said").read_text().splitlines() == ["scancel --signal=TERM 20007.0", "saved", "requeue 20007"]

@@ -28,8 +28,9 @@ from isd_nb.encoders import BackboneConfig, Encoder, SplitBatchNorm, build_backb
 from isd_nb.engine.export import export_encoder, to_share
 from isd_nb.engine.finish import finish, train_supervised
 from isd_nb.engine.runs import read_recipe
-from isd_nb.engine.state import prepare_training, restore_train_state, save_encoders, save_train_state, train_step
-from isd_nb.engine.training import train
+from isd_nb.engine.state import (
+    check_encoders, prepare_training, restore_train_state, save_encoders, save_train_state, train_step)
+from isd_nb.engine.training import fill_queue, train
 from isd_nb.errors import InputError
 from isd_nb.explore.figures import train_or_go_on
 from isd_nb.methods.building import build_method, decays, make_optimizer
@@ -104,6 +105,37 @@ def test_it_trains_and_resumes_bit_for_bit(backbone: str, folder: Path, tmp_path
     again = train(recipe, images, tmp_path / "parts", show=False, device="cpu", threads=1, resume=True).method
     for (name, value), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
+
+
+def of_one_size(channels: int) -> nn.Module:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(channels * 32 * 32, 8))
+    layers.num_features = 8
+    return layers
+
+
+def test_views_smaller_than_the_stored_images_suit_a_network_of_one_size(
+        make_module: Callable[..., ModuleType]) -> None:
+    make_module("networks_of_one_size", of_one_size=of_one_size)
+    images = digits(40, copies=1)[0]
+    check_encoders(prepare_training(short("networks_of_one_size:of_one_size", stored_size=40), images, "cpu"))
+
+
+def dropping(channels: int) -> nn.Module:
+    layers = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers.num_features = 8
+    return layers
+
+
+def test_a_queue_is_filled_by_the_seed_of_the_recipe(make_module: Callable[..., ModuleType]) -> None:
+    make_module("dropping_networks", dropping=dropping)
+    recipe, images, queues = short("dropping_networks:dropping", options={"prefill": True}), digits(32, copies=1)[0], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        state, before = prepare_training(recipe, images, "cpu"), torch.get_rng_state()
+        fill_queue(state, 0)
+        queues.append(state.method.queue.anchors.clone())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_close(*queues, rtol=0, atol=0)
 
 
 def test_from_the_command_line_to_the_explorer(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

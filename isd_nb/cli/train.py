@@ -25,7 +25,7 @@ from ..engine.state import save_encoders
 from ..engine.training import Trained, train
 from ..errors import InputError
 from ..explore.figures import draw_figures
-from ..kernels.devices import given_rank, pick_device
+from ..kernels.devices import given_rank, part_ways, pick_device
 from ..methods.building import find_method, read_sets
 from ..methods.checkpoints import fit_recipe
 from ..methods.choosing import change_setting, choose_recipe, size_line
@@ -95,7 +95,9 @@ def run(recipe: Recipe,
         labelled = sets.bank if sets.train.labels is None else sets.train
         upper = train_supervised(recipe, labelled, out, resume, device, show and main, len(sets.train), threads) if supervised else None
     with with_threads(trained.threads):  # what was best at the end
-        if not main and sets.scorable():
+        if not sets.scorable():
+            part_ways()
+        elif not main:
             final_scores(recipe, trained, upper, *sets.to_score())  # helps the first process
         return finish_command(recipe, out, trained, upper, sets, figures, show) if main else {}
 

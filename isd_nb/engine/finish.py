@@ -25,9 +25,10 @@ from .model_card import write_model_card
 from .runs import with_stem
 from .state import save_encoders
 from .training import Trained, train
-from ..kernels.devices import machine
+from ..kernels.devices import machine, part_ways
 from ..methods.building import build_method
-from ..protocols.scorer import agreed_precision, features_of, flat, score_encoders, score_features, device_of
+from ..protocols.scorer import (
+    agreed_precision, device_of, feature_widths, features_of, flat, kept_at, score_encoders, score_features)
 from ..protocols.storage import write_json
 from ..recipe import Recipe, total_steps
 from ..sources.door import Sets
@@ -52,14 +53,14 @@ def train_supervised(recipe: Recipe,
 
 # %% ../../nbs/machine_room/54_finish.ipynb #c20-22aff3
 def final_scores(recipe: Recipe, trained: Trained, upper: Trained | None, train_set: ImageSet, test_set: ImageSet) -> dict[str, float]:
-    "Scores of pixels (below 4 GB of them), untrained net, given weights, student, teacher and supervised net, on all images; all processes help."
+    "Scores of pixels (below 4 GB of them), untrained net, given weights, student, teacher and supervised net, on all images; all processes help, and then part."
     small = 4 * len(train_set) * math.prod(train_set.shape) < 2 ** 32  # as float32
     named = {"pixels": torch.nn.Flatten()} if small else {}
     named["untrained"] = build_method(replace(recipe, init=""), train_set).student
     named |= ({"given": build_method(recipe, train_set).student} if recipe.init else {}) | trained.method.encoders()
     if upper is not None:
         named["supervised"] = upper.method.student
-    scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device, shared=True)
+    scores = score_encoders(named, train_set, test_set, next(trained.method.parameters()).device, shared=True, then=part_ways)
     return {name: value for name, value in flat(scores).items() if "_top5" not in name}
 
 # %% ../../nbs/machine_room/54_finish.ipynb #c21-1c9009
@@ -145,7 +146,8 @@ def finish(recipe: Recipe, sets: Sets, trained: Trained, out: Path | str,
     save_encoders(out / "encoder.safetensors", trained.method, recipe, sets.bank)
     encoders = {name: load_encoder(out, name).to(device) for name in trained.method.encoders()}
     kinds = agreed_precision(encoders, sets.bank, device)
-    bank, test = (features_of(encoders, images, device, kinds) if images else {} for images in (sets.bank, sets.test))
+    keep = kept_at(feature_widths(encoders, sets.bank, device), len(sets.bank), len(sets.test or ()), device)
+    bank, test = (features_of(encoders, images, device, kinds, keep=keep) if images else {} for images in (sets.bank, sets.test))
     summary = what_was_run(recipe, trained, None, sets)
     if device.type == "cuda":
         summary["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)

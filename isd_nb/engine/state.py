@@ -35,10 +35,11 @@ from ..kernels.convolution import in_channels_last, learn_by_products
 from ..kernels.devices import pick_device, pick_devices, to_device
 from ..method import Method, Output
 from ..methods.building import backbone_config, build_method, make_optimizer, named_mistakes, pick_precision
-from ..protocols.storage import load_checkpoint, save_checkpoint, writing
+from ..protocols.storage import load_together, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
 from ..sources.batches import placed, seeded
 from ..sources.datasets import generators_put_back
+from ..sources.identity import check_same_images
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c14-158f28
 @dataclass
@@ -78,7 +79,10 @@ def start_processes(device: str, tracker: str | None, out: Path | None) -> Any: 
     if place.index is not None or place.type == "mps":
         named["accelerate_torch_device"] = device  # else it takes the first
     with patch_environment(**named):
-        return Accelerator(cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
+        made = Accelerator(cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=settings, log_with=tracker, project_dir=out and out / "trackers")
+    if made.device.type == "cuda" and made.device.index is not None:
+        torch.cuda.set_device(made.device)  # Accelerate leaves it out where the device was named
+    return made
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #lf98f6145a
 def share_gradients(method: Method, accelerator: Any) -> nn.Module:
@@ -105,6 +109,7 @@ def prepare_training(recipe: Recipe, images: ImageSet, device: str = "auto", tra
     "Build everything that a recipe describes, on the device, in every process."
     check_recipe(recipe, len(images))
     accelerator = start_processes(device, tracker, out)
+    check_same_images(images)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)  # an earlier run of this process may have had more
     check_recipe(recipe, len(images), accelerator.num_processes)
@@ -198,7 +203,8 @@ def check_weights(state: TrainState) -> None:
 
 def check_encoders(state: TrainState) -> None:
     "Raise if what an encoder makes of a few random images is not finite: a step can ruin it before a loss shows it."
-    noise = ImageSet(torch.randint(256, (8, *state.images.shape), generator=seeded(0)).to(torch.uint8))
+    shape = (8, state.images.shape[0], state.recipe.image_size, state.recipe.image_size)  # of views: images may be larger
+    noise = ImageSet(torch.randint(256, shape, generator=seeded(0)).to(torch.uint8))
     for name, encoder in state.method.encoders().items():
         if not embed(encoder, noise, device=state.accelerator.device).isfinite().all():
             raise Diverged(f"the {name}'s features are", state.step, state)
@@ -322,7 +328,7 @@ def save_train_state(state: TrainState, out: Path) -> None:
 
 def restore_train_state(state: TrainState, out: Path) -> bool:  # whether there was one
     "Put a training back to its newest checkpoint."
-    saved = load_checkpoint(out / "checkpoints")
+    saved = load_together(out / "checkpoints")
     if saved is None:
         return False
     other = f"{state.recipe.backbone} or {state.recipe.method} is not what it was when the run was begun; change it back, or begin again with another --out"

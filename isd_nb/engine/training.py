@@ -23,7 +23,7 @@ from .runs import check_begun, columns, note_longer, only_one, open_run, read_me
 from .scale import uncompile_backbones
 from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_train_state,
-    micro_batches, save_encoders, save_train_state, shard, train_step, try_method)
+    micro_batches, own_chance, save_encoders, save_train_state, shard, train_step, try_method)
 from .threads import ThreadChoice
 from ..errors import InputError, suggest
 from ..method import Method
@@ -31,7 +31,7 @@ from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
 from ..recipe import Recipe, learning_rate, recipe_to_json, short_of_warmup, total_steps
 from ..sources.batches import EpochSampler, read_batches
-from ..sources.identity import identity
+from ..sources.identity import check_same_images, identity
 
 # %% ../../nbs/machine_room/52_training.ipynb #c37-26da73
 def is_due(step: int, steps: int, evaluations: int) -> tuple[bool, bool]:  # (a row, an evaluation)
@@ -218,6 +218,7 @@ def train(recipe: Recipe, images: ImageSet,
     if resume:
         check_begun(out, recipe, len(images), longer)  # before what is built of another recipe is refused for something else
     state = prepare_training(recipe, images, str(device), tracker, out)
+    check_same_images(test, "to test on")
     try_method(state)  # before there is a directory
     first = state.accelerator.is_main_process
     with held(out, resume, lambda: open_run(out, recipe, resume, identity(images), found, identity(test), longer)) if first else nullcontext(), chosen_threads(state, threads):
@@ -278,7 +279,7 @@ def fill_queue(state: TrainState, workers: int | None) -> None:
     count = min(-(-state.method.prefill // size), images // size)
     last = replace(state, step=images // size - count, steps=images // size)  # the last batches of the first epoch
     for indices, batch in batches(last, workers) if count else ():
-        with torch.autocast(batch.device.type, state.dtype, enabled=state.dtype != torch.float32):
+        with own_chance(last), torch.autocast(batch.device.type, state.dtype, enabled=state.dtype != torch.float32):
             for views, _ in micro_batches(last, indices, batch):
                 state.method.fill(views[1])
         last.step += 1

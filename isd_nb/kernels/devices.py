@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_help', 'to_device', 'has_bfloat16', 'row_numbers', 'pick_device', 'pick_devices', 'cores', 'given_rank',
-           'processes', 'from_first', 'machine']
+           'processes', 'from_first', 'from_all', 'part_ways', 'machine']
 
 # %% ../../nbs/machine_room/02_devices.ipynb #f93d2d38
 import os
@@ -115,6 +115,21 @@ def from_first(value: Any) -> Any:
         torch.distributed.broadcast_object_list(held, 0)
     return held[0]
 
+
+def from_all(value: Any) -> list[Any]:  # by rank
+    "What each of the processes that work together has."
+    held = [value] * (world := processes()[1])
+    if world > 1:
+        torch.distributed.all_gather_object(held, value)
+    return held
+
+
+def part_ways() -> None:
+    "End the work together, once nothing more is exchanged: the others leave, and the first has more to do."
+    if processes()[1] > 1:
+        from_all(None)  # none is gone while another still waits for its part
+        torch.distributed.destroy_process_group()
+
 # %% ../../nbs/machine_room/02_devices.ipynb #c26-machine
 def machine() -> str:
     "The processor, in which numbers it multiplies, and the GPU, if there is one: what a saved number is read with."
@@ -145,6 +160,8 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     "Bytes of memory that are free, on a GPU or for this process; where the system does not state it, more than any machine has."
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if torch.device(device).type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     stated = Path("/proc/meminfo")
     lines = stated.read_text().splitlines() if stated.is_file() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]

@@ -40,8 +40,12 @@ class Tile:
     warps: int  # groups of 32 threads that work on it
 
 
-def tile_for(features: int) -> Tile:
-    "A tile whose scaled vectors and sums fit into the registers of an A100 or H100."
+def tile_for(features: int,
+             memory: int = 163 << 10,  # bytes of shared memory that a program may have; so many on an A100
+             ) -> Tile:
+    "A tile whose scaled vectors and sums fit into the registers of an A100 or H100; a small one where there is less memory."
+    if features > 128 and memory < 136 << 10:
+        return Tile(16, 32, 4)
     return Tile(64, 32, 8) if features <= 256 else Tile(32, 32, 8)
 
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c16-481ee0
@@ -103,6 +107,11 @@ def constants(tile: Tile, features: int, wide: int = 64) -> dict[str, int | str]
     return dict(rows=tile.rows, keys=tile.keys, wide=wide, slices=triton.cdiv(features, wide), precision="tf32x3")
 
 
+def shared_memory(device: torch.device) -> int:
+    "Bytes of shared memory that one program may have on a GPU."
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 163 << 10
+
+
 def parts_of(rows: int, anchors: int, tile: Tile, device: torch.device) -> tuple[int, int]:  # parts, anchors in each
     "Cut the queue so that there are about four programs for each processor."
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -114,12 +123,12 @@ def parts_of(rows: int, anchors: int, tile: Tile, device: torch.device) -> tuple
 # %% ../../nbs/machine_room/04_triton_attention.ipynb #c21-a809f6
 def fused_attention(scaled: Tensor,  # (B, D) float32, D at most 512: queries or keys, each divided by its temperature
                  anchors: Tensor,  # (K, D) float32 or half
-                 tile: Tile | None = None,  # None: `tile_for` so many features
+                 tile: Tile | None = None,  # None: `tile_for` so many features on this device
                  ) -> tuple[Tensor, Tensor]:  # softmax-weighted mean (B, D) and logsumexp (B,)
     "`isd_nb.kernels.attention.blockwise_attention` in one kernel; `ValueError` for what it cannot read."
     check_fused(scaled, anchors)
     (B, D), K, scaled, anchors = scaled.shape, len(anchors), scaled.contiguous(), anchors.contiguous()
-    tile = tile or tile_for(D)
+    tile = tile or tile_for(D, shared_memory(scaled.device))
     parts, chunk = parts_of(B, K, tile, scaled.device)
     peaks, masses, means = (scaled.new_empty(parts, B, *more) for more in ((), (), (D,)))
     with torch.cuda.device_of(scaled):  # Triton starts kernels on the current device

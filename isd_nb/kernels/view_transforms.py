@@ -225,8 +225,9 @@ def _move(params: AugmentParams, device: torch.device) -> AugmentParams:
     if all(value.device.type == device.type for value in tensors.values()):
         return params
     packed = torch.stack([value.float() for value in tensors.values()])  # (fields, n)
-    packed = packed.pin_memory() if device.type == "cuda" else packed
-    return params._replace(**dict(zip(tensors, packed.to(device, non_blocking=True))))
+    pinned = device.type == "cuda"  # elsewhere its memory may be freed before a copy that nothing waits for has read it
+    packed = packed.pin_memory() if pinned else packed
+    return params._replace(**dict(zip(tensors, packed.to(device, non_blocking=pinned))))
 
 # %% ../../nbs/machine_room/12_view_transforms.ipynb #cf2a4a38e
 def draw_params(n: int, height: int, width: int,  # images, and their size in pixels

@@ -61,10 +61,11 @@ def decoders(asked: int | None = None, batch_bytes: int = 0) -> int:
         if asked < 0:
             raise InputError(f"workers must be 0 or more, not {asked}")
         return asked
-    share = min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # processes that train on this machine
+    share = min(16, cores() // here)
     memory = Path("/dev/shm")  # through it they hand over their batches, two each; small in many containers
     if batch_bytes and memory.is_dir():
-        share = min(share, shutil.disk_usage(memory).free // (4 * batch_bytes))
+        share = min(share, shutil.disk_usage(memory).free // (4 * batch_bytes * here))
     return max(1, share)
 
 # %% ../../nbs/machine_room/32_batches.ipynb #c31-32f97e
@@ -110,14 +111,15 @@ def read_batches(images: ImageSet,
                  workers: int | None = None,  # processes that decode files; 0: this one; None: see `decoders`
                  ) -> Iterator[tuple[Tensor, Tensor]]:  # indices (B,) of the whole batch; uint8 (b, C, H, W) on the device
     "The batches of a plan; files are decoded by workers a few batches ahead."
+    cuda = device.type == "cuda"  # it has read pageable memory when a copy returns; others may still read what is freed
     if images.images is not None:
-        yield from ((indices, images.get(indices[rows]).to(device, non_blocking=True)) for indices in plan)
+        yield from ((indices, images.get(indices[rows]).to(device, non_blocking=cuda)) for indices in plan)
         return
     count = decoders(workers, len(range(plan.batch_size)[rows]) * math.prod(images.shape))
     loader = torch.utils.data.DataLoader(images, batch_sampler=RankBatches(plan, rows), num_workers=count,
-                                         worker_init_fn=leave_signals, pin_memory=device.type == "cuda",
+                                         worker_init_fn=leave_signals, pin_memory=cuda,
                                          prefetch_factor=2 if count else None)
     with signals_held_back():
         decoded = iter(loader)
-    yield from ((indices, batch.to(device, non_blocking=True)) for indices, batch in zip(plan, decoded))
+    yield from ((indices, batch.to(device, non_blocking=cuda)) for indices, batch in zip(plan, decoded))
 
