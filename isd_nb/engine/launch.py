@@ -7,6 +7,7 @@ __all__ = ['Terminated', 'ended_by_sigterm', 'warnings_as_notes', 'one_sentence'
            'lost', 'watch', 'end_with_first', 'joined', 'with_threads']
 
 # %% ../../nbs/machine_room/55_launch.ipynb #51e7606d
+import multiprocessing
 import os
 import signal
 import socket
@@ -245,6 +246,13 @@ def end_with_first() -> None:
             pass
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
+
+# %% ../../nbs/machine_room/55_launch.ipynb #lp1-parent
+def end_with_parent() -> None:
+    "In a process of `multiprocessing`, in a thread: end it when the one that started it does."
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
 
 # %% ../../nbs/machine_room/55_launch.ipynb #jn2-m3
 @contextmanager
