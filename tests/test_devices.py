@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from isd_nb.embedding import embed
 from isd_nb.engine.launch import process_count
 from isd_nb.engine.state import own_chance, prepare_training, start_processes, train_step
 from isd_nb.errors import InputError
-from isd_nb.kernels.devices import has_bfloat16, pick_device, pick_devices
+from isd_nb.kernels.devices import cores, has_bfloat16, pick_device, pick_devices
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.batches import EpochSampler, placed, read_batches
 
@@ -138,3 +139,14 @@ def test_chance_on_mps_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with own_chance(state):
         assert said[0][0] == "manual_seed"
     assert said[1:] == [("set_rng_state", "before")]
+
+
+@pytest.mark.parametrize("stated", [OSError("not permitted"), "", "a lot"])
+def test_a_quota_that_cannot_be_read_is_none(stated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(path: Path) -> str:
+        if isinstance(stated, OSError):
+            raise stated
+        return stated
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert cores() == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())

@@ -137,7 +137,7 @@ def start_or_go_on(folder: Path, key: str, count: int, width: int) -> None:
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-rows
 def rows_done(folder: Path) -> int:
     "How many rows are there."
-    return np.count_nonzero(np.fromfile(folder / "done", np.uint8))
+    return int(np.count_nonzero(np.fromfile(folder / "done", np.uint8)))
 
 
 def check_rows(folder: Path) -> None:
@@ -180,9 +180,8 @@ class Work:
         sets = load_sets(self.data, size, None, self.root, 0, white_of(encoder, self.data), resized_of(encoder, size))
         if show:
             print(sets.found, flush=True)
-        takes = channels if callable(getattr(encoder, "features", None)) else None
         named = (("train", sets.bank), ("test", sets.test))
-        return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
+        return encoder, [(split, with_channels(images, channels)) for split, images in named if images], size, name
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com2
 def checked(features: Tensor, images: ImageSet, rows: range, source: Source) -> tuple[np.ndarray, np.ndarray]:  # float32 (B, F), bool (B,)
@@ -228,7 +227,7 @@ def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: 
             encoder, sets, _, _ = work.open()
             compute(work, encoder, sets, share, place)
     except Exception as error:
-        if not (said := in_words(error)):
+        if not (said := in_words(error, "isd_embed")):
             raise
         failures.put(said)
         raise SystemExit(2) from None
@@ -283,7 +282,7 @@ def write_npy(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n10-59s183a
 def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], count: int, width: int) -> None:
     "One line for each image, one column for each feature; names are as they are, for programs: a spreadsheet takes one that begins with = for a formula."
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"feature_{i}" for i in range(width))])
         for piece in raw_rows(raw, width):
@@ -310,7 +309,7 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     with writing(out), (folder / "features.raw").open("rb") as raw:
         writers[out.suffix](folder / out.name, raw, described(sets), count, width)
         if out.suffix == ".npy":
-            with (folder / "table.csv").open("w", newline="") as file:
+            with (folder / "table.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([columns, *described(sets)])
             os.replace(folder / "table.csv", out.with_suffix(".csv"))
         os.replace(folder / out.name, out)

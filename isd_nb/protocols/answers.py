@@ -60,14 +60,17 @@ def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
     return values["rows"] if values.get("question") == question else []
 
 
-def add_row(path: Path, values: dict[str, Any], key: Mapping[str, Any], row: dict[str, Any]) -> None:
+def add_row(choose: Callable[[], Path],  # the file; another may have been written meanwhile
+            values: dict[str, Any], key: Mapping[str, Any], row: dict[str, Any]) -> Path:  # the file
     "Write the file with one more row, after those that others have written since; one with the same key stays."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent):
+    (folder := choose().parent).mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        path = choose()
         values["rows"][:] = rows_of(path, values["question"]) or values["rows"]
         if matching(values["rows"], key) is None:
             values["rows"].append(row)
             write_json(path, values)
+    return path
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c09-43f385
 protocol_version = 2  # of the scores; 1: linear layers were standardised without an epsilon, and rows did not know their images
@@ -78,10 +81,12 @@ class ResultCache:
 
     def __init__(self, path: Path | str,
                  question: Mapping[str, Any],  # all that the rows depend on; rows of another question are replaced
+                 settings: Mapping[str, Any] | None = None,  # those that get a file of their own, see `answers_file`; None: no such
                  **made: Any) -> None:  # how: command, machine, ...; does not decide
         from isd_nb import __version__
 
-        self.path, question = Path(path), as_saved(question)
+        self.choose = partial(answers_file, Path(path), settings or {})
+        self.path, question = self.choose(), as_saved(question)
         saved = rows_file(self.path) if self.path.is_file() else {}
         self.rows = rows_of(self.path, question)
         self.replaced = saved.get("question") if saved and not self.rows else None  # what the rows of before were about
@@ -96,7 +101,7 @@ class ResultCache:
         key = as_saved(key)
         self.rows[:] = rows_of(self.path, self.values["question"]) or self.rows
         if (found := matching(self.rows, key)) is None:
-            add_row(self.path, self.values, key, computed := {**key, **compute()})
+            self.path = add_row(self.choose, self.values, key, computed := {**key, **compute()})
             found = matching(self.rows, key) or computed  # that of another process, where it was faster
         return found
 
@@ -230,7 +235,7 @@ class Together:
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c21-da7377
 def top(score: Score) -> dict[str, float]:
-    "The columns of a `Score`: what it is, and where it would lie on other test images."
+    "The columns of a `Score`: what it is, and the confidence interval of its top-1."
     low, high = bootstrap_interval(score.correct.cpu())
     return dict(top1=score.top1, top5=score.top5, low=low, high=high)
 
@@ -294,7 +299,7 @@ def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str],
     several, fraction, main = len(group) > 1, group[0].get("fraction"), main_column(group[0])
     low, high = seed_interval([r[main] for r in group])[1:] if several else (group[0]["low"], group[0]["high"])
     means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" if c in group[0] else " " * 10 for c in columns)
-    return (f"{group[0]['encoder']:<16}{name}{1 if fraction is None else fraction:>8.0%}{means}"
+    return (f"{group[0]['encoder']:<16}{name}{f'{100 if fraction is None else 100 * fraction:.3g}%':>8}{means}"
             f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
 
 

@@ -131,7 +131,7 @@ def tuning_optimizer(classifier: Classifier, tuning: Tuning) -> torch.optim.Opti
     return eager(torch.optim.SGD)(groups, lr=tuning.head_rate, momentum=0.9, weight_decay=tuning.weight_decay)
 
 # %% ../../nbs/machine_room/45_fine_tuning.ipynb #c22-faecf4
-def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 or float (B, C, S, S) -> [0, 1]
+def make_views(tuning: Tuning, pixels: Tensor, step: int) -> Tensor:  # uint8 (B, C, S, S) -> [0, 1]
     "What the classifier sees at this step."
     if tuning.views is None:
         return pixels.float() / 255
@@ -270,9 +270,9 @@ def tuned_score(encoder: Encoder, train: ImageSet, test: ImageSet, tuning: Tunin
     return score(logits, truth.to(logits.device))
 
 # %% ../../nbs/machine_room/45_fine_tuning.ipynb #c46-6614e7
-def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB
+def with_channels(images: ImageSet, channels: int | None) -> ImageSet:  # 1 grey, 3 RGB, None: any
     "The same images for a backbone with this many channels."
-    if images.shape[0] == channels:
+    if channels in (None, images.shape[0]):
         return images
     if channels not in (1, 3) or images.shape[0] not in (1, 3):
         raise InputError(f"the encoder takes images of {channels} channels, and these have {images.shape[0]}: only grey images (1) and RGB images (3) "
@@ -281,7 +281,8 @@ def with_channels(images: ImageSet, channels: int) -> ImageSet:  # 1 grey, 3 RGB
         return replace(images, shape=(channels, *images.shape[1:]))
     if channels == 3:
         return replace(images, images=images.images.expand(-1, 3, -1, -1))
-    grey = sum(weight * images.images[:, [c]].float() for c, weight in enumerate(luma))  # (N, 1, H, W)
+    weights = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow converts files to grey
+    grey = sum(weight * images.images[:, [c]].float() for c, weight in enumerate(weights))  # (N, 1, H, W)
     return replace(images, images=grey.round().to(torch.uint8))
 
 
