@@ -76,10 +76,10 @@ def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp
     def interrupted(*arguments: object) -> None:
         if next(pieces) == 4:
             raise KeyboardInterrupt
-        write_rows(*arguments)
-    write_rows = embedding.write_rows
+        keep_rows(*arguments)
+    keep_rows = embedding.keep_rows
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(embedding, "write_rows", interrupted)
+        patch.setattr(embedding, "keep_rows", interrupted)
         embed_to_file(encoder, data, tmp_path / "two.npy", **how)
     begun = tmp_path / ".two.npy.unfinished"
     assert embedding.rows_done(begun) == 4 * 4

@@ -205,11 +205,11 @@ def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share:
             with closing(in_batches(images, own)) as batches:
                 for rows, batch in zip(own, batches):
                     features = net.features(batch, {place: as_floats(batch, place)}, features)
-                    write_rows(work.folder, start + rows.start, *checked(features, images, rows, work.source))
+                    keep_rows(work.folder, start + rows.start, *checked(features, images, rows, work.source))
                     progress(len(rows))
 
 
-def write_rows(folder: Path, first: int, values: np.ndarray, damaged: np.ndarray) -> None:  # float32 (B, F), bool (B,)
+def keep_rows(folder: Path, first: int, values: np.ndarray, damaged: np.ndarray) -> None:  # float32 (B, F), bool (B,)
     "Features of a piece, then that they are there, or that their files are damaged."
     for name, at, rows in (("features.raw", 4 * first * values.shape[1], values), ("done", first, np.uint8(1) + damaged)):
         with writing(path := folder / name), path.open("r+b") as file:
