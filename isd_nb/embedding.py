@@ -11,7 +11,7 @@ import copy
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,18 +39,22 @@ def check_request(images: ImageSet | Tensor, precision: str, batch_size: int = 1
         raise InputError("there are no images to embed")
 
 # %% ../nbs/machine_room/20_embedding.ipynb #c08-ebe110
-def in_batches(images: ImageSet | Tensor, size: int, ahead: int = 2) -> Generator[Tensor, None, None]:  # uint8 (B, C, H, W) each
+def in_batches(images: ImageSet | Tensor,
+               size: int | Sequence[range],  # so many images in each, or these
+               ahead: int = 2,
+               ) -> Generator[Tensor, None, None]:  # uint8 (B, C, H, W) each
     "The images in order; files are decoded by threads, while whoever takes the batches computes."
     pixels = images.images if isinstance(images, ImageSet) else images
+    every = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)] if isinstance(size, int) else size
     if pixels is not None:
-        yield from pixels.split(size)
+        yield from (pixels[rows.start:rows.stop] for rows in every)
         return
     with ThreadPoolExecutor() as pool:
-        batches, waiting = iter(torch.arange(len(images)).split(size)), deque[list[Future]]()
+        batches, waiting = iter(every), deque[list[Future]]()
         try:
             while True:
                 while len(waiting) <= ahead and (rows := next(batches, None)) is not None:
-                    waiting.append([pool.submit(images.get, part) for part in rows.split(16)])
+                    waiting.append([pool.submit(images.get, rows[i:i + 16]) for i in range(0, len(rows), 16)])
                 if not waiting:
                     return
                 yield torch.cat([part.result() for part in waiting.popleft()])

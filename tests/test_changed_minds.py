@@ -20,7 +20,7 @@ from isd_nb.cli.evaluate import isd_eval as eval_command
 from isd_nb.cli.explore import isd_explore as explore_command
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.encoders import BackboneConfig, FrozenEncoder, build_backbone
-from isd_nb.engine.evaluate_source import resized_of
+from isd_nb.engine.evaluate_source import Weights, expecting, resized_of
 from isd_nb.engine.finish import train_supervised
 from isd_nb.engine.runs import read_metrics, read_recipe
 from isd_nb.engine.training import train as train_method
@@ -239,11 +239,13 @@ def test_a_run_keeps_its_own_normalisation(labelled: Path) -> None:
 def test_files_are_resized_as_the_library_of_the_weights_has_it() -> None:
     "timm's crop_pct is 0.95 for resnet18, 0.875 for mobilenetv3_small_050; what is not its own keeps 8/7."
     encoder = FrozenEncoder(build_backbone(BackboneConfig("tiny")), [0.5] * 3, [0.5] * 3)
-    for name, whose, side in (("timm:resnet18", "timm", 235), ("timm:resnet18", "timm's, assumed", 235),
+    for name, whose, side in (("timm:resnet18", "timm", 235), ("timm:resnet18", "timm's", 235),
                               ("timm:mobilenetv3_small_050", "timm", 256), ("torchvision:resnet50", "torchvision", 232),
-                              ("torchvision:resnet50", "torchvision's, assumed", 256), ("timm:resnet18", "given", 256)):
-        encoder.config, encoder.metadata = BackboneConfig(name, stem="large"), {"normalisation": whose}
+                              ("torchvision:resnet50", "torchvision's", 256), ("timm:resnet18", "ImageNet's", 256)):
+        encoder.config, encoder.metadata = BackboneConfig(name, stem="large"), {"preprocessing": whose}
         assert resized_of(encoder, 224) == side
+        expecting(encoder, Weights(name, (0.4,) * 3, (0.3,) * 3))  # --mean and --std change the numbers, not the cut
+        assert encoder.metadata["normalisation"].startswith("given") and resized_of(encoder, 224) == side
     assert resized_of(encoder, 64) is None
 
 

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import os
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,7 @@ from torch.testing import assert_close
 from torchvision import models
 
 from isd_nb.encoders import load_encoder, save_encoder
-from isd_nb.errors import InputError
+from isd_nb.errors import InputError, refusal
 from isd_nb.data import ImageSet
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, read_checkpoint, source_line
@@ -457,6 +458,14 @@ def test_a_wrong_file_gets_one_sentence(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         load_encoder(tmp_path / "weights.pth")
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_checkpoint_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"not weights")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        assert "it begins with b'not weights'" in refusal(load_encoder, tmp_path / "weights.pth")
+    assert not caught
 
 
 class Runs:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from isd_nb.embedding import embed
 from isd_nb.engine.launch import process_count
 from isd_nb.engine.state import own_chance, prepare_training, start_processes, train_step
 from isd_nb.errors import InputError
-from isd_nb.kernels.devices import free_memory, has_bfloat16, pick_device, pick_devices
+from isd_nb.kernels.devices import cores, free_memory, has_bfloat16, pick_device, pick_devices
 from isd_nb.kernels.view_transforms import draw_params
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.batches import EpochSampler, decoders, placed, read_batches
@@ -185,3 +186,14 @@ def test_shared_memory_is_shared_with_the_other_processes(monkeypatch: pytest.Mo
     for count, workers in (("1", 8), ("4", 2), ("16", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
         assert decoders(None, 1 << 25) == workers  # two batches each that wait and two on their way: 128 MB
+
+
+@pytest.mark.parametrize("stated", [OSError("not permitted"), "", "a lot"])
+def test_a_quota_that_cannot_be_read_is_none(stated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(path: Path) -> str:
+        if isinstance(stated, OSError):
+            raise stated
+        return stated
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert cores() == (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())

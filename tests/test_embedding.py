@@ -1,6 +1,7 @@
 """Features by several processes: the same file as by one, also when another number of processes goes on."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from isd_nb.engine import embedding
 from isd_nb.engine.embedding import embed_to_file
 from isd_nb.engine.evaluate_source import white_of
 from isd_nb.engine.whole import train
-from isd_nb.errors import refusal
+from isd_nb.errors import InputError, refusal
 from isd_nb.explore.atlas import check_atlas, write_atlas
 from isd_nb.explore.given import features_and_images
 from isd_nb.recipe import Recipe
@@ -70,18 +71,18 @@ def test_two_processes_go_on_with_what_one_began(encoder: Path, small: Path, tmp
     how = dict(batch_size=4, device="cpu", root=tmp_path)
     data = f"folder:{small}"
     count, width = embed_to_file(encoder, data, tmp_path / "one.npy", **how)
-    batches = iter(range(100))
+    pieces = iter(range(100))
 
-    def interrupted(*arguments: object, **more: object) -> torch.Tensor:
-        if next(batches) == 3:  # the first says how wide features are, two more are pieces
+    def interrupted(*arguments: object) -> None:
+        if next(pieces) == 4:
             raise KeyboardInterrupt
-        return embed(*arguments, **more)
-    embed = embedding.embed
+        keep_rows(*arguments)
+    keep_rows = embedding.keep_rows
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(embedding, "embed", interrupted)
+        patch.setattr(embedding, "keep_rows", interrupted)
         embed_to_file(encoder, data, tmp_path / "two.npy", **how)
     begun = tmp_path / ".two.npy.unfinished"
-    assert embedding.rows_done(begun) == 2 * 8
+    assert embedding.rows_done(begun) == 4 * 4
     with (begun / "features.raw").open("r+b") as raw:  # what is done is not computed again
         raw.write(np.full(width, 7, "<f4").data)
     embed_to_file(encoder, data, tmp_path / "two.npy", processes=2, **how)
@@ -153,6 +154,39 @@ def test_a_file_that_nothing_can_stand_in_for_has_no_features(place: str, small:
     lost = np.flatnonzero(np.isnan(np.load(tmp_path / "f.npy")).any(1))
     table = (tmp_path / "f.csv").read_text().splitlines()[1:]
     assert len(table) == count and [table[row].partition(",")[0] for row in lost] == [place]
+
+
+def refused_or_not(batch_size: int, damaged: int, small: Path, out: Path) -> str:
+    "What a set of 100 files with so many damaged ones, in a row, leads to."
+    for path in sorted(path for path in small.rglob("*") if path.is_file())[30:30 + damaged]:
+        path.write_bytes(b"no image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            embed_to_file(levels, f"folder:{small}", out, size=8, batch_size=batch_size, device="cpu", root=out.parent)
+        except InputError as error:
+            return str(error)
+    return "written"
+
+
+@pytest.mark.parametrize("batch_size", [4, 200])
+def test_damaged_files_are_too_many_at_any_batch_size(batch_size: int, small: Path, tmp_path: Path) -> None:
+    assert refused_or_not(batch_size, 20, small, tmp_path / "f.npy") == "written"
+    lost = np.isnan(np.load(tmp_path / "f.npy")).all(1)
+    assert lost.sum() == 20
+    for _ in range(2):  # a second try, which goes on with the rows of the first, is refused, too
+        assert re.match(r"2\d of 100 files cannot be read", refused_or_not(batch_size, 25, small, tmp_path / "g.npy"))
+        assert not (tmp_path / "g.npy").exists()
+
+
+def test_one_pool_of_threads_decodes_all_pieces_of_a_split(small: Path, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    "So the first files of a piece are decoded while the network computes the piece before."
+    own, in_batches = list[int](), embedding.in_batches
+    noted = lambda images, rows: (own.append(len(rows)), in_batches(images, rows))[1]  # noqa: E731
+    monkeypatch.setattr(embedding, "in_batches", noted)
+    embed_to_file(levels, f"folder:{small}", tmp_path / "f.npy", size=8, batch_size=5, device="cpu", root=tmp_path)
+    assert own == [16, 4]
 
 
 def test_where_no_file_can_be_read_that_is_the_sentence(small: Path, tmp_path: Path) -> None:

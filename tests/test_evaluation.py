@@ -56,6 +56,7 @@ def test_a_score_is_compared_and_printed_as_its_top1() -> None:
     assert f"{score}" == str(score) == repr(score) == "Score(top1=0.75, top5=1.0)"
     assert 0.5 < score <= 0.75 <= score < 1 and worse < score and worse <= score and score > worse and score >= worse
     assert max(worse, score) is score and score == Score(0.75, 1.0, torch.zeros(4)) != worse
+    assert score == 0.75 != worse and hash(score) == hash(0.75)
     with pytest.raises(TypeError):
         print(score < "1")
 

@@ -155,3 +155,15 @@ def test_a_wrong_answer_is_not_right() -> None:
     cell = "from isd_nb.explore.exercises import check\n"
     assert "Right" not in run([cell + "check(lambda: 7, 6)"], {})
     assert run([cell + "check(lambda: 6, 6)"], {}) == "Right\n"
+
+
+def test_a_tiny_student_leaves_the_generator_as_it_was() -> None:
+    from isd_nb.explore.exercises import tiny_student
+
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = tiny_student()
+    assert torch.rand(1) == expected
+    torch.manual_seed(4)
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), tiny_student().parameters()))

@@ -94,6 +94,12 @@ def test_what_trains_is_not_shared(isd_eval) -> None:
     assert "did you mean 'finetune'" in sentence(isd_eval(*two, "--protocol", "knn,finetuned"))
 
 
+def test_what_trains_is_not_shared_under_torchrun(isd_eval, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert "start it without torchrun" in sentence(isd_eval("run", "--protocol", "finetune"))
+
+
 @pytest.mark.parametrize("protocol", ["linear", "few-labels", "finetune"])
 def test_protocols(isd_eval, run: Path, protocol: str) -> None:
     more = ("--augment",) if protocol == "linear" else ("--seeds", "2", "--fractions", "0.01")

@@ -1,6 +1,7 @@
 """What a user has stays, what was computed is kept, and what is asked for is done or refused."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from isd_nb.cli.compare import isd_compare
 from isd_nb.cli.embed import isd_embed
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.explore import isd_explore
+from isd_nb.cli.export import isd_export
 from isd_nb.cli.pack import isd_pack
 from isd_nb.cli.train import isd_train
 from isd_nb.data import ImageSet
@@ -219,6 +221,22 @@ def test_sigterm_ends_as_an_exit_does() -> None:
 def test_an_unused_parameter_is_named_where_processes_fail() -> None:
     error = RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one.")
     assert "--processes 1" in in_words(error)
+
+
+@pytest.mark.parametrize("command", [isd_train, isd_eval, isd_embed, isd_explore, isd_compare, isd_pack, isd_export])
+def test_where_memory_is_short_a_command_names_its_own_options(command, tmp_path: Path) -> None:
+    help_text = call(command, tmp_path, "--help").stdout
+    for error in (MemoryError(), torch.OutOfMemoryError()):
+        said = in_words(error, command.__name__)
+        options = re.findall(r"--[a-z-]+", said)
+        assert options and all(re.search(rf"{option}\b", help_text) for option in options), said
+    assert in_words(MemoryError()) == "the memory of this machine is used up"
+
+
+def test_a_letter_that_the_locale_lacks_is_one_sentence() -> None:
+    with pytest.raises(UnicodeEncodeError) as refused:
+        "caf\xe9".encode("ascii")
+    assert "'caf\\xe9' has letters that ascii lacks" in in_words(refused.value, "isd_embed")
 
 
 def test_an_evaluation_that_failed_is_made_on_resume(tmp_path: Path) -> None:

@@ -339,7 +339,9 @@ def test_a_set_of_torchvision_that_is_too_large_stays_on_disk(monkeypatch: pytes
     class Listed(list):
         samples = property(lambda self: list(self))
 
-    lazy = from_torchvision(Listed((f"{i}.jpg", i % 5) for i in range(100)), 224, memory=1 << 20)
+    lazy = from_torchvision(Listed((f"in/{'ab'[i % 2]}/{i}.jpg", i % 5) for i in range(100)), 224, memory=1 << 20)
+    assert isinstance(lazy.paths, FileList) and lazy.paths.folder == Path("in")
+    assert (lazy.paths.name(3), lazy.paths[3]) == (b"b/3.jpg", Path("in/b/3.jpg"))
     assert lazy.images is None and len(lazy) == 100 and lazy.classes == tuple("01234")
     monkeypatch.setattr("isd_nb.sources.torchvision_sets.physical_memory", lambda: 1 << 20)
     with pytest.raises(InputError, match="which this machine's memory does not hold"):

@@ -16,15 +16,17 @@ from test_processes import Start, newest
 from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.sources.digits import digits
-from isd_nb.method import Method, Output
+from isd_nb.method import Method, Output, view_kinds
+from isd_nb.explore.gallery import key_views_of
 from isd_nb.engine import state
 from isd_nb.engine.state import prepare_training, save_encoders, train_step, try_method
 from isd_nb.engine.training import train
-from isd_nb.methods.building import build_method, methods, with_method
+from isd_nb.methods.building import build_method, find_method, methods, with_method
 from isd_nb.methods.checkpoints import open_encoder
 from isd_nb.methods.choosing import change_setting, choose_recipe
 from isd_nb.protocols.storage import write_json
 from isd_nb.recipe import Recipe, find_recipe, recipe_to_json
+from isd_nb.protocols.monitor import Monitor
 from isd_nb.sources.batches import seeded
 from isd_nb.studies.compare import recipe_for
 
@@ -360,3 +362,17 @@ def test_an_encoder_of_another_name_is_asked_for_in_one_sentence(images: ImageSe
     save_encoders(tmp_path / "encoder.safetensors", build_method(recipe, images), recipe, images)
     with pytest.raises(InputError, match="holds no encoder 'student': known: mine"):
         open_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("method", methods)
+def test_monitor_and_explorer_draw_views_as_training_does(method: str, images: ImageSet) -> None:
+    recipe = with_method(find_recipe("digits"), method)
+    drawn = [getattr(views, "recipe", None) for views in find_method(method).views(recipe)][:2]
+    kinds = view_kinds(find_method(method), recipe)
+    assert all(one in (None, kind) for one, kind in zip(drawn, kinds)) and key_views_of(recipe) == kinds[1]
+    assert key_views_of(replace(recipe, method="is_not_here:Method")) == recipe.views
+    if method == "ressl":
+        assert kinds[1].jitter == 0 < kinds[0].jitter
+        made = Monitor(recipe, images, 4).make_views(find_method(method))
+        weak = find_method(method).views(recipe)[1](images.get([0, 1]), seeded(0, 1))
+        assert made[1].shape == (4, *weak.shape[1:]) and len(made) == 2

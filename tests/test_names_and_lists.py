@@ -18,11 +18,14 @@ from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.pack import isd_pack, pack
 from isd_nb.cli.train import isd_train
 from isd_nb.engine.runs import read_metrics, write_metrics
+from isd_nb.data import ImageSet
 from isd_nb.errors import refusal
 from isd_nb.kernels.archives import entries_in
 from isd_nb.recipe import find_recipe, recipe_to_json
+from isd_nb.sources import packed
 from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
+from isd_nb.sources.folders import in_threads
 from isd_nb.sources.given import absolute, parse_folder, read_table
 from isd_nb.sources.packed import read_packed, write_packed
 from isd_nb.studies.compare import Task, read_result
@@ -70,6 +73,17 @@ with unfinished_folder(Path(sys.argv[1])) as folder:
     print("holding", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_packing_draws_bars_only_where_they_are_wanted(show: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = list[str]()
+    monkeypatch.setattr(packed, "in_threads", lambda read, count, title: titles.append(title))
+    images = ImageSet(None, None, (), [tmp_path / "1.png"], (1, 8, 8))
+    packed.write_rows(tmp_path / "bank.npy", images, packed.Unread(str(tmp_path), 1), show)
+    in_threads(lambda i: i, 1000, titles[0])
+    assert bool(titles[0]) == bool(capfd.readouterr().err) == show
 
 
 def test_two_processes_do_not_pack_to_one_place(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from isd_nb.explore import neighbours
 from isd_nb.explore.figures import draw, draw_figures, train_or_go_on
 from isd_nb.explore.gallery import run_images
 from isd_nb.explore.gpu_notebooks import toy_folder
+from isd_nb.protocols.answers import ResultCache, table_of
 from isd_nb.protocols.scorer import sample_evaluator
 from isd_nb.sources.door import Sets
 from isd_nb.recipe import find_recipe
@@ -96,6 +97,24 @@ def test_two_commands_fill_one_file_side_by_side(tmp_path: Path) -> None:
     wanted = [(who, i) for who in ("student", "teacher") for i in range(40)]
     assert sorted((row["who"], row["i"]) for row in rows) == wanted
     assert sorted(p.name for p in place.parent.iterdir()) == [".lock", "squares.json"]
+
+
+def test_two_commands_with_other_settings_keep_their_rows(tmp_path: Path) -> None:
+    "Both begin before there is a file; each has its own in the end."
+    both = [ResultCache(tmp_path / "linear.json", {"epochs": n, "weights": "a"}, {"epochs": n}) for n in (1, 2)]
+    for seed in range(2):
+        for cache in both:
+            cache.row({"seed": seed}, lambda: {"top1": 0.5})
+    files = sorted(tmp_path.glob("linear*.json"))
+    kept = [json.loads(path.read_text()) for path in files]
+    assert sorted((one["question"]["epochs"], len(one["rows"])) for one in kept) == [(1, 2), (2, 2)]
+    assert sorted(cache.path for cache in both) == files
+
+
+def test_a_small_share_of_labels_is_printed_as_it_is() -> None:
+    shares = {0.001: "0.1%", 0.004: "0.4%", 0.125: "12.5%", 1: "100%"}
+    table = table_of([dict(encoder="teacher", fraction=f, top1=0.5, top5=0.5, low=0.4, high=0.6) for f in shares])
+    assert [line.split()[1] for line in table.splitlines()[1:]] == [*shares.values()]
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

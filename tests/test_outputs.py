@@ -28,6 +28,7 @@ from isd_nb.explore.explorer import read_own
 from isd_nb.explore.gallery import Gallery, run_images
 from isd_nb.recipe import Recipe
 from isd_nb.sources import packed
+from isd_nb.sources.digits import digits
 from isd_nb.studies.compare import read_settings
 
 
@@ -261,6 +262,23 @@ def test_answers_of_earlier_versions_are_found(encoder: Path, images: str, tmp_p
     random_encoder(tmp_path / "tiny-safetensors", 1).rename("tiny_.safetensors")
     other = evaluate_source("tiny_.safetensors", data=images, device="cpu")
     assert other["file"] != first["file"] and Path(first["file"]).stat().st_mtime_ns == stamp
+
+
+def test_a_function_gets_images_as_they_are_and_an_encoder_its_channels(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneChannel(Encoder):
+        def to(self, *places: object) -> None:
+            raise AssertionError("the caller's module is not moved")
+    channels = set[int]()
+
+    def some(batch: torch.Tensor) -> torch.Tensor:
+        channels.add(batch.shape[1])
+        return batch.flatten(1)
+    few = tuple(images.subset(range(60)) for images in digits(16, copies=1))
+    monkeypatch.setattr("isd_nb.sources.door.digits", lambda size: few)
+    for source in (some, OneChannel(build_backbone(BackboneConfig("tiny", channels=1, width=2)), [0.5], [0.2])):
+        evaluate_source(source, data="digits", size=16, out=tmp_path / type(source).__name__, device="cpu")
+    assert channels == {1}
 
 
 def test_features_that_are_no_numbers_are_refused(images: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import ast
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 import zipfile
@@ -39,6 +40,17 @@ def test_nothing_that_only_unix_has(path: Path) -> None:
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n not in inside}
     calls = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "os"}
     assert not names & UNIX_MODULES and not calls & UNIX_CALLS
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_written_in_utf8(path: Path) -> None:
+    "A file that is opened to be written states its encoding, unless no text of ours goes into it."
+    for call in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        mode = [a.value for a in call.args if isinstance(a, ast.Constant) and a.value in ("w", "a", "w+")]
+        line = ast.unparse(call)
+        if name == "write_text" or (name == "open" and mode and not re.search(r"devnull|lock|\blog\b|log_of", line)):
+            assert any(k.arg == "encoding" for k in call.keywords), line
 
 
 def test_bytes_are_read_without_pread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

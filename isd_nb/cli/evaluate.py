@@ -24,7 +24,7 @@ from ..engine.evaluate_run import encoders_of as encoders_in
 from ..engine.evaluate_source import evaluate_source_by
 from ..engine.launch import Program, companions, end_with_first, joined, one_sentence, with_threads
 from ..errors import InputError, printable
-from ..kernels.devices import given_rank, pick_devices
+from ..kernels.devices import given_count, given_rank, pick_devices
 from ..protocols.answers import EvalConfig, protocols, questions, table_of
 from ..protocols.fine_tuning import FINETUNE
 from ..sources.given import with_given
@@ -47,8 +47,8 @@ def in_processes(count: int, device: str, asked: Sequence[EvalConfig]) -> Iterat
     "Run the body in so many processes that share the images."
     pick_devices(device, count)
     augment = any(question.augment for question in asked)
-    if count > 1 and (augment or any(question.protocol == "finetune" for question in asked)):
-        raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes")
+    if max(count, given_count()) > 1 and (augment or any(question.protocol == "finetune" for question in asked)):
+        raise InputError(f"{'--augment' if augment else '--protocol finetune'} trains in one process; leave out --processes, and start it without torchrun or the like")
     logs = Path(tempfile.gettempdir()) / f"isd_eval-{os.getpid()}"
     with companions(1 if given_rank() is not None else count, logs=logs, program=evaluation), joined(device) as first:
         yield first

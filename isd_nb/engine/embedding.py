@@ -16,7 +16,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,10 +28,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n02-own
-from ..data import ImageSet, decode_image
-from ..embedding import at_place
+from ..data import ImageSet, check_damaged, decode_image
+from ..embedding import AtWork, as_floats, check_request, evaluating, in_batches
 from .evaluate_source import Source, as_encoder, found_line, name_of, resized_of, weights_fingerprint, white_of
-from .launch import ended_by_sigterm, in_words, warnings_as_notes, with_threads
+from .launch import end_with_parent, ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, has_features, need_arrow, report_files, write_report
 from ..errors import InputError, locked, printable, suggest
 from ..evaluation import embed
@@ -45,6 +45,7 @@ from ..sources.identity import identity
 columns = ("file", "class", "split")
 Named = Sequence[tuple[str, ImageSet]]  # splits with their images
 Piece = tuple[int, int]  # the rows of a piece: the first, and the one behind the last
+Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
 
 
 def pieces(sets: Named, rows: int) -> list[Piece]:
@@ -66,7 +67,6 @@ class ByItself(ImageSet):
 
     def read(self, i: int) -> Tensor:  # uint8 (C, H, W)
         "One file."
-        self.unreadable.tried += 1
         try:
             return decode_image(self.paths[i], self.shape[1], self.shape[0], self.levels, self.resized)
         except OSError as error:
@@ -74,15 +74,13 @@ class ByItself(ImageSet):
             return torch.zeros(self.shape, dtype=torch.uint8)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n05-piece
-def images_of(sets: Named, piece: Piece) -> ImageSet:
-    "The images of a piece."
+def by_split(sets: Named, share: Sequence[Piece]) -> Iterator[tuple[ImageSet, int, list[range]]]:
+    "The images of each split, its first row, and which of its images these pieces are."
     start = 0
     for _, images in sets:
-        if piece[0] < start + len(images):
-            break
+        own = ByItself(**{part.name: getattr(images, part.name) for part in fields(ImageSet) if part.init})
+        yield own, start, [range(first - start, last - start) for first, last in share if start <= first < start + len(images)]
         start += len(images)
-    piece_of = images.subset(range(piece[0] - start, piece[1] - start))
-    return ByItself(**{part.name: getattr(piece_of, part.name) for part in fields(ImageSet) if part.init})
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n05-first
 def first_readable(sets: Named) -> ImageSet:  # of one image
@@ -139,13 +137,19 @@ def start_or_go_on(folder: Path, key: str, count: int, width: int) -> None:
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-rows
 def rows_done(folder: Path) -> int:
     "How many rows are there."
-    return int(np.fromfile(folder / "done", np.uint8).sum())
+    return int(np.count_nonzero(np.fromfile(folder / "done", np.uint8)))
+
+
+def check_rows(folder: Path) -> None:
+    "Raise where too many rows are of files that cannot be read, whichever processes and tries they come from."
+    done = np.fromfile(folder / "done", np.uint8)
+    check_damaged(int((done == 2).sum()), len(done))
 
 
 def missing(folder: Path, every: Sequence[Piece]) -> list[Piece]:
     "The pieces with rows that are still to be computed."
     done = np.fromfile(folder / "done", np.uint8)
-    return [(first, last) for first, last in every if done[first:last].sum() < last - first]
+    return [(first, last) for first, last in every if not done[first:last].all()]
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-key1
 def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
@@ -176,38 +180,42 @@ class Work:
         sets = load_sets(self.data, size, None, self.root, 0, white_of(encoder, self.data), resized_of(encoder, size))
         if show:
             print(sets.found, flush=True)
-        takes = channels if callable(getattr(encoder, "features", None)) else None
         named = (("train", sets.bank), ("test", sets.test))
-        return encoder, [(split, with_channels(images, takes) if takes else images) for split, images in named if images], size, name
+        return encoder, [(split, with_channels(images, channels)) for split, images in named if images], size, name
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com2
-def no_stand_ins(features: Tensor, images: ImageSet) -> Tensor:  # (B, F)
-    "NaN for files that could not be read: a table must not name the features of something else after them."
-    lost = [i for i, path in enumerate(images.paths) if path in images.unreadable.named] if images.unreadable.named else []
-    return features.index_fill(0, torch.tensor(lost, dtype=torch.long, device=features.device), torch.nan)
-
-
-def finite(features: Tensor, images: ImageSet, source: Source) -> Tensor:  # (B, F), as they came
-    "Features; an `InputError` where an encoder makes NaN or infinity of an image that could be read."
-    for i in [i for i in (~features.isfinite().all(1)).nonzero()[:, 0].tolist() if not images.paths or images.paths[i] not in images.unreadable.named][:1]:
-        what = printable(images.paths[i]) if images.paths else f"image {i} of {len(images)}"
+def checked(features: Tensor, images: ImageSet, rows: range, source: Source) -> tuple[np.ndarray, np.ndarray]:  # float32 (B, F), bool (B,)
+    "Features, NaN for files that could not be read, and which these are; an `InputError` where an encoder makes NaN or infinity of an image that could."
+    values = features.float().cpu().numpy().astype("<f4")
+    damaged = np.array([bool(images.paths) and images.paths[i] in images.unreadable.named for i in rows])
+    for i in np.flatnonzero(~np.isfinite(values).all(1) & ~damaged)[:1]:
+        what = printable(images.paths[rows[i]]) if images.paths else f"image {rows[i]} of {len(images)}"
         raise InputError(f"{name_of(source)} makes NaN or infinite features, first of {what}: its weights are damaged, or not those of this network")
-    return features
+    values[damaged] = np.nan  # a table must not name the features of something else after them
+    return values, damaged
 
 
+@torch.no_grad()
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:
     "Embed these pieces, and write each where it belongs."
-    encoder, place = at_place(encoder, place)
-    for first, last in share:
-        images = images_of(sets, (first, last))
-        features = no_stand_ins(finite(embed(encoder, images, work.batch_size, place), images, work.source), images)
-        values, ones = features.cpu().numpy().astype("<f4"), np.ones(last - first, np.uint8)
-        for name, at, rows in (("features.raw", 4 * first * features.shape[1], values), ("done", first, ones)):  # in this order
-            with writing(path := work.folder / name), path.open("r+b") as file:
-                file.seek(at)
-                file.write(rows.data)
-        progress(last - first)
+    with evaluating(encoder, place) as (encode, place):
+        net, features = AtWork("encoder", encoder, encode, place, "float32"), None
+        for images, start, own in by_split(sets, share):
+            with closing(in_batches(images, own)) as batches:
+                for rows, batch in zip(own, batches):
+                    features = net.features(batch, {place: as_floats(batch, place)}, features)
+                    keep_rows(work.folder, start + rows.start, *checked(features, images, rows, work.source))
+                    progress(len(rows))
+
+
+def keep_rows(folder: Path, first: int, values: np.ndarray, damaged: np.ndarray) -> None:  # float32 (B, F), bool (B,)
+    "Features of a piece, then that they are there, or that their files are damaged."
+    for name, at, rows in (("features.raw", 4 * first * values.shape[1], values), ("done", first, np.uint8(1) + damaged)):
+        with writing(path := folder / name), path.open("r+b") as file:
+            file.seek(at)
+            file.write(rows.data)
+    check_rows(folder)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com4
 def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: int, failures: Any) -> None:
@@ -219,17 +227,10 @@ def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: 
             encoder, sets, _, _ = work.open()
             compute(work, encoder, sets, share, place)
     except Exception as error:
-        if not (said := in_words(error)):
+        if not (said := in_words(error, "isd_embed")):
             raise
         failures.put(said)
         raise SystemExit(2) from None
-
-
-def end_with_parent() -> None:
-    "End this process when the one that started it does."
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-    os._exit(1)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com5
 def check_processes(count: int, source: Source, device: str) -> torch.device:
@@ -281,7 +282,7 @@ def write_npy(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n10-59s183a
 def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], count: int, width: int) -> None:
     "One line for each image, one column for each feature; names are as they are, for programs: a spreadsheet takes one that begins with = for a formula."
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"feature_{i}" for i in range(width))])
         for piece in raw_rows(raw, width):
@@ -308,7 +309,7 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     with writing(out), (folder / "features.raw").open("rb") as raw:
         writers[out.suffix](folder / out.name, raw, described(sets), count, width)
         if out.suffix == ".npy":
-            with (folder / "table.csv").open("w", newline="") as file:
+            with (folder / "table.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([columns, *described(sets)])
             os.replace(folder / "table.csv", out.with_suffix(".csv"))
         os.replace(folder / out.name, out)
@@ -332,9 +333,6 @@ def check_out(out: Path, data: str, report: Path | str | None = None, beside: Se
         check_report(report)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n12-all
-Then = Callable[[Tensor, Sequence[tuple[str, str, str]], Named], object]
-
-
 def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: Then | None) -> None:  # float32 (N, F)
     "What needs all features at once: tables, and whatever else is made of them."
     whole, rows = np.isfinite(features).all(1), [*described(sets)]
@@ -352,7 +350,7 @@ def use_all(features: np.ndarray, sets: Named, report: Path | str | None, then: 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n11-rest
 def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, place: torch.device, processes: int, show: bool) -> None:
     "Embed what is not there yet, in this process or in several."
-    waiting = missing(work.folder, pieces(sets, 2 * work.batch_size))
+    waiting = missing(work.folder, pieces(sets, work.batch_size))
     count, to_do = sum(len(images) for _, images in sets), sum(last - first for first, last in waiting)
     with tqdm(total=count, initial=count - to_do, unit="images", disable=not show) as bar:
         if processes == 1:
@@ -360,6 +358,7 @@ def compute_rest(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, p
         else:
             shares = [share for i in range(processes) if (share := waiting[i::processes])]
             compute_together(work, shares, place, lambda: bar.update(rows_done(work.folder) - bar.n))
+    check_rows(work.folder)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n12-9f33cc
 def embed_to_file(source: Source,  # see `load_encoder`; or a function from images to features
@@ -390,7 +389,8 @@ def embed_alone(work: Work, out: Path, place: torch.device, show: bool, report: 
     if show and (line := found_line(encoder, size, work.data)):
         print(line, flush=True)
     one = first_readable(sets)  # it states how wide features are
-    width = finite(embed(encoder, one, device=place), one, work.source).shape[1]
+    check_request(one, "float32", work.batch_size)
+    width = checked(embed(encoder, one, device=place), one, range(1), work.source)[0].shape[1]
     count = sum(len(images) for _, images in sets)
     start_or_go_on(work.folder, key_of(encoder, name, sets, size), count, width)
     compute_rest(work, encoder, sets, place, processes, show)

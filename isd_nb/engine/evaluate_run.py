@@ -25,7 +25,7 @@ from ..errors import InputError, printable
 from ..kernels.devices import from_first, pick_device, processes
 from ..methods.building import build_method, read_sets
 from ..protocols.answers import (
-    EvalConfig, EvalTarget, ResultCache, Together, answers, answers_file, as_saved, matching, protocol_version, reading_of)
+    EvalConfig, EvalTarget, ResultCache, Together, answers, as_saved, matching, protocol_version, reading_of)
 from ..protocols.fine_tuning import with_channels
 from ..recipe import Recipe
 from ..sources.door import Sets, identities, load_sets, same_sets
@@ -109,12 +109,12 @@ def images_for(question: EvalConfig, recipe: Recipe, root: Path | str) -> Sets: 
     return sets
 
 # %% ../../nbs/machine_room/61_evaluate_run.ipynb #c29-629e8a
-def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> Path:
-    "RUN/eval/<protocol>.json; for other images than the run's, their name is in it; see `answers_file`."
+def file_of(run: Path, question: EvalConfig, recipe: Recipe) -> tuple[Path, dict[str, Any]]:
+    "RUN/eval/<protocol>.json, for other images than the run's with their name in it, and the settings for `answers_file`."
     other = "" if question.data in (None, recipe.data) else str(question.data)
     place = "-" + re.sub(r"[^A-Za-z0-9]+", "_", other).strip("_") if other else ""
     settings = question.settings() if place else {name: value for name, value in question.settings().items() if name != "data"}
-    return answers_file(run / "eval" / f"{question.protocol}{place}.json", settings)
+    return run / "eval" / f"{question.protocol}{place}.json", settings
 
 # %% ../../nbs/machine_room/61_evaluate_run.ipynb #c32-867ce9
 raw_pixels = "raw pixels"  # a row's name
@@ -196,7 +196,8 @@ def ledger_of(run: Path, question: EvalConfig, recipe: Recipe, sets: Sets, comma
     "The file for the answers of a run; they depend on the images themselves, not on where they lie."
     about = dict(question.settings(), data=question.data or recipe.data, **own, protocol_version=protocol_version,
                  **reading_of(recipe, question), **white_noted(question.data, recipe.data, recipe.white))
-    return ResultCache(file_of(run, question, recipe), about, command=command, recipe=recipe.name, method=recipe.method,
+    file, settings = file_of(run, question, recipe)
+    return ResultCache(file, about, settings, command=command, recipe=recipe.name, method=recipe.method,
                        images=len(sets.bank), test_images=len(sets.to_score()[1]))
 
 

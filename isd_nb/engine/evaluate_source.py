@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders import FrozenEncoder
+from ..embedding import at_place
+from ..encoders import Encoder, FrozenEncoder
 from .evaluate_run import as_results, fits, images_for, own_white, raw_pixels, rows_for, white_noted
 from ..errors import InputError
 from ..kernels.devices import pick_device
 from ..methods.checkpoints import open_encoder, source_line
 from ..methods.networks import need_timm, parse_network
-from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, answers_file, protocol_version, reading_of
+from ..protocols.answers import EvalConfig, EvalTarget, ResultCache, protocol_version, reading_of
 from ..protocols.storage import read_json
 from ..recipe import Recipe, views_for
 from ..protocols.fine_tuning import imagenet_side, with_channels
@@ -78,7 +79,7 @@ def in_numbers(given: Weights) -> str:
     return "; ".join(f"{name} {', '.join(f'{v:g}' for v in values)}" for name, values in (("mean", given.mean), ("std", given.std)))
 
 # %% ../../nbs/machine_room/62_evaluate_source.ipynb #no4-mean
-def as_encoder(source: Source, size: int | None) -> tuple[Callable[[Tensor], Tensor], int, int, str]:
+def as_encoder(source: Source, size: int | None) -> tuple[Callable[[Tensor], Tensor], int, int | None, str]:  # None: any images
     "What computes features, the size and channels of its images, and its name."
     if not callable(source):
         encoder = open_encoder(name_of(source))
@@ -87,7 +88,7 @@ def as_encoder(source: Source, size: int | None) -> tuple[Callable[[Tensor], Ten
         return encoder, size or encoder.image_size, encoder.config.channels, name_of(source)
     if size is None:
         raise InputError("of a function the size of its images is not known: give size, in pixels")
-    return source, size, 3, name_of(source)
+    return source, size, len(source.mean) if isinstance(source, Encoder) else None, name_of(source)
 
 # %% ../../nbs/machine_room/62_evaluate_source.ipynb #n05-wf
 def recipe_of(encoder: Callable) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def white_of(encoder: Callable, data: str) -> float | None:  # None: as the set 
 # %% ../../nbs/machine_room/62_evaluate_source.ipynb #rz2-own
 def shorter_side(encoder: FrozenEncoder, size: int) -> int | None:  # None: it is not known
     "What weights with timm's or torchvision's own preprocessing expect at this size."
-    whose = str(encoder.metadata.get("normalisation"))
+    whose = encoder.metadata.get("preprocessing", "")  # whatever mean and std are given
     _, name, _ = parse_network(encoder.config.name) if ":" in encoder.config.name else ("", "", {})
     if whose.startswith("timm") and (known := need_timm().get_pretrained_cfg(name)) and known.crop_mode == "center":
         return int(size / known.crop_pct)
@@ -194,11 +195,11 @@ def evaluate_source_by(source: Source, asked: Sequence[EvalConfig],  # one or se
     return ask(encoder, name, asked, recipe, channels, sets, Path(out or place_of(f"{name} {in_numbers(source)}" if isinstance(source, Weights) else name)), baselines, device, command, show)
 
 # %% ../../nbs/machine_room/62_evaluate_source.ipynb #n07-7ee38d
-def ask(encoder: Callable, name: str, asked: Sequence[EvalConfig], recipe: Recipe, channels: int, sets: Sets, out: Path,
+def ask(encoder: Callable, name: str, asked: Sequence[EvalConfig], recipe: Recipe, channels: int | None, sets: Sets, out: Path,
         baselines: bool, device: str, command: str, show: bool) -> list[dict[str, Any]]:
     "The rows of one source."
     place, (train, test) = pick_device(device), (with_channels(images, channels) for images in sets.to_score())
-    modules = {name: encoder.to(place) if isinstance(encoder, nn.Module) else encoder}
+    modules = {name: at_place(encoder, place)[0]}  # the caller's module stays where it is
     if baselines and any(fits(raw_pixels, question) for question in asked):
         modules[raw_pixels] = nn.Flatten()
     everyone = {who: EvalTarget(module, train, test, recipe, place, show) for who, module in modules.items()}
@@ -206,7 +207,7 @@ def ask(encoder: Callable, name: str, asked: Sequence[EvalConfig], recipe: Recip
     white, ledgers = white_noted(recipe.data, str(recipe_of(encoder).get("data")), recipe.white), []
     for question in asked:
         about = dict(question.settings(), size=recipe.image_size)
-        file = answers_file(out / "eval" / f"{question.protocol}-{underscored(recipe.data)}.json", about)
-        ledgers.append(ResultCache(file, dict(about, **own, **reading_of(recipe, question), **white), command=command, source=name,
+        file = out / "eval" / f"{question.protocol}-{underscored(recipe.data)}.json"
+        ledgers.append(ResultCache(file, dict(about, **own, **reading_of(recipe, question), **white), about, command=command, source=name,
                                    images=len(train), test_images=len(test)))
     return as_results(rows_for(everyone, [*zip(asked, ledgers)]), ledgers)

@@ -180,7 +180,7 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
     return difference
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex07-ld28-s
-def model_index(name: str, data: str, summary: Mapping[str, Any]) -> list[Any]:
+def model_index(data: str, summary: Mapping[str, Any]) -> list[Any]:
     "The scores of a run as the Hub lists them."
     words = {"knn1": "1-NN accuracy", "knn20": "20-NN accuracy", "linear": "linear probe accuracy"}
     return [need_hub().EvalResult(task_type="image-classification", dataset_type=data, dataset_name=data, metric_type="accuracy",
@@ -190,7 +190,7 @@ def model_index(name: str, data: str, summary: Mapping[str, Any]) -> list[Any]:
 # %% ../../nbs/machine_room/59_export.ipynb #ex08-card
 def card_for_hub(card: str, name: str, summary: Mapping[str, Any], data: str, licence: str) -> str:
     "A card whose header lists the scores, and whose lines of code name the model on the Hub."
-    results = model_index(name, printable(data), summary)
+    results = model_index(printable(data), summary)
     header = need_hub().ModelCardData(license=licence, library_name="isd_nb", tags=["self-supervised-learning", "image-feature-extraction", "isd"],
                                       model_name=name.partition("/")[2] if results else None, eval_results=results or None)
     return f"---\n{header.to_yaml()}\n---" + card.split("---", 2)[2].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')

@@ -7,6 +7,7 @@ __all__ = ['Terminated', 'ended_by_sigterm', 'warnings_as_notes', 'one_sentence'
            'lost', 'watch', 'end_with_first', 'joined', 'with_threads']
 
 # %% ../../nbs/machine_room/55_launch.ipynb #51e7606d
+import multiprocessing
 import os
 import signal
 import socket
@@ -74,15 +75,22 @@ def one_sentence(command: str, again: str = "go on with --resume") -> Iterator[N
             print(f"{command}: stopped by SIGTERM; {again}", file=sys.stderr)
             raise SystemExit(stopped.code) from None
         except Exception as error:
-            if not (said := in_words(error)):
+            if not (said := in_words(error, command)):
                 raise
             print(f"{command}: {said}", file=sys.stderr)
             raise SystemExit(2) from None
 
 # %% ../../nbs/machine_room/55_launch.ipynb #lfb2d45769
-def in_words(error: Exception) -> str:  # empty for a mistake of ours
+less_memory = {  # what each command can be given where memory is short
+    "isd_train": "choose a smaller --batch-size, --set accumulate=2, --set gradient_checkpointing=true, or fewer --workers",
+    "isd_eval": "choose fewer --processes, --device cpu for a GPU's memory, or a smaller --size for weights without a run",
+    "isd_compare": "choose a smaller --batch-size, or fewer --jobs", "isd_explore": "choose a smaller --limit",
+    "isd_embed": "choose a smaller --batch-size, or fewer --processes", "isd_export": "choose a smaller --size", "isd_pack": "choose a smaller --size"}
+
+
+def in_words(error: Exception, command: str = "") -> str:  # empty for a mistake of ours
     "What a user can do something about, in one sentence."
-    said = str(error).strip()
+    said, advice = str(error).strip(), [less_memory[command]] if command in less_memory else []
     if "in DataLoader worker" in said:  # it brings its stack trace along as text
         said = said.rpartition("Error: ")[2]
     if isinstance(error, InputError):
@@ -90,9 +98,11 @@ def in_words(error: Exception) -> str:  # empty for a mistake of ours
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else said or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is used up; choose a smaller --batch-size, --set accumulate=2 or --set gradient_checkpointing=true"
+        return "; ".join(["the GPU's memory is used up", *advice])
     if isinstance(error, MemoryError) or "can't allocate memory" in said:
-        return "the memory of this machine is used up; choose a smaller --batch-size, or fewer --workers"
+        return "; ".join(["the memory of this machine is used up", *advice])
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a:.60} has letters that {error.encoding} lacks: set the environment variable PYTHONUTF8=1, or choose another name"
     if isinstance(error, RuntimeError) and said.startswith("Expected to have finished reduction"):
         return ("a parameter that learns has no part in the loss, and several processes cannot average its gradient; "
                 "choose --processes 1, or let it not learn (requires_grad_(False))")
@@ -245,6 +255,13 @@ def end_with_first() -> None:
             pass
         os._exit(0)
     threading.Thread(target=wait, daemon=True).start()
+
+# %% ../../nbs/machine_room/55_launch.ipynb #lp1-parent
+def end_with_parent() -> None:
+    "In a process of `multiprocessing`, in a thread: end it when the one that started it does."
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
 
 # %% ../../nbs/machine_room/55_launch.ipynb #jn2-m3
 @contextmanager

@@ -97,7 +97,7 @@ def column_names(path: Path) -> list[str]:
             return need_arrow()[1].read_schema(path).names
         except (OSError, ValueError):  # Arrow's errors are of these kinds
             return []
-    with path.open(errors="replace", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         return file.readline().strip().split(",")
 
 
@@ -189,6 +189,6 @@ def as_text(cell: str) -> str:
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
     "A CSV file; a text that a spreadsheet would take for a formula begins with an apostrophe."
-    with in_one_piece(path) as unfinished, unfinished.open("w", newline="", errors="surrogateescape") as file:
+    with in_one_piece(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([header, *([as_text(cell) for cell in line] for line in lines)])
     return path

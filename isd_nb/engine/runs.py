@@ -42,7 +42,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:  # one dict per row; empt
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             lines = list(file)
         cut = not lines or not lines[-1].endswith(("\n", "\r"))  # within a number, perhaps
         listed = [*csv.DictReader(lines[:-1] if cut else lines)]
@@ -67,7 +67,7 @@ def write_metrics(out: Path, rows: Iterable[Mapping[str, float]]) -> None:
     "Write all rows, in one piece: the usual columns, then all others that any row has; floats with six digits."
     rows = list(rows)
     others = sorted({name for row in rows for name in row}.difference(columns))
-    with in_one_piece(out / "metrics.csv") as unfinished, unfinished.open("w", newline="") as file:
+    with in_one_piece(out / "metrics.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, *others])
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -66,6 +66,7 @@ def tiny_student(dim: int = 12) -> "Encoder":
     from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, channel_statistics, mlp
     from isd_nb.sources.digits import digits
 
-    torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig("tiny", channels=1, width=8))
-    return Encoder(backbone, *channel_statistics(digits()[0].images), mlp(backbone.num_features, 2 * dim, dim))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        backbone = build_backbone(BackboneConfig("tiny", channels=1, width=8))
+        return Encoder(backbone, *channel_statistics(digits()[0].images), mlp(backbone.num_features, 2 * dim, dim))

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ..data import decode_image
-from ..errors import InputError, from_extra
+from ..errors import InputError, from_extra, printable
 from .gallery import Gallery, gallery_of_run
-from .neighbours import look_up, printable
+from .neighbours import look_up
 from .page_data import describe, encode, is_large, other_views, own_picture, packed, picture, thumbnail_size, tile, with_features
 from ..protocols.storage import in_one_piece
 

@@ -10,6 +10,7 @@ __all__ = ['CheckpointKey', 'Gallery', 'gallery_of', 'run_files', 'run_images', 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -27,15 +28,17 @@ from tqdm.auto import tqdm
 # %% ../../nbs/machine_room/70_gallery.ipynb #c03-own
 from .umap_map import layout, need_umap
 from ..data import ImageSet
-from ..errors import InputError, kept_if_allowed, locked
+from ..errors import InputError, kept_if_allowed, locked, printable
 from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder, read_safetensors
 from ..evaluation import embed
-from .neighbours import other_neighbours, printable
+from .neighbours import other_neighbours
 from ..engine.evaluate_run import own_white
 from ..engine.runs import read_recipe
 from ..kernels.archives import modified, size_of
 from ..kernels.scores import as_features, as_tensor
+from ..method import view_kinds
+from ..methods.building import find_method
 from ..protocols.fine_tuning import with_channels
 from ..protocols.storage import write_json
 from ..recipe import Recipe
@@ -169,7 +172,7 @@ def run_images(recipe: Recipe, data: str | None, root: Path | str, limit: int, c
     images, found = load_shown(data or recipe.data, recipe.image_size, limit, root, white=white, resized=recipe.stored_size)  # as isd_eval
     if show:
         print(found)
-    return images if channels is None else with_channels(images, channels)
+    return with_channels(images, channels)
 
 # %% ../../nbs/machine_room/70_gallery.ipynb #c19-f5a43c
 def digest(run: Path, files: Mapping[int, Path], images: ImageSet) -> str:
@@ -244,6 +247,13 @@ def features_at(files: Mapping[int, Path], names: Iterable[str], images: ImageSe
     return {(name, step): embed(encoder_at(path, name), images, device=device).cpu()
             for step, path in tqdm(files.items(), "features", leave=False, disable=not show) for name in names}
 
+# %% ../../nbs/machine_room/70_gallery.ipynb #c23-keyviews
+def key_views_of(recipe: Recipe) -> ViewRecipe:
+    "How views of the key were drawn; as the recipe states it where the method's module is not found any more."
+    with suppress(InputError):
+        return view_kinds(find_method(recipe.method), recipe)[1]
+    return recipe.key_views or recipe.views
+
 # %% ../../nbs/machine_room/70_gallery.ipynb #c24-18c113
 def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
                    limit: int = 5_000,  # images at most
@@ -263,7 +273,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     folder = run / "explorer"
     key = digest(run, files, images)
     settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=printable(run.resolve().name), encode=encode_with(files, device),
-                                    views=recipe.key_views or recipe.views, folder=folder, key=key)
+                                    views=key_views_of(recipe), folder=folder, key=key)
     if cached := read_cache(folder, key):
         return Gallery(images, **(cached | settings))
     need_umap()

@@ -32,7 +32,7 @@ def features_and_images(source: Source, data: str, size: int | None, limit: int,
     images, found = load_shown(data, size, limit, root, white=white_of(encoder, data), resized=resized_of(encoder, size))
     if show:
         print(found, flush=True)
-    images = images if callable(source) else with_channels(images, channels)
+    images = with_channels(images, channels)
     return name, embed(encoder, images, device=pick_device(device)).cpu(), images
 
 # %% ../../nbs/machine_room/67_gallery_of_sources.ipynb #sn2-name

@@ -67,7 +67,7 @@ def toy_folder(place: str) -> Path:
                 Image.fromarray(source[i][0].numpy()).convert("RGB").save(folder / f"{label}_{i:04}.JPEG")
     if raw:
         names = sorted(p.name for p in (path / "val" / "images").iterdir())
-        (path / "val" / "val_annotations.txt").write_text("".join(f"{n}\tn{n[0]}\t0\t0\t1\t1\n" for n in names))
+        (path / "val" / "val_annotations.txt").write_text("".join(f"{n}\tn{n[0]}\t0\t0\t1\t1\n" for n in names), encoding="utf-8")
     return path
 
 # %% ../../nbs/machine_room/75_gpu_notebooks.ipynb #c17-20beb2

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import ImageSet
-from ..errors import InputError, from_extra, kept_if_allowed
+from ..errors import InputError, from_extra, kept_if_allowed, printable
 from .gallery import CheckpointKey, Gallery
-from .neighbours import agreement, disagreement, hubness, printable
+from .neighbours import agreement, disagreement, hubness
 from .umap_map import palette, plot_map
 from ..protocols.storage import in_one_piece
 from ..views import Views

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_help', 'to_device', 'has_bfloat16', 'row_numbers', 'pick_device', 'pick_devices', 'cores', 'given_rank',
-           'processes', 'from_first', 'from_all', 'part_ways', 'machine']
+           'given_count', 'processes', 'from_first', 'from_all', 'part_ways', 'machine']
 
 # %% ../../nbs/machine_room/02_devices.ipynb #f93d2d38
 import os
@@ -92,14 +92,21 @@ def pick_devices(device: str, count: int) -> torch.device:
 def cores() -> int:
     "How many processors this process may use: those it is bound to, and no more than a container's quota (Linux)."
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    allowed, period = quota.read_text().split() if quota.is_file() else ("max", "1")
-    return count if allowed == "max" else max(1, min(count, int(allowed) // int(period)))
+    try:
+        allowed, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return count if allowed == "max" else max(1, min(count, int(allowed) // int(period)))
+    except (OSError, ValueError):
+        return count
 
 # %% ../../nbs/machine_room/02_devices.ipynb #c26-rank
 def given_rank() -> int | None:  # None: it was started alone
     "The rank that torchrun, accelerate or a first process gave this one; a RANK without a WORLD_SIZE is of another program."
     return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
+
+
+def given_count() -> int:
+    "How many processes were started together."
+    return int(os.environ["WORLD_SIZE"]) if given_rank() is not None else 1
 
 
 def processes() -> tuple[int, int]:  # rank, how many

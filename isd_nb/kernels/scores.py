@@ -70,18 +70,24 @@ def check_labels(features: Tensor, labels: Tensor | ArrayLike | None, name: str)
     return whole
 
 # %% ../../nbs/machine_room/08_scores.ipynb #c13-177649
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     "How often the right label came first, and how often it was among the first five; a number where one is needed: `top1`."
     top1: float  # in [0, 1]
     top5: float  # in [0, 1]
-    correct: Tensor = field(repr=False, compare=False)  # bool (M,): which images were right, for intervals
+    correct: Tensor = field(repr=False)  # bool (M,): which images were right, for intervals
 
     def __float__(self) -> float:
         return self.top1
 
     def __format__(self, form: str) -> str:
         return format(self.top1, form) if form else str(self)
+
+    def __hash__(self) -> int:
+        return hash(self.top1)
+
+    def __eq__(self, other: object) -> bool:
+        return self.top1 == getattr(other, "top1", other)
 
     def __lt__(self, other: "Score | float") -> bool:
         return self.top1 < getattr(other, "top1", other)
@@ -113,7 +119,7 @@ def bootstrap_interval(correct: Tensor | ArrayLike,  # bool (M,): which test ima
                        level: float = 0.95,
                        seed: int = 0,
                        ) -> tuple[float, float]:  # (low, high)
-    "Where the accuracy would lie on another test set of this size, by resampling the images 10,000 times."
+    "A confidence interval of the accuracy on all such images, by resampling these 10,000 times."
     correct = as_tensor(correct, "correct")
     if not len(correct) or not 0 < level < 1:
         raise InputError(f"an interval needs test images and a level between 0 and 1, not {len(correct)} and {level}")

@@ -72,7 +72,9 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
                 return torch.load(path, map_location="cpu", weights_only=True), sorted(known)
         except pickle.UnpicklingError as error:
             if (found := stand_in(error, known)) is None:
-                if not (start := path.open("rb").read(24)).startswith((b"PK", b"\x80")):  # a page of the web, a pointer of Git LFS
+                with path.open("rb") as file:
+                    start = file.read(24)
+                if not start.startswith((b"PK", b"\x80")):  # a page of the web, a pointer of Git LFS
                     raise InputError(f"{path} is no checkpoint of PyTorch: it begins with {start!r}") from error
                 raise InputError(f"{path} holds more than tensors and settings, and code of a file is not run: save a state_dict") from error
             known |= dict([found])
@@ -185,7 +187,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     encoder = fill(config, state, mean or usual[0], std or usual[1], str(path))
     check_heads(encoder, layout.written_by == "MoCo v3" or is_moco_v3(state), str(path))
     encoder.metadata = dict(written_by=layout.written_by, encoders=[layout.role], ignored=ignored,
-                            normalisation="given" if mean else f"{whose}, assumed", source=path.name)
+                            preprocessing=whose, normalisation="given" if mean else f"{whose}, assumed", source=path.name)
     return encoder
 
 # %% ../../nbs/machine_room/40_checkpoints.ipynb #fn-ch1
@@ -278,7 +280,7 @@ def published(name: str) -> FrozenEncoder:
     if pretrained:
         state, where = download(prefix, place, network.net), "published weights"
     encoder = fill(config, state, mean, std, name)
-    encoder.metadata = dict(written_by=prefix, encoders=["student"], source=name, normalisation=prefix, weights=where)
+    encoder.metadata = dict(written_by=prefix, encoders=["student"], source=name, preprocessing=prefix, normalisation=prefix, weights=where)
     return encoder
 
 # %% ../../nbs/machine_room/40_checkpoints.ipynb #n24-9fd890-s

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import ImageSet, subsample_evenly
 from ..encoders import Encoder
 from ..evaluation import embed
-from ..method import Method
+from ..method import Method, view_kinds
 from .collapse import alignment, effective_rank, feature_spread, soft_label_entropy, uniformity
 from ..recipe import Recipe
 from ..sources.batches import seeded
@@ -40,18 +40,18 @@ class Monitor:
         self.recipe, self.images = recipe, subsample_evenly(images, count)
         self.views: list[Tensor] = []
 
-    def make_views(self) -> list[Tensor]:  # two, uint8 (N, C, H, W)
-        "Two views of every image as bytes, made once."
+    def make_views(self, method: Method) -> list[Tensor]:  # two, uint8 (N, C, H, W)
+        "Two views of every image as bytes, made once, as the method's query and key are drawn."
         if not self.views:
             recipe, pixels = self.recipe, self.images.get(range(len(self.images)))
-            made = [Views(kind, recipe.image_size)(pixels, seeded(0, i)) for i, kind in enumerate((recipe.views, recipe.key_views or recipe.views))]
+            made = [Views(kind, recipe.image_size)(pixels, seeded(0, i)) for i, kind in enumerate(view_kinds(method, recipe))]
             self.views = [view.mul(255).round().to(torch.uint8) for view in made]
         return self.views
 
     def __call__(self, method: Method) -> dict[str, float]:
         "Columns for `metrics.csv`."
         encoder = list(method.encoders().values())[-1]
-        queries, keys = (embed(encoder, view) for view in self.make_views())
+        queries, keys = (embed(encoder, view) for view in self.make_views(method))
         found = dict(effective_rank=effective_rank(keys), spread=feature_spread(keys), alignment=alignment(queries, keys),
                      uniformity=uniformity(keys))
         temperature, queue = (getattr(method, name, None) for name in ("teacher_temperature", "queue"))

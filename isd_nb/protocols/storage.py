@@ -122,13 +122,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     "Write a JSON file in one piece."
     text = json.dumps(values, indent=1) + "\n"
     with in_one_piece(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, what: str = "") -> Any:  # what to do about it
     "What a file holds; an `InputError` with its name where it is damaged."
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}){f'; {what}' if what else ''}") from error
 

@@ -283,12 +283,15 @@ def read_files(paths: Sequence[Path],  # the files
     return take_rows_(images, torch.tensor(keep)) if bad else images, keep
 
 # %% ../../nbs/machine_room/21_folders.ipynb #rf2-le2811
-def in_threads(read: Any, count: int, title: str, block: int = 64) -> list[Any]:  # what `read(0)`, `read(1)`, ... return
+def in_threads(read: Any, count: int,
+               title: str,  # of the bar; "": none
+               block: int = 64,
+               ) -> list[Any]:  # what `read(0)`, `read(1)`, ... return
     "Call a function with the numbers below `count`, in threads, behind a bar."
     blocks = [range(start, min(count, start + block)) for start in range(0, count, block)]
     done: list[Any] = []
     with ThreadPoolExecutor() as pool, warnings.catch_warnings(), tqdm(
-            total=count, desc=printable(title), leave=False, disable=count < 1000) as bar:
+            total=count, desc=printable(title), leave=False, disable=count < 1000 or not title) as bar:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; a file it cannot read is reported by whoever reads it
         for results in pool.map(lambda rows: [read(i) for i in rows], blocks):
             done += results

@@ -75,7 +75,7 @@ def copy_into(pixels: np.ndarray, images: ImageSet, name: str, show: bool) -> li
     return list(range(done))
 
 # %% ../../nbs/machine_room/26_packed.ipynb #un4-h4
-def decode_into(pixels: np.ndarray, images: ImageSet, name: str, unread: Unread) -> list[int]:  # which images were written
+def decode_into(pixels: np.ndarray, images: ImageSet, name: str, unread: Unread, show: bool) -> list[int]:  # which images were written
     "Decode every file to its own row."
     bad: dict[int, str] = {}
 
@@ -84,7 +84,7 @@ def decode_into(pixels: np.ndarray, images: ImageSet, name: str, unread: Unread)
             pixels[i] = decode_image(images.paths[i], images.shape[1], images.shape[0], images.levels, images.resized).numpy()
         except OSError as error:
             bad[i] = unreadable(images.paths[i], unread.folder, error)
-    in_threads(read, len(images), f"packing {name}")
+    in_threads(read, len(images), f"packing {name}" if show else "")
     unread.named += [bad[i] for i in sorted(bad)]
     if len(unread.named) > 0.05 * unread.total:
         unread.report()
@@ -94,7 +94,7 @@ def decode_into(pixels: np.ndarray, images: ImageSet, name: str, unread: Unread)
 def write_rows(file: Path, images: ImageSet, unread: Unread | None, show: bool) -> list[int]:  # which images were written
     "Write an array with a row for each image; those that are written are its first rows."
     pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(images), *images.shape))
-    keep = decode_into(pixels, images, file.stem, unread) if unread else copy_into(pixels, images, file.stem, show)
+    keep = decode_into(pixels, images, file.stem, unread, show) if unread else copy_into(pixels, images, file.stem, show)
     if len(keep) < len(images):
         take_rows_(torch.from_numpy(pixels), torch.tensor(keep))
     pixels.flush()
@@ -218,7 +218,7 @@ def write_packed(out: Path | str,  # a new folder
         for files in {id(files): files for files in unread.values()}.values():
             files.report()
         whole = dict(form=form, data=printable(without_place(data)), parts=about, **({"found": passed_on(with_unread(found, about))} if found else {}))
-        (unfinished / "about.json").write_text(json.dumps(whole, indent=1) + "\n")
+        (unfinished / "about.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(out)
         (out / ".lock").unlink(missing_ok=True)
 

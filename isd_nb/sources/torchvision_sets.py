@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data import ImageSet, held_out, resize_center_crop, subsample_evenly, to_eight_bits
+from ..data import FileList, ImageSet, held_out, resize_center_crop, subsample_evenly, to_eight_bits
 from ..errors import InputError, locked, suggest
 from .folders import same_channels
 
@@ -134,6 +134,12 @@ def files_of(dataset: Any) -> list[tuple[str, int]] | None:  # None: it does not
     return None
 
 
+def file_list(paths: Sequence[str | Path]) -> FileList:
+    "Files by their path in the folder that they share: a million `Path` objects would take half a gigabyte."
+    folder = os.path.commonpath({os.path.dirname(path) for path in paths})
+    return FileList.of(Path(folder), [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths])
+
+
 def physical_memory() -> int:
     "Bytes of memory that this machine has."
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
@@ -151,7 +157,7 @@ def from_torchvision(dataset: Any, size: int, memory: int = 4 << 30, rows: Seque
     kind, rows = type(dataset).__name__, range(len(dataset)) if rows is None else rows
     if len(rows) * 3 * size * size > memory and (listed := files_of(dataset)):
         labels = torch.tensor([listed[i][1] for i in rows])
-        return ImageSet(None, labels, class_names(dataset, labels), tuple(Path(listed[i][0]) for i in rows), (3, size, size))
+        return ImageSet(None, labels, class_names(dataset, labels), file_list([listed[i][0] for i in rows]), (3, size, size))
     if (need := len(rows) * size * size) > 0.8 * physical_memory():
         raise InputError(f"{kind} has {len(rows):,} images, {need / 1e9:,.0f} GB or more at {size} pixels, which this machine's memory "
                          "does not hold: arrange them as folders and use --data folder:PATH")

@@ -243,7 +243,7 @@ def start(task: Task, threads: int | None) -> subprocess.Popen:  # threads: None
 # %% ../../nbs/machine_room/65_compare.ipynb #c30-dfd9ea
 def what_went_wrong(task: Task, code: int) -> str:
     "The last line of the log, or the signal."
-    lines = log_of(task).read_text().strip().splitlines() or [""]
+    lines = log_of(task).read_text(errors="replace").strip().splitlines() or [""]
     return f"killed by signal {-code}" if code < 0 else lines[-1].removeprefix(f"{task.name}: ")
 
 # %% ../../nbs/machine_room/65_compare.ipynb #c32-2f6dab
