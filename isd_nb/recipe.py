@@ -300,7 +300,7 @@ gpu = (
 # %% ../nbs/machine_room/33_recipes.ipynb #c44-f0ff3b
 # the presets by name, as `--recipe` reads them
 recipes = {r.name: r for r in (
-    Recipe("digits", predictor=(), batch_size=256, learning_rate=0.1, steps=2300),
+    Recipe("digits", projector=(256,), predictor=(), batch_size=256, learning_rate=0.1, steps=1800),
     Recipe("cifar10_small", data="torchvision:CIFAR10", image_size=32, views=replace(STRONG, blur=0.0),
            backbone="small_resnet", width=32, widths=(32, 64, 128, 256), stem="large", projector=(512, 128),
            predictor=(), batch_norm_splits=2, queue_size=2048, teacher_temperature=0.02, momentum=(0.97, 0.99),
