@@ -75,7 +75,7 @@ def settings_for(entry: str, recipe: str = "digits") -> tuple[dict[str, Any], st
     "The frozen settings of an entry."
     folder, earlier = RESULTS / "search" / recipe, RESULTS / "compare" / f"{recipe}_settings.json"
     if entry == "isd_by_hand":
-        return json.loads((folder / "final.json").read_text())["isd"]["settings"], "found by hand, outside the search"
+        return json.loads((folder / "final.json").read_text())[entry]["settings"], "found by hand, outside the search"
     path = folder / "chosen.json"
     chosen = json.loads(path.read_text()) if path.is_file() else {}
     for name in (entry, BORROWED.get(entry)):
