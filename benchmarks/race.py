@@ -22,6 +22,7 @@ command goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -56,7 +57,7 @@ from isd_nb.engine.threads import ThreadChoice
 from isd_nb.engine.training import batches
 from isd_nb.methods.building import backbone_config, find_method
 from isd_nb.protocols.scorer import score_encoders
-from isd_nb.recipe import Recipe, find_recipe, learning_rate
+from isd_nb.recipe import Recipe, find_recipe, learning_rate, recipe_to_json
 from isd_nb.sources.door import Sets, load_sets
 from isd_nb.teacher import cosine_momentum
 from isd_nb.views import ViewRecipe
@@ -316,6 +317,16 @@ def reached(rows: list[dict[str, float]], mark: float, clock: str = "seconds") -
     return next((row[clock] for row in rows if row["knn20"] >= mark), None)
 
 
+def times_ours(runs: list[dict], mark: float) -> dict[str, float]:
+    """By contestant, the median over seeds of its seconds to a mark over ours at the same seed."""
+    seconds = {(run["contestant"], run["seed"]): reached(run["rows"], mark) for run in runs}
+    ratios: dict[str, list[float]] = {}
+    for (name, seed), taken in seconds.items():
+        if own := seconds.get(("ours", seed)):
+            ratios.setdefault(name, []).append(taken / own)
+    return {name: round(statistics.median(found), 2) for name, found in ratios.items()}
+
+
 def medians(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str, float]:
     """By contestant, the median over its runs of a value of their rows."""
     names = dict.fromkeys(run["contestant"] for run in runs)
@@ -334,8 +345,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
         mark = shared[-1]
         wall = medians(mine, lambda rows: reached(rows, mark))  # noqa: B023 (used at once)
         worked = medians(mine, lambda rows: reached(rows, mark, "processor_seconds"))  # noqa: B023
-        ratios = {name: round(taken / wall["ours"], 2) for name, taken in wall.items()} if wall.get("ours") else {}
-        found[method] = dict(mark=mark, seconds=wall, processor_seconds=worked, slower_than_ours=ratios,
+        found[method] = dict(mark=mark, seconds=wall, processor_seconds=worked, slower_than_ours=times_ours(mine, mark),
                              last_knn20=medians(mine, lambda rows: rows[-1]["knn20"]))
     return found
 
@@ -372,6 +382,12 @@ def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: lis
     return runs
 
 
+def recipes(args: argparse.Namespace) -> str:
+    """A fingerprint of what the contestants train: other recipes are another race."""
+    asked = [recipe_to_json(race_recipe(method, args.data, args.steps, 0, None)) for method in args.methods]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def earlier_runs(file: Path | None, settings: dict[str, Any]) -> list[dict]:
     """What a file holds already; a file of other settings is left alone."""
     if not file or not file.exists():
@@ -401,7 +417,8 @@ def main() -> None:
         recipe = race_recipe(args.methods[0], args.data, args.steps, args.first_seed, args.folder)
         return print(json.dumps(run_one(args.one, recipe, args.every)))
     settings = dict(data=args.data, steps=args.steps, every=args.every, neighbours=args.neighbours)
-    runs = earlier_runs(args.json, settings)
+    settings |= dict(recipes=recipes(args))
+    runs = earlier_runs(args.json, settings | dict(threads=torch.get_num_threads(), torch=torch.__version__))
 
     def save(runs: list[dict]) -> None:
         if args.json:

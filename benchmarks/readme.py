@@ -116,25 +116,29 @@ def against(ratio: float) -> str:
     return f"{ratio:.1f}x slower" if ratio >= 1 else f"{1 / ratio:.1f}x faster"
 
 
+def rates(found: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> str:
+    "The contestants that took part, each with its rate and how it stands to ours."
+    return ", ".join(f"{title} {found[key]['images_per_second']:,} ({against(found[key]['ratio'])})"
+                     for key, title in titles.items() if key in found)
+
+
 def speed(results: Path) -> str:
     "Medians of the benchmarks, with how many times slower the others are."
     bench = results / "bench"
     rows = []
     for file, name in (("step", "training step, five-layer net, 16,384 anchors"), ("step_blur", "the same with blur")):
         found = read(bench / f"{file}.json")["results"]
-        others = [f"{title} {found[key]['images_per_second']:,} ({found[key]['ratio']:.1f}x slower)"
-                  for key, title in (("plain", "usual pipeline"), ("lightly", "lightly"), ("tuned", "tuned by hand"))]
+        others = rates(found, dict(plain="usual pipeline", lightly="lightly", tuned="tuned by hand"))
         command = "python benchmarks/step.py" + " --blur" * (file == "step_blur")
-        rows.append([f"{name}: `{command}`", f"{found['ours']['images_per_second']:,} images/s", ", ".join(others)])
+        rows.append([f"{name}: `{command}`", f"{found['ours']['images_per_second']:,} images/s", others])
     views = next(r for r in read(bench / "views.json")["results"] if r["size"] == 32 and r["blur"])["results"]
-    others = [f"{title} {views[key]['images_per_second']:,} ({views[key]['ratio']:.1f}x slower)"
-              for key, title in (("torchvision PIL, 2 workers", "torchvision"), ("kornia, batch", "kornia"))]
+    others = rates(views, {"torchvision PIL, 2 workers": "torchvision", "kornia, batch": "kornia"})
     rows.append(["strong views of 32 x 32 pixels: `python benchmarks/views.py`",
-                 f"{views['ours, batch']['images_per_second']:,} images/s", ", ".join(others)])
+                 f"{views['ours, batch']['images_per_second']:,} images/s", others])
     loss = [r for r in read(bench / "loss.json")["rows"] if "streaming" in r["ratio_quartiles"]][-1]  # the full fits
     memory, ratio = loss["growth_mb"], loss["ratio_quartiles"]["streaming"][1]
     rows.append([f"loss and gradient, {loss['anchors']:,} anchors: `python benchmarks/loss.py`",
-                 f"{memory['streaming']:.1f} MB", f"full matrix {memory['full']:.0f} MB ({ratio:.1f}x slower)"])
+                 f"{memory['streaming']:.1f} MB", f"full matrix {memory['full']:.0f} MB ({against(ratio)})"])
     race = read(bench / "race.json")
     titles = dict(plain="usual pipeline", lightly="lightly", tuned="tuned by hand")
     for method, name in (("isd", "ISD"), ("moco_v2", "MoCo v2")):

@@ -118,7 +118,7 @@ def baselines(recipe: str, split: int, train_set: ImageSet, test: ImageSet) -> d
     scores = {}
     for name, encoder in {
         "pixels": nn.Flatten(),
-        "untrained": build_method(base_of(recipe), train_set).student,
+        "untrained": build_method(replace(base_of(recipe), seed=split), train_set).student,
     }.items():
         data = embed(encoder, train_set), train_set.labels, embed(encoder, test), test.labels
         scores[name] = dict(

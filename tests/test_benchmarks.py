@@ -105,13 +105,17 @@ def test_plain_contestants_train_the_same_network(race):
 
 
 def test_the_mark_of_a_race_is_one_that_all_reach(race):
-    def curve(name, *scores):
-        rows = [dict(seconds=float(i), processor_seconds=2.0 * i, knn20=s) for i, s in enumerate([0.5, *scores])]
-        return dict(method="isd", contestant=name, seed=0, rows=rows)
+    def curve(name, *scores, seed=0, pace=1.0):
+        rows = [dict(seconds=pace * i, processor_seconds=2.0 * i, knn20=s) for i, s in enumerate([0.5, *scores])]
+        return dict(method="isd", contestant=name, seed=seed, rows=rows)
     found = race.summary([curve("ours", 0.81, 0.96), curve("plain", 0.6, 0.7, 0.81)])["isd"]
     assert found["mark"] == 0.8 and found["seconds"] == dict(ours=1, plain=3)
     assert race.summary([curve("ours", 0.5)]) == {}  # no mark above the untrained net
     assert found["slower_than_ours"]["plain"] == 3 and found["processor_seconds"]["plain"] == 6
+    # a ratio is the median of the seeds' ratios (4, 1 and 10), not that of the medians (10 / 2)
+    runs = [curve("ours", 0.81, seed=s, pace=own) for s, own in enumerate((1, 10, 2))]
+    runs += [curve("plain", 0.81, seed=s, pace=other) for s, other in enumerate((4, 10, 20))]
+    assert race.summary(runs)["isd"]["slower_than_ours"]["plain"] == 4
 
 
 def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
