@@ -31,8 +31,8 @@ COURSE = ("README", "plans", "quiz", "project")  # pages of course/
 HERE = ('\n<p>On this site: <a href="lecture.html">the slides</a>, <a href="handouts.zip">notebooks without solutions'
         '</a>.</p>\n')
 PARTS = (  # folder of nbs/, title, what it is for
-    ("1_isd", "The course", "Nine lessons that build ISD from a random crop to an explorer, fifteen minutes each and "
-                            "as long for the exercises."),
+    ("1_isd", "The course", "Nine lessons that build ISD from a random crop to an explorer, about fifteen minutes each "
+                            "and as long for the exercises."),
     ("2_relatives", "Relatives", "The family of ISD: every system of the poster, each in a short notebook."),
     ("3_claims", "Claims", "What the paper claims, put to the test; the table of all methods."),
     ("4_your_images", "Your images", "Your folder, your network, somebody else's weights."),

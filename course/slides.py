@@ -126,7 +126,8 @@ def as_formula(cell: dict[str, Any]) -> str:
     found = re.search(r"\$\$(.+?)\$\$", source_of(cell), re.S)
     if not found:
         raise SystemExit(f"the cell {cell['id']} is marked for a formula and has none between $$ and $$")
-    parts = re.split(r",\s*\\qquad", found[1].strip())
+    text = re.sub(r"\\(begin|end)\{gathered\}", "", found[1].strip())
+    parts = re.split(r",\s*(?:\\qquad|\\\\\[\w+\])", text)  # a page has them below each other where phones need it
     lines = [r",\qquad ".join(parts[:-1]), parts[-1]] if len(parts) > 2 else [r",\qquad ".join(parts)]
     text = r"\\[12pt]".join(lines)  # three formulas in a row are wider than a slide
     return f'<div class="formula">\\[\\begin{{gathered}}{html.escape(text)}\\end{{gathered}}\\]</div>'

@@ -339,6 +339,7 @@ def test_moco_says_that_only_the_other_view_is_similar(window: Window) -> None:
     assert (view != GALLERY.images[0].permute(1, 2, 0).numpy()).any()
     assert window.root.locator(".isd-hard .isd-value").all_inner_texts() == ["100%", "0%"]
     assert window.root.locator(".isd-grid .isd-moco").all_inner_texts() == ["MoCo 0%"] * 12
+    assert "MoCo's label" in window.root.locator(".isd-grid .isd-moco").first.get_attribute("title")
     share = expected("teacher", 20, 0, 0.1)[1][0]
     assert window.root.locator(".isd-grid .isd-isd").first.inner_text() in (f"ISD {share:.0%}", f"ISD {share:.1%}")
 
@@ -841,8 +842,11 @@ def test_a_control_draws_its_figure_again(lesson: Path, desk: Window) -> None:
     before = figure.get_attribute("src")
     handles, buttons = output.locator(".noUi-handle"), output.locator(".widget-toggle-button:not(.mod-active)")
     if handles.count():
+        assert all(track.bounding_box()["width"] > 200 for track in output.locator(".noUi-base").all())
         handles.first.press("ArrowLeft")
     else:
+        cut = buttons.evaluate_all("all => all.filter(b => b.scrollWidth > b.clientWidth).map(b => b.innerText)")
+        assert not cut
         buttons.first.click()
     expect(figure).not_to_have_attribute("src", before, timeout=1000 * browser.PATIENCE)
     assert figure.evaluate("async img => (await img.decode(), img.naturalWidth)") > 200

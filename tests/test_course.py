@@ -71,6 +71,12 @@ def test_numbers_in_notes_and_on_pages_are_those_of_results() -> None:
     assert "untrained network varies by five points" in DECK
 
 
+def test_formulas_below_each_other_on_a_page_share_a_line_on_a_slide() -> None:
+    assert slides.source_of(CELLS["loss"]).count(r"\\[8pt]") == 2  # a phone shows each in full
+    formula = slides.as_formula(CELLS["loss"])
+    assert formula.count("gathered") == 2 and formula.count(r"\\[12pt]") == 1 and formula.count(r"\qquad") == 1
+
+
 def test_an_unknown_mark_is_refused() -> None:
     with pytest.raises(SystemExit, match="slide-nowhere"):
         slides.rendered(slides.Slide("x", 1, "{figure: nowhere}", ""), CELLS)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from isd_nb.recipe import recipes
+
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted((ROOT / "nbs/1_isd").glob("*.ipynb"), key=lambda p: int(p.stem.split("_")[0]))
 RELATIVES = sorted((ROOT / "nbs/2_relatives").glob("*.ipynb"))
@@ -117,6 +119,25 @@ def test_one_thing_can_be_turned_by_hand(path: Path) -> None:
     assert "widgets" not in json.loads(path.read_text())["metadata"], "widget state is not stored"
 
 
+def stored_names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+@pytest.mark.parametrize("path", enforced("control"))
+def test_later_cells_keep_what_a_control_draws_with(path: Path) -> None:
+    "A figure `fig` that a later cell replaces would be shown in the control's place."
+    functions, used = {}, set()
+    for text in code_of(path):
+        body = ast.parse(re.sub(r"^[%!].*$", "", text, flags=re.M)).body
+        plain = [node for node in body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert not used & set().union(*map(stored_names, plain)), text
+        functions |= {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+        for name in re.findall(r"^interactive_figure\((\w+)", text, re.M):
+            drawing = functions[name]
+            names = {node.id for node in ast.walk(drawing) if isinstance(node, ast.Name)}
+            used |= names - stored_names(drawing) - {argument.arg for argument in drawing.args.args}
+
+
 @pytest.mark.parametrize("path", enforced("next"))
 def test_a_lesson_leads_to_the_next(path: Path) -> None:
     number = LESSONS.index(path)
@@ -141,6 +162,12 @@ def test_a_lesson_imports_from_earlier_ones(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "isd_nb":
             room, names = node.module.split(".")[1], {alias.name for alias in node.names}
             assert room in allowed or names <= EARLY.get(room, set()), f"{sorted(names)} from {node.module}"
+
+
+def test_lesson_3_counts_with_the_numbers_of_a_recipe() -> None:
+    code = "\n".join(code_of(LESSONS[2]))
+    named, size, batch = re.search(r'"CIFAR-10, recipe (\w+)", ([\d_]+), (\d+), 50_000', code).groups()
+    assert (int(size), int(batch)) == (recipes[named].queue_size, recipes[named].batch_size)
 
 
 def links_of(path: Path) -> set[str]:

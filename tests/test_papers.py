@@ -96,7 +96,7 @@ def test_lesson_7_states_what_its_teachers_reach() -> None:
     cells = cells_of(ROOT / "nbs/1_isd/7_collapse.ipynb", "code")
     printed = "".join("".join(o.get("text", [])) for c in cells for o in c["outputs"])
     mean = sum(teachers.values()) / 3
-    assert f"the recipe's teachers: 20-NN {mean:.3f}, above pixels with {above} of 3 seeds" in printed
+    assert f"ISD's teachers: 20-NN {mean:.3f}, above pixels with {above} of 3 seeds" in printed
     outputs = [o for c in cells_of(CLAIMS[0], "code") for o in c["outputs"]]
     claim = "".join("".join(o.get("text", [])) for o in outputs).partition("\nisd: ")[2].partition("\n")[0]
     assert "-0.3 points on average" in claim

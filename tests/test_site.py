@@ -319,6 +319,30 @@ def test_the_explorer_answers_a_click_and_a_key(visit: Visit) -> None:
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [1400, 820, 390])
+def test_the_frame_of_the_explorer_is_as_high_as_what_it_shows(visit: Visit, width: int) -> None:
+    page = visit.open("explorer.html", width)
+    page.locator("iframe.explorer").scroll_into_view_if_needed()
+    frame = page.frame_locator("iframe.explorer")
+    for encoders in ("teacher", "teacher | student", "teacher"):  # one column of neighbours or two
+        frame.locator("select").first.select_option(encoders)
+        frame.locator(".isd-explorer[data-state=ready] .isd-hard").wait_for()
+        page.wait_for_function("""() => { const root = document.querySelector("iframe.explorer").contentDocument;
+            const bottom = root.querySelector(".isd-explorer").getBoundingClientRect().bottom;
+            const free = root.defaultView.innerHeight - bottom;
+            return free > -1 && free < 20; }""")
+    assert not visit.outside and not visit.complaints
+
+
+@needs_browser
+def test_on_a_phone_printed_tables_keep_their_lines(visit: Visit) -> None:
+    page = visit.open("nbs/1_isd/4_soft_labels.html", 390)
+    wraps = "pre => getComputedStyle(pre).whiteSpace"
+    assert page.locator(".cell_output div.highlight pre").first.evaluate(wraps) == "pre"
+    assert page.locator(".cell_input div.highlight pre").first.evaluate(wraps) == "pre-wrap"
+
+
+@needs_browser
 def test_a_phone_scrolls_no_page_sideways(visit: Visit, site: Path, pages: dict[Path, Parsed]) -> None:
     addresses = [p.relative_to(site).as_posix() for p in pages if p.name != "genindex.html"] if SITE else PAGES
     wide = {}

@@ -35,7 +35,7 @@ def figure_png(figure: Figure, dpi: int = 80) -> bytes:
 # %% ../../nbs/machine_room/76_interactive.ipynb #c0eededcf
 def control(name: str, value: Any) -> widgets.Widget:
     "A widget for the argument `name`: a slider, a switch or a list; a widget stays as it is."
-    style = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
+    style: dict[str, Any] = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
     if isinstance(value, widgets.Widget):
         return value
     if isinstance(value, bool):
@@ -43,10 +43,12 @@ def control(name: str, value: Any) -> widgets.Widget:
     if isinstance(value, tuple) and len(value) == 4:
         first, low, high, step = value
         kind = widgets.IntSlider if all(isinstance(v, int) for v in value) else widgets.FloatSlider
-        return kind(value=first, min=low, max=high, step=step, **style)
+        wide = widgets.Layout(width="500px", max_width="100%")  # the name is inside: the track takes the rest
+        return kind(value=first, min=low, max=high, step=step, layout=wide, **style)
     if isinstance(value, (list, dict)) and not all(isinstance(v, Hashable) for v in (value.values() if isinstance(value, dict) else value)):
         raise InputError(f"the choices of {name} must be numbers, texts or tuples, by which drawn figures are kept, not lists or arrays")
     if isinstance(value, (list, dict)) and value:
+        style["style"]["button_width"] = "auto"  # as wide as its text; else all have one width, and long texts are cut
         return widgets.ToggleButtons(options=value, **style)
     raise InputError(f"the control {name} is {value!r}; it must be True or False, (first, low, high, step), "
                      "a list of choices, or a widget")

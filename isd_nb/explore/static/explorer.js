@@ -715,7 +715,8 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
         const b = el("button", { type: "button", className: known ? (same ? "isd-same" : "isd-other") : "",
           title: `${nameOf(i)}, image ${i}: cosine ${a.similarities[n].toFixed(3)}; make it the query` },
         thumbnail(i), el("span", {}, known ? `${same ? "\u2713" : "\u2717"} ${nameOf(i)}` : nameOf(i)),
-        el("span", { className: "isd-isd" }, `ISD ${percent(a.shares[n])}`), el("span", { className: "isd-moco" }, "MoCo 0%"));
+        el("span", { className: "isd-isd" }, `ISD ${percent(a.shares[n])}`),
+        el("span", { className: "isd-moco", title: "MoCo's label for every other image is 0" }, "MoCo 0%"));
         b.dataset.index = i;
         b.dataset.similarity = a.similarities[n];
         b.addEventListener("click", () => choose(i));
