@@ -54,6 +54,8 @@ BORROWED = {"byol": "byol_asym"}  # takes the settings of another where it has n
 METHODS = (
     "isd",
     "isd_by_hand",
+    "moco_v2_by_hand",
+    "simclr_by_hand",
     "isd_predictor",
     "moco_v2",
     "byol_asym",
@@ -74,7 +76,7 @@ GUIDES = RESULTS.parent / "runs" / "guides"
 def settings_for(entry: str, recipe: str = "digits") -> tuple[dict[str, Any], str]:  # settings, and where from
     "The frozen settings of an entry."
     folder, earlier = RESULTS / "search" / recipe, RESULTS / "compare" / f"{recipe}_settings.json"
-    if entry == "isd_by_hand":
+    if entry.endswith("_by_hand"):
         return json.loads((folder / "final.json").read_text())[entry]["settings"], "found by hand, outside the search"
     path = folder / "chosen.json"
     chosen = json.loads(path.read_text()) if path.is_file() else {}
