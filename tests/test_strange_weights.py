@@ -294,6 +294,34 @@ def test_what_no_checkpoint_holds_is_noted(own: ModuleType) -> None:
         build_method(build("counts"), IMAGES)
 
 
+def test_a_mistake_in_a_users_network_is_not_one_of_the_weights(own: ModuleType, tmp_path: Path) -> None:
+    def fails(channels: int) -> nn.Module:
+        raise KeyError("depth")
+    own.fails, own.habit = fails, Habit
+    torch.save(Plain(3).state_dict(), tmp_path / "weights.pth")
+    for name, words in (("fails", "function own_networks:fails failed, called with 3 channels: KeyError: 'depth' (te"),
+                        ("habit,habit=key", "own_networks:habit failed: KeyError: 'features' (test_strange_")):
+        assert words in refusal(open_encoder, f"own_networks:{name}@{tmp_path / 'weights.pth'}")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda net: net.double(), "its parameters are float64 and images are float32: return the network with .float()"),
+    (lambda net: net.bfloat16(), "its parameters are bfloat16 and images are float32"),
+    (lambda net: type("Masked", (Plain,), dict(forward=lambda self, images, *, mask: images))(3),
+     "every other argument needs a default"),
+])
+def test_what_a_network_needs_is_named(change: Callable[[nn.Module], nn.Module], words: str, own: ModuleType) -> None:
+    own.odd = lambda channels: change(Plain(channels))
+    said = refusal(build_backbone, BackboneConfig("own_networks:odd", stem="large"))
+    assert words in said and "num_features" not in said
+
+
+def test_train_may_return_nothing(own: ModuleType) -> None:
+    quiet = type("Quiet", (Plain,), dict(train=lambda self, mode=True: Plain.train(self, mode) and None))
+    own.quiet = lambda channels: quiet(channels)
+    build_method(replace(SHORT, backbone="own_networks:quiet", stem="large"), IMAGES)
+
+
 def test_a_mistake_that_a_step_shows_is_named(own: ModuleType) -> None:
     own.habit = Habit
     state = prepare_training(build("plain"), IMAGES, "cpu")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders import BackboneConfig, FrozenEncoder, build_backbone, is_standard
+from ..encoders import BackboneConfig, FrozenEncoder, backbones, build_backbone, is_standard
 from ..errors import InputError, from_extra
 from ..kernels.backbones import conv_like, is_own, num_features_of, replace_first, small_stem, why_no_stem
 from ..recipe import Recipe
@@ -93,6 +93,16 @@ def unknown(kind: str, name: str, known: list[str]) -> InputError:
     "The refusal of a name, with the closest that there are."
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return InputError(f"{kind} has no network {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+
+
+def no_network(name: str) -> InputError:
+    "The refusal of a name before @ that is neither one of ours nor has a place, with the closest that there are."
+    from torchvision import models
+
+    known = {name: f"torchvision:{name}" for name in models.list_models(module=models)} | {name: name for name in backbones}
+    near = difflib.get_close_matches(name.lower(), known, n=3)
+    hint = f": did you mean {' or '.join(known[other] for other in near)}?" if near else ""
+    return InputError(f"{name!r} before @ names no network{hint}; known: {', '.join(backbones)}, timm:NAME, torchvision:NAME and package.module:function")
 
 # %% ../../nbs/machine_room/37_networks.ipynb #n09-d4f1c6p1
 def from_timm(name: str, options: Mapping[str, Any], channels: int) -> Network:
