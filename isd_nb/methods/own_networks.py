@@ -147,13 +147,13 @@ def check_learning(net: nn.Module, recipe: Recipe, images: Tensor, width: int) -
                       "keep it in a buffer", stacklevel=2)
 
 
-counted = (Number, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+moving_kinds = (Number, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
 def kept_beside(net: nn.Module) -> dict[str, Any]:  # by name
     "The numbers that the modules of a network keep in plain attributes, and the states of their generators."
     kept = {f"{place}.{key}".strip("."): value for place, module in net.named_modules() for key, value in vars(module).items()}
-    return {key: state_of(value) for key, value in kept.items() if isinstance(value, counted)}
+    return {key: state_of(value) for key, value in kept.items() if isinstance(value, moving_kinds)}
 
 
 def state_of(value: Any) -> Any:
