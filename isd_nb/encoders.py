@@ -80,9 +80,11 @@ class Encoder(nn.Module):
 # %% ../nbs/machine_room/41_encoder_files.ipynb #cf766c1ec
 import json
 import os
+import re
 import stat
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
@@ -95,7 +97,6 @@ from safetensors.torch import save_file
 
 from .errors import suggest
 from .kernels.view_transforms import check_range
-
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #c45fcd39f
 class FrozenEncoder(Encoder):
@@ -200,6 +201,29 @@ def rebuild(header: dict[str, Any], state: dict[str, Tensor], where: str) -> Fro
     encoder.metadata = dict(header["extra"], encoders=header["encoders"])
     return encoder.requires_grad_(False).eval()
 
+# %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-kind-c1
+def check_kind(path: Path) -> None:
+    "Raise an `InputError` where a file is known to hold no weights, those of another ending or a part of them, or is not what was written."
+    with path.open("rb") as file:
+        start = file.read(4096)
+    safe, packed, part = path.suffix == ".safetensors", start.startswith(b"PK"), re.search(r"-\d+-of-(\d+)\.\w+$", path.name)
+    if not start:
+        raise InputError(f"{path} is empty, 0 bytes: copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned")
+    if b'"weight_map"' in start or (part and int(part[1]) > 1):
+        raise InputError(f"{path} is one of the files that a model is cut into, and they are read as one alone: load the tensors of all parts and save them together")
+    if safe and (packed or start.startswith(b"\x80")):
+        raise InputError(f"{path} was written by torch.save: give it the ending .pth")
+    if not safe and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1e8:
+        raise InputError(f"{path} is a safetensors file: give it the ending .safetensors")
+    if path.suffix in (".csv", ".json", ".txt", ".npz", ".npy"):
+        raise InputError(f"{path} is a table, a text or an array, not weights: these are in files of torch.save (.pth) or safetensors")
+    if packed and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():  # PyTorch does not compare its sums
+                raise InputError(f"{path} is damaged: {damaged} in it is not what was written; copy or download it again")
+
 # %% ../nbs/machine_room/41_encoder_files.ipynb #c30b4f2e6
 def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:
     "What this package wrote about the file, if it did; the names of all tensors; and those that begin with `prefix`."
@@ -209,6 +233,7 @@ def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, li
             names = list(file.keys())
             return header, names, {name: file.get_tensor(name) for name in names if name.startswith(prefix)}
     except SafetensorError as error:
+        check_kind(path)
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #encfile-code-c1

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import os
 import pickle
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,8 +29,9 @@ from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.errors import InputError, refusal
 from isd_nb.data import ImageSet
 from isd_nb.methods.building import build_method
-from isd_nb.methods.checkpoints import fit_recipe, read_checkpoint, source_line
+from isd_nb.methods.checkpoints import fit_recipe, open_encoder, read_checkpoint, source_line
 from isd_nb.methods.choosing import choose_recipe
+from isd_nb.protocols.storage import save_checkpoint
 
 States = dict[str, torch.Tensor]
 
@@ -776,10 +779,74 @@ def test_numbers_of_another_kind_are_no_weights(change: Callable[[Any], Any], wo
 
 
 def test_what_was_downloaded_instead_of_weights_is_shown(tmp_path: Path) -> None:
-    for start in (b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1"):
-        (tmp_path / "weights.pth").write_bytes(start)
-        with pytest.raises(InputError, match=f"it begins with b'{start[:12].decode()}"):
-            load_encoder(tmp_path / "weights.pth")
+    (tmp_path / "weights.pth").write_bytes(b"<!DOCTYPE html><html>")
+    with pytest.raises(InputError, match="it begins with b'<!DOCTYPE ht"):
+        load_encoder(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("weights.pth", b"", "is empty, 0 bytes"),
+    ("weights.safetensors", b"", "is empty, 0 bytes"),
+    ("weights.pth", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+    ("weights.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+    ("weights.safetensors", "torch", "give it the ending .pth"),
+    ("weights.pth", "safetensors", "give it the ending .safetensors"),
+    ("model-00001-of-00002.safetensors", "safetensors", "files that a model is cut into"),
+    ("model.safetensors.index.json", b'{"metadata": {}, "weight_map": {}}', "files that a model is cut into"),
+    ("table.csv", b"file,label\n", "is a table, a text or an array"),
+])
+def test_a_file_of_another_kind_is_named(name: str, content: bytes | str, words: str, tmp_path: Path) -> None:
+    path, state = tmp_path / name, {"conv1.weight": torch.ones(2, 3)}
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(state, path) if content == "torch" else save_file(state, path)
+    with pytest.raises(InputError, match=words):
+        open_encoder(str(path))
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({"checkpoint": {"model": {"state_dict": {"conv1.weight": torch.ones(2)}}}},
+     "torch.load(FILE)['checkpoint']['model']['state_dict']"),
+    ({"conv1.weight": np.ones(2)}, "holds arrays of NumPy: save tensors"),
+    ({"student.fc.bias": torch.ones(2), "teacher.fc.bias": torch.ones(2)}, "two networks, student.* and teacher.*"),
+    ({"state_dict": {"model.student.bias": torch.ones(2), "model.teacher.bias": torch.ones(2)}},
+     "k.startswith('model.teacher.')"),
+])
+def test_what_lies_elsewhere_in_a_file_is_named(content: object, words: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    for source in (tmp_path / "weights.pth", f"resnet18@{tmp_path / 'weights.pth'}"):
+        with pytest.raises(InputError, match=re.escape(words)):
+            open_encoder(str(source))
+
+
+def test_a_file_whose_sums_do_not_fit_is_refused(tmp_path: Path) -> None:
+    torch.save(models.resnet18().state_dict(), path := tmp_path / "weights.pth")
+    values = bytearray(path.read_bytes())
+    values[len(values) // 2] ^= 64  # one bit of one weight
+    path.write_bytes(values)
+    for source in (path, f"resnet18@{path}"):
+        with pytest.raises(InputError, match=r"is damaged: .* is not what was written"):
+            open_encoder(str(source))
+
+
+def test_what_a_run_goes_on_from_is_no_encoder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    saved = dict(step=3, method={"student.weight": torch.ones(2)}, optimizer={})
+    place = save_checkpoint(tmp_path / "run/checkpoints", 3, saved)
+    with pytest.raises(InputError, match=r"not an encoder: give .*run$"):
+        open_encoder(str(place))
+    (place.parent / "encoder_00000002.safetensors").touch()
+    with pytest.raises(InputError, match=r"not an encoder: give .*encoder_00000002\.safetensors$"):
+        open_encoder(str(place))
+
+
+def test_a_network_before_a_file_is_suggested(tmp_path: Path) -> None:
+    torch.save(models.resnet18().state_dict(), tmp_path / "weights.pth")
+    for name, near in (("resnet34", "did you mean torchvision:resnet34 or"), ("ResNet-18", "did you mean resnet18 or"),
+                       ("x", "known: tiny")):
+        with pytest.raises(InputError, match=near):
+            open_encoder(f"{name}@{tmp_path / 'weights.pth'}")
 
 
 def test_a_place_that_is_not_known_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from conftest import TINY, call
 from launching import QUICK, Forked, forking, run_forked
-from isd_nb.cli.train import isd_train as train_command
+from isd_nb.cli.train import closing, isd_train as train_command
 from isd_nb.encoders import load_encoder
 
 
@@ -156,3 +156,9 @@ def test_without_a_network(isd_train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     message = one_sentence(isd_train("--data", "torchvision:KMNIST", "--root", "nothing_here"))
     assert "KMNIST" in message and "could not be downloaded" in message
+
+
+def test_the_last_words_name_figures_that_are_there() -> None:
+    numbers = dict(images_seen=8, seconds=1.0, images_per_second=8.0)
+    said = [closing(numbers, Path("run"), files, ["teacher"]) for files in ((), (Path("run/figures/curves.png"),))]
+    assert ["look at the figures" in text for text in said] == [False, True] and "Next: load the encoder" in said[0]

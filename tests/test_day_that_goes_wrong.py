@@ -20,13 +20,13 @@ from isd_nb.cli.explore import isd_explore
 from isd_nb.cli.export import isd_export
 from isd_nb.cli.options import own_directory
 from isd_nb.cli.train import isd_train as train_command
-from isd_nb.engine.runs import open_run, read_metrics
+from isd_nb.engine.runs import open_run, read_metrics, write_metrics
 from isd_nb.engine.state import save_encoders
 from isd_nb.engine.training import train
 from isd_nb.errors import InputError
 from isd_nb.method import Method
 from isd_nb.methods.building import build_method
-from isd_nb.protocols.storage import Stopped, load_checkpoint, save_checkpoint, write_json
+from isd_nb.protocols.storage import Stopped, load_checkpoint, save_checkpoint, write_json, writing
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.digits import digits
 
@@ -339,3 +339,48 @@ def test_what_cannot_be_resumed_does_not_advise_it(tmp_path: Path, monkeypatch: 
     again = "stopped; the same command begins again"
     assert ended(tmp_path, isd_explore, tmp_path, "--html", "page.html") == (130, f"isd_explore: {again}")
     assert ended(tmp_path, isd_export, tmp_path, "--out", "net.pt") == (130, f"isd_export: {again}")
+
+
+def test_a_run_that_is_moved_while_it_trains_can_go_on(tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "elsewhere"
+
+    def evaluate(method: Method) -> dict[str, float]:
+        if next(calls) == 1:
+            out.rename(moved)
+        return {}
+    calls = iter(range(9))
+    with (pytest.raises(OSError, match="run is gone, moved or removed meanwhile"),
+          pytest.warns(match="put this file into the checkpoints")):
+        train(QUICK, IMAGES, out, evaluate, device="cpu", show=False)
+    (state,) = (path for path in out.rglob("*") if path.is_file())  # and nothing else was made anew
+    state.rename(moved / "checkpoints" / state.name)
+    resumed = train(QUICK, IMAGES, moved, resume=True, device="cpu", show=False)
+    steps = [row["step"] for row in read_metrics(moved)]
+    assert (steps[:2], steps[-1], resumed.images_seen) == ([0, 1], 12, 12 * 16)
+
+
+def test_a_run_without_checkpoints_loses_no_rows_silently(tmp_path: Path) -> None:
+    train(QUICK, IMAGES, tmp_path, device="cpu", show=False)
+    for path in (tmp_path / "checkpoints").glob("state_*.pt"):
+        path.unlink()
+    rows = read_metrics(tmp_path)
+    with pytest.raises(InputError, match=r"has 13 rows, up to step 12 of 12, and its checkpoints .* are gone"):
+        train(QUICK, IMAGES, tmp_path, resume=True, device="cpu", show=False)
+    write_metrics(tmp_path, [*rows[:5], rows[5] | {"seconds": 1e4}])
+    with pytest.raises(InputError, match=r"up to step 5 of 12, and its checkpoints .* are gone"):
+        train(QUICK, IMAGES, tmp_path, resume=True, device="cpu", show=False)
+    write_metrics(tmp_path, rows[:5])
+    with pytest.warns(match=r"up to step 4 of 12, and no checkpoint yet .* begins again at step 0"):
+        train(QUICK, IMAGES, tmp_path, resume=True, device="cpu", show=False)
+    assert len(read_metrics(tmp_path)) == 13
+
+
+def test_what_fails_while_something_fails_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"second could not be written \(Permission denied\)") as raised:
+        try:
+            with writing(tmp_path / "first"):
+                raise PermissionError(13, "Permission denied")
+        finally:
+            with writing(tmp_path / "second"):
+                raise PermissionError(13, "Permission denied")
+    assert "first" not in str(raised.value)

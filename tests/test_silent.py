@@ -100,6 +100,8 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "another name": (("file,width\n" + "\n".join(LINES)).encode(), "(its column width)"),
     "case": ("\n".join(LINES).replace("dog", "Cat", 2).encode(), "spelling only: Cat and cat"),
     "1 and 1.0": ("\n".join(LINES).replace("dog", "1", 2).replace("dog", "1.0").encode(), "spelling only: 1 and 1.0"),
+    "several": ("\n".join(LINES).replace("dog", "cat|dog", 2).encode(), "list others: cat|dog; an image has one class"),
+    "measured": ("\n".join(f"{name},{(i + 1) * 0.37:.2f}" for i, name in enumerate(NAMES)).encode(), "of these 10 num"),
     "no label": ("\n".join(LINES).replace("dog", "nan", 2).encode(), "stand for no label elsewhere: nan"),
 }  # fmt: skip
 

@@ -1,11 +1,13 @@
 """Encoder files, checkpoints and networks that are not what they should be: one sentence, no code of a file is run."""
 import json
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 from torchvision import models
 
 import isd_nb
+import isd_nb.kernels.convolution as convolution
 import isd_nb.methods.checkpoints as checkpoints
 from isd_nb.data import ImageSet
 from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, load_encoder, read_safetensors, save_encoder
@@ -23,7 +26,7 @@ from isd_nb.errors import refusal
 from isd_nb.methods.building import build_method
 from isd_nb.methods.checkpoints import fit_recipe, open_encoder, with_weights
 from isd_nb.methods.choosing import change_setting, choose_recipe
-from isd_nb.methods.networks import check_network, check_own
+from isd_nb.methods.own_networks import check_network, check_own
 from isd_nb.protocols.fine_tuning import with_channels
 from isd_nb.recipe import Recipe
 
@@ -218,6 +221,158 @@ def test_the_look_at_a_network_that_trains_changes_nothing(own: ModuleType) -> N
     check_network(net, recipe, 3)
     assert torch.equal(state, torch.get_rng_state()) and net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class Habit(Plain):
+    "Plain, with a habit that shows in training, in copies or in files."
+
+    def __init__(self, channels: int, habit: str) -> None:
+        super().__init__(channels)
+        self.habit, self.seen, self.box = habit, 0, dict[str, torch.Tensor]()
+        self.register_buffer("centre", torch.zeros(6).to_sparse() if habit == "sparse" else None)
+        if habit == "scripted":
+            self.norm = torch.jit.script(self.norm)
+        if habit == "hooked":
+            self.norm.register_forward_hook(lambda part, inputs, output: self.box.update(found=output.mean((2, 3))))
+        if habit == "single":
+            self.last = nn.Linear(6, 6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = super().forward(images)
+        if self.habit == "hooked":
+            return self.box["found"]
+        if self.habit == "single":  # what autocast makes of a layer does not fit into a sum
+            return torch.zeros(len(found), 6).index_add_(0, torch.arange(len(found)), self.last(found))
+        if self.training and self.habit == "late":
+            self.centre = found.detach().mean(0)
+        if self.habit in ("key", "key_in_large_batches") and len(images) > 2 * (self.habit != "key"):
+            raise KeyError("features")
+        self.seen += self.training and self.habit == "counts"
+        if self.training and self.habit == "chance":
+            found = found * random.random() + np.random.rand()  # noqa: NPY002
+        return found.detach() if self.habit == "cut" else found
+
+
+class Unlearned(Plain):
+    "Its features have no gradient."
+
+    forward = torch.inference_mode()(Plain.forward)
+
+
+def build(habit: str, **changes: object) -> Recipe:
+    return replace(SHORT, backbone=f"own_networks:habit,habit={habit}", stem="large", **changes)
+
+
+@pytest.mark.parametrize(("habit", "words"), [
+    ("cut", "cuts the gradient while it trains, so that nothing in it would learn"),
+    ("late", "has other tensors after its first pass in training (net.centre)"),
+    ("sparse", "keeps sparse tensors, net.centre (sparse_coo)"),
+    ("scripted", "with a part of it"),
+    ("hooked", "a copy of own_networks:habit,habit=hooked computes other features"),
+    ("key", "failed: KeyError: 'features' (test_strange_weights.py, line"),
+])
+def test_what_would_fail_or_learn_nothing_later_is_refused_at_once(habit: str, words: str, own: ModuleType) -> None:
+    own.habit = Habit
+    assert words in refusal(build_method, build(habit), IMAGES)
+
+
+def test_features_of_inference_mode_are_refused(own: ModuleType) -> None:
+    own.net = Unlearned
+    recipe = replace(SHORT, backbone="own_networks:net", stem="large")
+    assert "cuts the gradient" in refusal(build_method, recipe, IMAGES)
+
+
+def test_a_network_for_float32_alone_is_named_before_it_trains(own: ModuleType) -> None:
+    own.habit = Habit
+    assert "choose --set precision=float32" in refusal(build_method, build("single", precision="bfloat16"), IMAGES)
+    build_method(build("single"), IMAGES)
+
+
+def test_what_no_checkpoint_holds_is_noted(own: ModuleType) -> None:
+    own.habit = Habit
+    with pytest.warns(UserWarning, match=r"changes net\.seen while it trains, which no checkpoint holds"):
+        build_method(build("counts"), IMAGES)
+
+
+def test_a_mistake_in_a_users_network_is_not_one_of_the_weights(own: ModuleType, tmp_path: Path) -> None:
+    def fails(channels: int) -> nn.Module:
+        raise KeyError("depth")
+    own.fails, own.habit = fails, Habit
+    torch.save(Plain(3).state_dict(), tmp_path / "weights.pth")
+    for name, words in (("fails", "function own_networks:fails failed, called with 3 channels: KeyError: 'depth' (te"),
+                        ("habit,habit=key", "own_networks:habit failed: KeyError: 'features' (test_strange_")):
+        assert words in refusal(open_encoder, f"own_networks:{name}@{tmp_path / 'weights.pth'}")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda net: net.double(), "its parameters are float64 and images are float32: return the network with .float()"),
+    (lambda net: net.bfloat16(), "its parameters are bfloat16 and images are float32"),
+    (lambda net: type("Masked", (Plain,), dict(forward=lambda self, images, *, mask: images))(3),
+     "every other argument needs a default"),
+])
+def test_what_a_network_needs_is_named(change: Callable[[nn.Module], nn.Module], words: str, own: ModuleType) -> None:
+    own.odd = lambda channels: change(Plain(channels))
+    said = refusal(build_backbone, BackboneConfig("own_networks:odd", stem="large"))
+    assert words in said and "num_features" not in said
+
+
+def test_train_may_return_nothing(own: ModuleType) -> None:
+    quiet = type("Quiet", (Plain,), dict(train=lambda self, mode=True: Plain.train(self, mode) and None))
+    own.quiet = lambda channels: quiet(channels)
+    build_method(replace(SHORT, backbone="own_networks:quiet", stem="large"), IMAGES)
+
+
+def test_a_mistake_that_a_step_shows_is_named(own: ModuleType) -> None:
+    own.habit = Habit
+    state = prepare_training(build("plain"), IMAGES, "cpu")
+    state.method.student.backbone.net.habit, state.recipe = "key_in_large_batches", build("key_in_large_batches")
+    said = refusal(train_step, state, torch.arange(8), IMAGES.get(torch.arange(8)))
+    assert "failed while it was trained: KeyError: 'features' (test_strange_weights.py, line" in said
+
+
+def test_chance_of_python_and_numpy_depends_on_seed_and_step(own: ModuleType) -> None:
+    own.habit, losses = Habit, []
+    for number in range(2):
+        state = prepare_training(build("chance"), IMAGES, "cpu")
+        random.seed(number)  # whatever else draws
+        np.random.seed(number)  # noqa: NPY002
+        before = random.getstate(), np.random.rand(), np.random.seed(number)  # noqa: NPY002
+        losses.append(train_step(state, torch.arange(8), IMAGES.get(torch.arange(8))))
+        assert (random.getstate(), np.random.rand()) == before[:2]  # noqa: NPY002
+    assert torch.equal(*losses)
+
+
+class Differentiates(nn.Module):
+    "Its features are the gradient of an energy by the images, or come from a mapped function."
+
+    def __init__(self, channels: int, mapped: bool) -> None:
+        super().__init__()
+        self.mapped, self.layer = mapped, nn.Conv2d(channels, 8, 3, 8, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.mapped:
+            values = dict(self.layer.named_parameters())
+            called = torch.func.vmap(lambda one: torch.func.functional_call(self.layer, values, (one[None],))[0])
+            return called(images).mean((2, 3))
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.layer(images).square().sum(), images, create_graph=self.training)
+        return nn.functional.adaptive_avg_pool2d(slope, 2).flatten(1)
+
+
+@pytest.mark.parametrize("mapped", ["true", "false"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_may_differentiate_and_map(mapped: str, precision: str, own: ModuleType,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    "Also where its convolution learns by products."
+    own.inner = Differentiates
+    monkeypatch.setattr(convolution, "product_pays", lambda *shapes: True)
+    recipe = replace(SHORT, backbone=f"own_networks:inner,mapped={mapped}", stem="large", precision=precision)
+    state = prepare_training(recipe, IMAGES, "cpu")
+    assert type(state.method.student.backbone.net.layer) is convolution.ProductConv2d
+    before = state.method.student.backbone.net.layer.weight.detach().clone()
+    assert train_step(state, torch.arange(8), IMAGES.get(torch.arange(8))).isfinite()
+    assert not torch.equal(before, state.method.student.backbone.net.layer.weight)
 
 
 def test_set_takes_no_method_or_network_that_needs_more_than_its_name() -> None:

@@ -43,7 +43,7 @@ def closing(summary: Mapping[str, Any], out: Path, files: Sequence[Path], encode
              f"({summary['images_per_second']:,.0f} images/s). Everything is in {out}:"]
     lines += [f"  {path}" for path in (*files, out / "metrics.csv", out / "summary.json", out / "encoder.safetensors")]
     lines += [f"  {card}"] if is_card(card := out / "README.md") else []  # it could not be written, or another file has its place
-    lines += ["", "Next: look at the figures; load the encoder with",
+    lines += ["", f"Next: {'look at the figures; ' if files else ''}load the encoder with",
               f'  from isd_nb.encoders import load_encoder; encoder = load_encoder("{out}"{which})',
               "train on images of your own with  isd_train --data folder:PATH ; read the book with  make lab"]
     return "\n".join(lines)

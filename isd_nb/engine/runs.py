@@ -196,12 +196,16 @@ def check_begun(out: Path, recipe: Recipe, images: int, longer: bool) -> None:
         gets_more_steps(out, recipe, images, longer, elsewhere=True)
 
 # %% ../../nbs/machine_room/53_runs.ipynb #c23-longer2-c
-def check_checkpoint(out: Path, steps: int) -> None:
-    "Raise where a run has ended after so many steps, and its checkpoints are gone."
-    rows = read_metrics(out)
-    if rows and rows[-1]["step"] >= steps and not any((out / "checkpoints").glob("state_*.pt")):
-        raise InputError(f"{out} has ended after {steps:,} steps, and its checkpoints (checkpoints/state_*.pt) are gone, so no more steps can follow: "
-                         f"begin another run from its weights with --init {out}")
+def check_checkpoint(out: Path, steps: int) -> None:  # steps: in total
+    "Where a run has rows and no checkpoint, it begins at step 0: raise, or note it where there are only rows of its first minutes."
+    if any((out / "checkpoints").glob("state_*.pt")) or not (rows := read_metrics(out)) or not rows[-1]["step"]:
+        return
+    here = f"{out} has {len(rows)} rows, up to step {rows[-1]['step']:,} of {steps:,}"
+    ended = rows[-1]["step"] >= steps or (out / "encoder.safetensors").exists()
+    if ended or rows[-1].get("seconds", 0) > 600:  # the first checkpoint is written after a minute
+        raise InputError(f"{here}, and its checkpoints (checkpoints/state_*.pt) are gone, so that it would begin again and lose them: put its checkpoints "
+                         f"back, begin another run from its weights with --init {out}, or delete its metrics.csv to begin again in its place")
+    warnings.warn(f"{here}, and no checkpoint yet (checkpoints/state_*.pt): it begins again at step 0", stacklevel=2)
 
 # %% ../../nbs/machine_room/53_runs.ipynb #c23-longer3
 def note_longer(out: Path, recipe: Recipe,
@@ -226,7 +230,8 @@ def go_on(out: Path, recipe: Recipe, images: Mapping[str, Any] | None, tested: M
     if images and then and (changed := other_images(then, images)):
         raise InputError(f"{out} was begun with other images: {changed}; resume it with those of then, or begin again with another --out")
     count, known = images["images"] if images else 0, images is not None and then is not None  # known to be the same
-    if gets_more_steps(out, recipe, count, longer, elsewhere=known):
+    gets_more_steps(out, recipe, count, longer, elsewhere=known)
+    if count:
         check_checkpoint(out, total_steps(begun, count))
     if images and then is None:
         warnings.warn(f"{out} was begun by an earlier version, which did not note its images: whether they are the same is not known",

@@ -34,11 +34,11 @@ from ..kernels.buffers import load_buffers_
 from ..kernels.convolution import in_channels_last, learn_by_products
 from ..kernels.devices import pick_device, pick_devices, to_device
 from ..method import Method, Output
-from ..methods.building import backbone_config, build_method, make_optimizer, named_mistakes, pick_precision
+from ..methods.building import backbone_config, build_method, make_optimizer, named_mistakes, named_network, pick_precision
 from ..protocols.storage import load_together, save_checkpoint, writing
 from ..recipe import Recipe, check_recipe, learning_rate, local_splits, recipe_to_json, total_steps
 from ..sources.batches import placed, seeded
-from ..sources.datasets import generators_put_back
+from ..sources.datasets import generators_put_back, seed_generators
 from ..sources.identity import check_same_images
 
 # %% ../../nbs/machine_room/49_train_step.ipynb #c14-158f28
@@ -169,7 +169,7 @@ def backward(state: TrainState, views: list[Tensor], extras: dict[str, Tensor], 
     alone = nullcontext() if last else state.accelerator.no_sync(state.model)
     device = views[0].device.type
     with alone:
-        with torch.autocast(device, state.dtype, enabled=state.dtype != torch.float32):
+        with named_network(state.recipe.backbone), torch.autocast(device, state.dtype, enabled=state.dtype != torch.float32):
             output = state.model(*views, **extras)
         check_output(output, state.recipe.method)
         (output.loss / state.recipe.accumulate).backward()
@@ -216,8 +216,8 @@ def own_chance(state: TrainState) -> Iterator[None]:
     device = state.accelerator.device
     seed = seeded(state.recipe.seed, 100, state.step, state.accelerator.process_index).initial_seed()
     apple = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
+    with generators_put_back(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_generators(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
@@ -256,7 +256,7 @@ def nothing_moves(state: TrainState) -> Iterator[None]:
     "Random numbers and the method's buffers are afterwards what they were, and no gradient is left."
     buffers = {name: buffer.clone() for name, buffer in state.method.named_buffers()}
     try:
-        with generators_put_back(), own_chance(state):
+        with own_chance(state):
             yield
     finally:
         own = dict(state.method.named_buffers())  # a copy may lead to the method itself
@@ -362,4 +362,5 @@ def save_encoders(path: Path, method: Method, recipe: Recipe, images: ImageSet, 
     "All encoders of a method in one safetensors file, with what is needed to load and to describe them."
     described = dict(recipe=recipe_to_json(recipe), classes=list(images.classes), **extra)
     with writing(path):
+        path.parent.mkdir(exist_ok=True)  # a run's directory that is gone is not made anew
         save_encoder(path, method.encoders(), backbone_config(recipe, images.shape[0]), recipe.image_size, described)

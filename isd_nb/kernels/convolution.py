@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # %% ../../nbs/machine_room/14_convolution.ipynb #cv05
 def patches(images: Tensor,  # (N, C, H, W), best with channels last in memory
@@ -46,7 +45,6 @@ class ByProduct(torch.autograd.Function):
         return F.conv2d(images, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (images, weight), (stride, padding) = ctx.saved_tensors, ctx.how
         to_images, to_weight, to_bias = ctx.needs_input_grad[:3]
@@ -104,7 +102,7 @@ class ProductConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        if not self.training or input.device.type != "cpu" or input.ndim != 4:
+        if not self.training or input.device.type != "cpu" or input.ndim != 4 or torch._C._are_functorch_transforms_active():
             return super()._conv_forward(input, weight, bias)
         channels = self.in_channels, self.out_channels
         rows, columns = output_size(input, self.kernel_size, self.stride, self.padding)

@@ -21,12 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_partners, load_encoder, read_safetensors
+from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_kind, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
 from ..kernels.backbones import is_own
-from .foreign_names import KeyLayout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, strays, unwrappings
+from isd_nb.methods.foreign_names import (
+    KeyLayout, encoders_beside, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, padded_stem, strays, two_networks,
+    unwrappings, why_no_weights)
 from .hub import hub_file
-from .networks import as_it_is, check_given, imagenet, need_timm, network_size, normalisation, parse_network, torchvision_statistics, view_size, with_network
+from .networks import as_it_is, check_given, imagenet, need_timm, network_size, no_network, normalisation, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
 
 # %% ../../nbs/machine_room/40_checkpoints.ipynb #n05-1ed085
@@ -85,23 +87,20 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
     raise InputError(f"{path} holds objects of more than 50 classes: save its state_dict alone")
 
 # %% ../../nbs/machine_room/40_checkpoints.ipynb #n11-9ab201
-network_places = {layout.place for layout in layouts} | {"net", "network", "encoder", "backbone"}  # where a file may hold a network
-
-
 def key_layout_of(values: Any, which: str, path: Path) -> KeyLayout:
     "The layout of a file, and in it the encoder of this name, or the only one."
     if isinstance(values, Ignored):
         raise InputError(f"{path} holds a whole network, whose code is not run: save its state_dict")
     if not isinstance(values, Mapping):
         raise InputError(f"{path} holds a {type(values).__name__}, and weights are tensors by their names: save the state_dict of a network")
+    if {"step", "method", "optimizer"} <= values.keys():
+        raise InputError(f"{path} is what a run of isd_nb goes on from, not an encoder: give {encoders_beside(path)}")
     found = [layout for layout in layouts if any(k.startswith(layout.prefix) for k in holds(values, layout))]
     if not found:
-        named = [k for k, v in values.items() if isinstance(k, str) and isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
-        whole = [k for k, v in values.items() if isinstance(v, Ignored) and k in network_places]
-        if whole and not named:
-            raise InputError(f"{path} holds a whole network under {whole[0]!r}, whose code is not run: save its state_dict there instead")
-        hint = f"; {named[0]!r} in it does: save that alone, torch.save(torch.load(FILE)[{named[0]!r}], OTHER)" if named else ""
-        raise InputError(f"{path} holds no tensors by name in a place that is known, neither itself nor under state_dict or model{hint}")
+        raise InputError(f"{path} {why_no_weights(values)}")
+    if not found[0].prefix and len(both := two_networks(holds(values, found[0]))) == 2:
+        raise InputError(f"{path} holds two networks, {both[0]}* and {both[1]}*: save the one that is meant, such as "
+                         f"{{k.removeprefix({both[1]!r}): v for k, v in STATE.items() if k.startswith({both[1]!r})}}")
     marks = ("encoder", "backbone")  # a prefix with one of these is more than a wrapper
     found = [layout for layout in found if any(m in layout.prefix for m in marks)] or found
     return next((layout for layout in found if layout.role == which), found[0])
@@ -178,6 +177,7 @@ def read_checkpoint(path: Path | str,  # of one of the `layouts`
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    check_kind(path)
     values, ignored = read_file(path)
     layout = key_layout_of(values, which, path)
     if unknown := strays(values, layout):
@@ -197,13 +197,6 @@ def check_heads(encoder: FrozenEncoder, moco_v3: bool, where: str) -> None:
     if moco_v3 and attention is not None and attention.num_heads != 12:
         raise InputError(f"{where} holds a transformer of MoCo v3, whose attention has 12 heads, and {encoder.config.name} has {attention.num_heads}: "
                          "add ,num_heads=12 to its name")
-
-# %% ../../nbs/machine_room/40_checkpoints.ipynb #n19-e94731
-def padded_stem(config: BackboneConfig, values: Mapping[str, Any]) -> bool:
-    "Whether a small stem is solo-learn's (solo/methods/base.py), with two pixels around: its online classifier is called `classifier`."
-    state = holds(values, KeyLayout("", "state_dict", "", ""))
-    lightning = "pytorch-lightning_version" in values
-    return config.stem == "small" and lightning and "classifier.weight" in state and "projector.0.weight" in state
 
 # %% ../../nbs/machine_room/40_checkpoints.ipynb #n19-cv
 def check_values(given: Mapping[str, Tensor], backbone: nn.Module, where: str) -> None:
@@ -311,6 +304,8 @@ def open_source(source: Path | str,  # see the table above
     network, at, file = text.partition("@")
     if at and (":" in network or network in backbones) and not Path(text).exists():
         return named_before(network, file, which)
+    if at and network and Path(file).is_file() and not Path(text).exists():
+        raise no_network(network)
     prefix, _, name = text.partition(":")
     if prefix == "shipped":
         return load_encoder(shipped_file(name), which).float()  # some are kept in half precision

@@ -32,9 +32,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # under PyTorch's RuntimeError
+        cause = error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError) else error  # under PyTorch's
         if not isinstance(cause, OSError | SafetensorError):
             raise
+        if gone := [folder for folder in path.absolute().parents if not folder.exists()]:
+            raise OSError(f"{path} could not be written: {gone[-1]} is gone, moved or removed meanwhile") from error
         reason = str(cause) if isinstance(cause, SafetensorError) else cause.strerror or str(cause)
         raise OSError(f"{path} could not be written ({reason}); what was complete before is still there") from error
 
@@ -59,6 +61,7 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     "Write `state_STEP.pt` in one piece; remove the files of later steps, and of earlier ones all but `keep` with this one."
+    gone = not folder.parent.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_at(folder, step)
     with in_one_piece(path, folder / ".unfinished") as unfinished, unfinished.open("wb") as file:
@@ -69,6 +72,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     here = states.index(path) + 1
     for other in states[:max(0, here - keep)] + states[here:]:
         other.unlink()
+    if gone:  # nothing else of the run is there: no later step shall be saved here as if it were
+        warnings.warn(f"step {step} is saved in {path}: put this file into the checkpoints of the run, wherever it lies now, and go on with resume=True "
+                      "(--resume)", stacklevel=2)
+        raise OSError(f"{folder.parent} is gone, moved or removed while it was trained")
     return path
 
 # %% ../../nbs/machine_room/43_storage.ipynb #c07-4f9161

@@ -230,14 +230,18 @@ def table_notes(path: Path, split: str = "") -> list[str]:  # the split that is 
 
 
 def class_notes(classes: Sequence[str]) -> list[str]:
-    "Names of classes that may be one, or none."
+    "Names of classes that may be one, several or none."
     alike: dict[str, list[str]] = {}
     for name in classes:
         plain = re.sub(r"(?<=\S)[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
         alike.setdefault(re.sub(r"^(\d+)\.0+$", r"\1", plain), []).append(name)
     same = [" and ".join(map(printable, names)) for names in alike.values() if len(names) > 1]
+    several = [printable(name) for name in classes if ({*re.split(r"\s*[,;|]\s*", name)} - {name}) & {*classes}]
+    measured = [printable(name) for name in classes if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*(e[-+]?\d+)?", name, re.IGNORECASE)]
     none = [printable(name) for name in classes if name.casefold() in ("nan", "none", "null", "n/a", "-1")]
     return [*([f"classes that differ in spelling only: {'; '.join(same[:5])}"] if same else []),
+            *([f"classes whose names list others: {'; '.join(several[:5])}; an image has one class, and each list is one of its own"] if several else []),
+            *([f"classes whose names are measurements: {', '.join(measured[:5])}; each of these {len(measured)} numbers is a class"] if len(measured) >= 10 else []),
             *([f"classes whose names stand for no label elsewhere: {', '.join(none)}"] if none else [])]
 
 # %% ../../nbs/machine_room/22_given_labels.ipynb #gl10-ld28
