@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isd_nb.data import ImageSet
 from isd_nb.encoders import Encoder, TinyNet
-from isd_nb.embedding import embed, embed_all, evaluating
+from isd_nb.embedding import AtWork, embed, embed_all, evaluating
 from isd_nb.engine import finish as last
 from isd_nb.engine.embedding import Work, compute, start_or_go_on
 from isd_nb.engine.estimate import dry_run
@@ -162,14 +162,14 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path, tuning: Tuning)
 def test_a_network_is_brought_to_its_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used, shown = [], []
 
-    def features(encoder: Any, images: ImageSet, batch_size: int, place: torch.device) -> Tensor:
-        used.append(encoder)
-        return torch.zeros(len(images), 4)
-    monkeypatch.setattr("isd_nb.engine.embedding.embed", features)
+    def features(net: AtWork, batch: Tensor, *known: Any) -> Tensor:
+        used.append(net.encode)
+        return torch.zeros(len(batch), 4)
+    monkeypatch.setattr(AtWork, "features", features)
     work, encoder = Work("shipped:digits", "digits", None, "data", tmp_path / "table", 2), net()
     start_or_go_on(work.folder, "key", 8, 4)
     compute(work, encoder, [("train", greys(8))], [(0, 4), (4, 8)], torch.device("meta"), shown.append)
-    assert shown == [4, 4] and used[0] is used[1] and used[0].mean.device.type == "meta"
+    assert shown == [4, 4] and used[0] == used[1] and used[0].__self__.mean.device.type == "meta"
     assert encoder.mean.device.type == "cpu"  # it may be the user's
 
 

@@ -104,6 +104,8 @@ def with_method(recipe: Recipe, method: str) -> Recipe:
             raise InputError(f"the recipe_changes of the method {method} name {name!r}, which no recipe has: {suggest(name, known)}")
     if kind.needs_projector and not recipe.projector:
         changes = {"projector": (512, 128)} | changes  # two layers, as MoCo v2 has them on a ResNet-18
+    elif kind.needs_predictor and len(recipe.projector) == 1:
+        changes = {"projector": recipe.projector * 2} | changes  # without negatives they need the batch norm of a hidden layer
     if kind.needs_predictor and not recipe.predictor:
         changes["predictor"] = tuple(changes.get("projector", recipe.projector))[:1] or (512,)
     splits = max(recipe.batch_norm_splits, changes.pop("batch_norm_splits", 1))

@@ -307,7 +307,7 @@ def with_network(recipe: Recipe,
         changes |= dict(optimizer="adamw", learning_rate=5e-4 * recipe.batch_size / 256, weight_decay=0.05,
                         warmup_steps=max(recipe.warmup_steps, min(500, (recipe.steps or 5000) // 10)), batch_norm_splits=1)
         if len(recipe.projector) == 1:  # the heads have the only batch norm then: in a hidden layer
-            changes |= dict(projector=(128, 64))
+            changes |= dict(projector=Recipe.projector)
     return replace(recipe, **changes)
 
 # %% ../../nbs/machine_room/37_networks.ipynb #n27-972168p1

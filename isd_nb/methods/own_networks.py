@@ -86,7 +86,7 @@ def check_state(net: nn.Module, name: str) -> None:
         raise InputError(f"{name} keeps sparse tensors, {', '.join(other)}, and no file of weights holds these: keep them as .to_dense()")
 
 
-def check_copy(copy: nn.Module, expected: Tensor, images: Tensor, name: str) -> None:  # expected: of these images; the network has seen others since
+def check_copy(copy: nn.Module, expected: Tensor, images: Tensor, name: str) -> None:  # expected (B, F): of these images (B, C, H, W); the network has seen others since
     "Raise an `InputError` where the copy of a network computes something else."
     try:
         found = look_once(copy, tuple(images.shape), name, images)
