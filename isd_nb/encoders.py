@@ -206,23 +206,24 @@ def check_kind(path: Path) -> None:
     "Raise an `InputError` where a file is known to hold no weights, those of another ending or a part of them, or is not what was written."
     with path.open("rb") as file:
         start = file.read(4096)
-    safe, packed, part = path.suffix == ".safetensors", start.startswith(b"PK"), re.search(r"-\d+-of-(\d+)\.\w+$", path.name)
+    headed = start[8:9] == b"{"  # as safetensors are, whatever the length before it looks like
+    safe, packed, part = path.suffix == ".safetensors", start.startswith(b"PK") and not headed, re.search(r"-\d+-of-(\d+)\.\w+$", path.name)
     if not start:
         raise InputError(f"{path} is empty, 0 bytes: copy or download it again")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull where it was cloned")
     if b'"weight_map"' in start or (part and int(part[1]) > 1):
         raise InputError(f"{path} is one of the files that a model is cut into, and they are read as one alone: load the tensors of all parts and save them together")
-    if safe and (packed or start.startswith(b"\x80")):
+    if safe and not headed and (packed or start.startswith(b"\x80")):
         raise InputError(f"{path} was written by torch.save: give it the ending .pth")
-    if not safe and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1e8:
+    if not safe and headed and int.from_bytes(start[:8], "little") < 1e8:
         raise InputError(f"{path} is a safetensors file: give it the ending .safetensors")
     if path.suffix in (".csv", ".json", ".txt", ".npz", ".npy"):
         raise InputError(f"{path} is a table, a text or an array, not weights: these are in files of torch.save (.pth) or safetensors")
     if packed and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             if damaged := parts.testzip():  # PyTorch does not compare its sums
-                raise InputError(f"{path} is damaged: {damaged} in it is not what was written; copy or download it again")
+                raise InputError(f"{path} is damaged: {damaged} in it is not what was written; copy or download it again, or, if it was saved without sums, save what torch.load reads of it")
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #c30b4f2e6
 def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision import models
 
-from isd_nb.encoders import load_encoder, save_encoder
+from isd_nb.encoders import check_kind, load_encoder, save_encoder
 from isd_nb.errors import InputError, refusal
 from isd_nb.data import ImageSet
 from isd_nb.methods.building import build_method
@@ -828,6 +828,14 @@ def test_a_file_whose_sums_do_not_fit_is_refused(tmp_path: Path) -> None:
     for source in (path, f"resnet18@{path}"):
         with pytest.raises(InputError, match=r"is damaged: .* is not what was written"):
             open_encoder(str(source))
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_the_length_of_a_header_is_no_sign_of_another_format(tmp_path: Path, length: int) -> None:
+    "Its first bytes may be those of a pickle or of a zip file."
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (path := tmp_path / "weights.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    check_kind(path)
 
 
 def test_what_a_run_goes_on_from_is_no_encoder(tmp_path: Path) -> None:

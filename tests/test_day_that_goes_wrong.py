@@ -349,7 +349,7 @@ def test_a_run_that_is_moved_while_it_trains_can_go_on(tmp_path: Path) -> None:
             out.rename(moved)
         return {}
     calls = iter(range(9))
-    with (pytest.raises(OSError, match="run is gone, moved or removed meanwhile"),
+    with (pytest.raises(OSError, match="run is not there: moved or removed meanwhile"),
           pytest.warns(match="put this file into the checkpoints")):
         train(QUICK, IMAGES, out, evaluate, device="cpu", show=False)
     (state,) = (path for path in out.rglob("*") if path.is_file())  # and nothing else was made anew

@@ -207,7 +207,7 @@ def test_fine_tuning_learns_and_freezes_nothing(sets, net, tmp_path: Path) -> No
     frozen = load_encoder(tmp_path, "student")
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     tuning = replace(FINETUNE, epochs=1, min_steps=60, batch_size=64, views=GENTLE)
-    classifier = fit_classifier(frozen, images, tuning)
+    classifier = fit_classifier(frozen, images, tuning, folder=tmp_path / "eval" / "new")  # neither is there yet
     for name, value in frozen.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} of the encoder that is evaluated has changed"
         if name not in ("mean", "std"):

@@ -142,8 +142,7 @@ def rows_done(folder: Path) -> int:
 
 def check_rows(folder: Path) -> None:
     "Raise where too many rows are of files that cannot be read, whichever processes and tries they come from."
-    done = np.fromfile(folder / "done", np.uint8)
-    check_damaged(int((done == 2).sum()), len(done))
+    check_damaged(int(((done := np.fromfile(folder / "done", np.uint8)) == 2).sum()), len(done))
 
 
 def missing(folder: Path, every: Sequence[Piece]) -> list[Piece]:
@@ -186,8 +185,8 @@ class Work:
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com2
 def checked(features: Tensor, images: ImageSet, rows: range, source: Source) -> tuple[np.ndarray, np.ndarray]:  # float32 (B, F), bool (B,)
     "Features, NaN for files that could not be read, and which these are; an `InputError` where an encoder makes NaN or infinity of an image that could."
-    values = features.float().cpu().numpy().astype("<f4")
-    damaged = np.array([bool(images.paths) and images.paths[i] in images.unreadable.named for i in rows])
+    values = features.float().cpu().numpy().astype("<f4", order="C")
+    damaged = np.array([bool(images.paths and images.unreadable.named) and images.paths[i] in images.unreadable.named for i in rows])
     for i in np.flatnonzero(~np.isfinite(values).all(1) & ~damaged)[:1]:
         what = printable(images.paths[rows[i]]) if images.paths else f"image {rows[i]} of {len(images)}"
         raise InputError(f"{name_of(source)} makes NaN or infinite features, first of {what}: its weights are damaged, or not those of this network")
@@ -215,7 +214,8 @@ def keep_rows(folder: Path, first: int, values: np.ndarray, damaged: np.ndarray)
         with writing(path := folder / name), path.open("r+b") as file:
             file.seek(at)
             file.write(rows.data)
-    check_rows(folder)
+    if damaged.any():
+        check_rows(folder)
 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n08-com4
 def companion(work: Work, share: Sequence[Piece], place: torch.device, threads: int, failures: Any) -> None:

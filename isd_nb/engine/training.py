@@ -93,6 +93,8 @@ def look(state: TrainState, out: Path, *measures: Callable[[Method], Mapping[str
                 ask(state.method)
         return {}
     place = out / "checkpoints" / f"encoder_{state.step:08}.safetensors"
+    if not out.exists():  # it is not made anew
+        raise OSError(f"{place} could not be written: {out} is gone, moved or removed meanwhile")
     save_encoders(place, state.method, state.recipe, state.images)
     return {name: value for ask in measures if ask for name, value in ask(state.method).items()}
 

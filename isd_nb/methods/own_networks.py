@@ -6,6 +6,7 @@
 __all__ = ['check_network', 'size_hint', 'check_own', 'check_state', 'check_copy', 'check_twin']
 
 # %% ../../nbs/machine_room/87_own_networks.ipynb #on-imports
+import math
 import pickle
 import random
 import warnings
@@ -142,7 +143,7 @@ def check_learning(net: nn.Module, recipe: Recipe, images: Tensor, width: int) -
         raise InputError(f"{name} has other tensors after its first pass in training ({', '.join(new[:3])}), and no checkpoint of it would fit: "
                          "register every buffer with its shape when the network is built, such as torch.zeros(8), not None")
     before, after = kept_beside(net), kept_beside(copy)
-    if moved := [key for key, value in after.items() if before.get(key) != value]:
+    if moved := [key for key, value in after.items() if before.get(key) != value and not (isinstance(value, float) and math.isnan(value))]:
         warnings.warn(f"{name} changes {', '.join(moved[:3])} while it trains, which no checkpoint holds, so that a resumed run may differ: "
                       "keep it in a buffer", stacklevel=2)
 

@@ -183,6 +183,8 @@ def save_tuning(folder: Path | None, step: int, about: dict, classifier: Classif
 def tune(classifier: Classifier, images: ImageSet, tuning: Tuning, folder: Path | None, progress: bool,
          save_every: float) -> None:
     "Train by a plan, from its checkpoint if there is one."
+    if folder:
+        folder.parent.mkdir(parents=True, exist_ok=True)
     device = next(classifier.parameters()).device
     dtype, labels = pick_precision(tuning.precision, device), images.known_labels().to(device)
     optimizer, plan = tuning_optimizer(classifier, tuning), plan_of(tuning, len(images))

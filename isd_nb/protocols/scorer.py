@@ -135,7 +135,7 @@ def kept_at(widths: Mapping[str, int], train: int, test: int,  # see `memory_nee
             ) -> torch.device:
     "Where features are kept: where they are computed, unless they need more than half of the memory that is free there."
     fits = memory_need(train, test, widths) <= free_memory(place) / 2
-    return place if fits else torch.device("cpu")
+    return place if fits and place.type != "mps" else torch.device("cpu")  # Apple's GPUs have no float64
 
 
 def passes(widths: Mapping[str, int], train: int, test: int, memory: int) -> list[list[str]]:

@@ -36,7 +36,7 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError | SafetensorError):
             raise
         if gone := [folder for folder in path.absolute().parents if not folder.exists()]:
-            raise OSError(f"{path} could not be written: {gone[-1]} is gone, moved or removed meanwhile") from error
+            raise OSError(f"{path} could not be written: {gone[-1]} is not there: moved or removed meanwhile, or never made") from error
         reason = str(cause) if isinstance(cause, SafetensorError) else cause.strerror or str(cause)
         raise OSError(f"{path} could not be written ({reason}); what was complete before is still there") from error
 
