@@ -309,6 +309,6 @@ def test_a_runs_own_images_are_as_bright_and_as_large_as_in_its_training(tmp_pat
 
 def test_features_in_another_memory_order_are_written(tmp_path: Path) -> None:
     weights = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    embed_to_file(lambda images: (weights @ images.flatten(1).T).T, "digits", tmp_path / "table.npy", size=8, device="cpu")
+    embed_to_file(lambda images: (weights @ images.flatten(1).T).T, "digits", tmp_path / "table.npy", 8, device="cpu")
     found, (images, _) = np.load(tmp_path / "table.npy"), load_images("digits", 8)
     assert_allclose(found[:4], images.images[:4].flatten(1).float() / 255 @ weights.T, rtol=1e-4, atol=1e-5)

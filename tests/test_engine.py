@@ -298,7 +298,7 @@ def test_a_run_keeps_its_last_features_where_there_is_room(free: int, place: str
     monkeypatch.setattr(scorer, "free_memory", lambda *_: free)
     kept = kept_at({"student": 512, "teacher": 512}, 1000, 100, torch.device("cuda"))
     assert kept == torch.device(place)
-    assert kept_at({"student": 512}, 1000, 100, torch.device("mps")).type == "cpu"  # it has no float64, which scores need
+    assert kept_at({"student": 512}, 1000, 100, torch.device("mps")).type == "cpu"  # no float64 there, for scores
     places: list[Any] = []
     monkeypatch.setattr(last, "kept_at", lambda *_: "cpu")
     monkeypatch.setattr(last, "features_of", lambda *given, **how: (places.append(how["keep"]), features_of(*given))[1])
