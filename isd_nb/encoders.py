@@ -96,6 +96,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import suggest
+from .kernels.archives import damaged_part
 from .kernels.view_transforms import check_range
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #c45fcd39f
@@ -220,10 +221,8 @@ def check_kind(path: Path) -> None:
         raise InputError(f"{path} is a safetensors file: give it the ending .safetensors")
     if path.suffix in (".csv", ".json", ".txt", ".npz", ".npy"):
         raise InputError(f"{path} is a table, a text or an array, not weights: these are in files of torch.save (.pth) or safetensors")
-    if packed and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as parts:
-            if damaged := parts.testzip():  # PyTorch does not compare its sums
-                raise InputError(f"{path} is damaged: {damaged} in it is not what was written; copy or download it again, or, if it was saved without sums, save what torch.load reads of it")
+    if packed and zipfile.is_zipfile(path) and (damaged := damaged_part(path)):
+        raise InputError(f"{path} is damaged: {damaged} in it is not what was written; copy or download it again, or, if it was saved without sums, save what torch.load reads of it")
 
 # %% ../nbs/machine_room/41_encoder_files.ipynb #c30b4f2e6
 def read_safetensors(path: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str], dict[str, Tensor]]:

@@ -71,7 +71,7 @@ class FromRecipe:
         "What makes the inputs of `forward` of a batch: two kinds of views."
         return [Views(kind, recipe.image_size) for kind in (recipe.views, recipe.key_views or recipe.views)]
 
-
+# %% ../nbs/machine_room/19_method.ipynb #c08-kinds
 def view_kinds(method: Any, recipe: Any) -> list[ViewRecipe]:  # a method or its class -> two
     "How the method's first two views are drawn, of the query and of the key; by the recipe where it has puzzles there, or nothing."
     made = [getattr(views, "recipe", None) for views in method.views(recipe)]

@@ -186,14 +186,14 @@ class Work:
 def checked(features: Tensor, images: ImageSet, rows: range, source: Source) -> tuple[np.ndarray, np.ndarray]:  # float32 (B, F), bool (B,)
     "Features, NaN for files that could not be read, and which these are; an `InputError` where an encoder makes NaN or infinity of an image that could."
     values = features.float().cpu().numpy().astype("<f4", order="C")
-    damaged = np.array([bool(images.paths and images.unreadable.named) and images.paths[i] in images.unreadable.named for i in rows])
+    damaged = np.array([images.paths[i] in bad for i in rows] if (bad := images.unreadable.named) else [False] * len(rows))
     for i in np.flatnonzero(~np.isfinite(values).all(1) & ~damaged)[:1]:
         what = printable(images.paths[rows[i]]) if images.paths else f"image {rows[i]} of {len(images)}"
         raise InputError(f"{name_of(source)} makes NaN or infinite features, first of {what}: its weights are damaged, or not those of this network")
     values[damaged] = np.nan  # a table must not name the features of something else after them
     return values, damaged
 
-
+# %% ../../nbs/machine_room/58_embedding.ipynb #n08-com3
 @torch.no_grad()
 def compute(work: Work, encoder: Callable[[Tensor], Tensor], sets: Named, share: Sequence[Piece], place: torch.device,
             progress: Callable[[int], object] = lambda rows: None) -> None:

@@ -90,7 +90,7 @@ less_memory = {  # what each command can be given where memory is short
 
 def in_words(error: Exception, command: str = "") -> str:  # empty for a mistake of ours
     "What a user can do something about, in one sentence."
-    said, advice = str(error).strip(), [less_memory[command]] if command in less_memory else []
+    said, advice = str(error).strip(), f"; {less_memory[command]}" if command in less_memory else ""
     if "in DataLoader worker" in said:  # it brings its stack trace along as text
         said = said.rpartition("Error: ")[2]
     if isinstance(error, InputError):
@@ -98,9 +98,9 @@ def in_words(error: Exception, command: str = "") -> str:  # empty for a mistake
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else said or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
-        return "; ".join(["the GPU's memory is used up", *advice])
+        return f"the GPU's memory is used up{advice}"
     if isinstance(error, MemoryError) or "can't allocate memory" in said:
-        return "; ".join(["the memory of this machine is used up", *advice])
+        return f"the memory of this machine is used up{advice}"
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object!a:.60} has letters that {error.encoding} lacks: set the environment variable PYTHONUTF8=1, or choose another name"
     if isinstance(error, RuntimeError) and said.startswith("Expected to have finished reduction"):

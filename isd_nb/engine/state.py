@@ -362,5 +362,4 @@ def save_encoders(path: Path, method: Method, recipe: Recipe, images: ImageSet, 
     "All encoders of a method in one safetensors file, with what is needed to load and to describe them."
     described = dict(recipe=recipe_to_json(recipe), classes=list(images.classes), **extra)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_encoder(path, method.encoders(), backbone_config(recipe, images.shape[0]), recipe.image_size, described)

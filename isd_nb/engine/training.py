@@ -28,7 +28,7 @@ from .threads import ThreadChoice
 from ..errors import InputError, suggest
 from ..method import Method
 from ..protocols.monitor import Monitor, warn_of_collapse
-from ..protocols.storage import CheckpointTimer, Stopped, stop_signals
+from ..protocols.storage import CheckpointTimer, Stopped, stop_signals, writing
 from ..recipe import Recipe, learning_rate, recipe_to_json, short_of_warmup, total_steps
 from ..sources.batches import EpochSampler, read_batches
 from ..sources.identity import check_same_images, identity
@@ -93,8 +93,8 @@ def look(state: TrainState, out: Path, *measures: Callable[[Method], Mapping[str
                 ask(state.method)
         return {}
     place = out / "checkpoints" / f"encoder_{state.step:08}.safetensors"
-    if not out.exists():  # it is not made anew
-        raise OSError(f"{place} could not be written: {out} is gone, moved or removed meanwhile")
+    with writing(place):
+        out.stat()  # a run's directory that is gone is not made anew
     save_encoders(place, state.method, state.recipe, state.images)
     return {name: value for ask in measures if ask for name, value in ask(state.method).items()}
 

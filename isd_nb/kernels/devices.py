@@ -114,7 +114,7 @@ def processes() -> tuple[int, int]:  # rank, how many
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if there else (0, 1)
 
-
+# %% ../../nbs/machine_room/02_devices.ipynb #c26-share
 def from_first(value: Any) -> Any:
     "What the first process has, in all that work together: they decide alike."
     held = [value]

@@ -9,6 +9,7 @@ __all__ = ['as_tensor', 'as_features', 'check_highest', 'check_labels', 'Score',
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import total_ordering
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ def check_labels(features: Tensor, labels: Tensor | ArrayLike | None, name: str)
     return whole
 
 # %% ../../nbs/machine_room/08_scores.ipynb #c13-177649
+@total_ordering
 @dataclass(frozen=True, eq=False)
 class Score:
     "How often the right label came first, and how often it was among the first five; a number where one is needed: `top1`."
@@ -91,15 +93,6 @@ class Score:
 
     def __lt__(self, other: "Score | float") -> bool:
         return self.top1 < getattr(other, "top1", other)
-
-    def __le__(self, other: "Score | float") -> bool:
-        return self.top1 <= getattr(other, "top1", other)
-
-    def __gt__(self, other: "Score | float") -> bool:
-        return self.top1 > getattr(other, "top1", other)
-
-    def __ge__(self, other: "Score | float") -> bool:
-        return self.top1 >= getattr(other, "top1", other)
 
 # %% ../../nbs/machine_room/08_scores.ipynb #c13-score
 def score(logits: Tensor | ArrayLike,  # (M, classes)

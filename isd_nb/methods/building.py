@@ -13,9 +13,9 @@ import inspect
 import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,7 @@ from ..method import Method
 from ..recipe import Recipe, coerce
 from .checkpoints import start_from
 from .gradient_checkpointing import save_memory
-from .networks import Network, error_in_short, of_an_exchange, raised_in
+from .networks import Network, error_in_short, in_a_sentence, raised_in
 from .own_networks import check_network
 from .sync_batch_norm import sync_batch_norm
 from ..sources.door import Sets, load_sets
@@ -47,35 +47,24 @@ methods = {"isd": "isd_nb.isd:ISD"} | {name: f"isd_nb.methods.{place}" for name,
     supervised="supervised:Supervised").items()}
 
 # %% ../../nbs/machine_room/35_building.ipynb #bu0-own-c2
-@contextmanager
 def named_mistakes(method: str,
                    what: str,  # of the method runs inside
                    given: str = "",  # what it is called with
-                   ) -> Iterator[None]:
-    "Where a method that is not ours fails, an `InputError` names it; what a command puts into words already stays as it is."
-    try:
-        yield
-    except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever code of a user's may raise
-        if ":" not in method or "allocate memory" in str(error) or of_an_exchange(error):
-            raise
-        raise InputError(f"{what} of the method {method} failed{given and f', called with {given}'}: {error_in_short(error)}") from error
+                   ) -> AbstractContextManager[None]:
+    "Where a method that is not ours fails, an `InputError` names it."
+    def words(error: Exception) -> str:
+        return f"{what} of the method {method} failed{given and f', called with {given}'}: {error_in_short(error)}" if ":" in method else ""
+    return in_a_sentence(words)
 
 
-@contextmanager
-def named_network(backbone: str) -> Iterator[None]:
+def named_network(backbone: str) -> AbstractContextManager[None]:
     "Where a network of the user's fails while it is trained, an `InputError` names it."
-    try:
-        yield
-    except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever code of a user's may raise
-        inside = any(frame.f_code is Network.forward.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-        if not (inside and is_own(backbone)) or "allocate memory" in str(error) or of_an_exchange(error):
-            raise
+    def words(error: Exception) -> str:
+        if not (is_own(backbone) and any(frame.f_code is Network.forward.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))):
+            return ""  # it was raised elsewhere
         cure = "; if it computes in float64 inside, choose --set precision=float32" if re.search("dtype|scalar type", str(error)) else ""
-        raise InputError(f"forward of the network {backbone} failed while it was trained: {error_in_short(error)}{cure}") from error
+        return f"forward of the network {backbone} failed while it was trained: {error_in_short(error)}{cure}"
+    return in_a_sentence(words)
 
 # %% ../../nbs/machine_room/35_building.ipynb #c07-507d01
 def find_method(name: str) -> type[Method]:  # a class with `from_recipe`

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from ..encoders import BackboneConfig, Encoder, FrozenEncoder, backbones, build_backbone, check_kind, check_partners, load_encoder, read_safetensors
 from ..errors import InputError, suggest
 from ..kernels.backbones import is_own
-from isd_nb.methods.foreign_names import (
-    KeyLayout, encoders_beside, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, padded_stem, strays, two_networks,
-    unwrappings, why_no_weights)
+from .foreign_names import KeyLayout, guess_network, heads, holds, is_moco_v3, layouts, odd_shapes, own_names, padded_stem, strays
+from .foreign_names import encoders_beside, two_networks, unwrappings, why_no_weights
 from .hub import hub_file
 from .networks import as_it_is, check_given, imagenet, need_timm, network_size, no_network, normalisation, parse_network, torchvision_statistics, view_size, with_network
 from ..recipe import Recipe
@@ -76,7 +75,7 @@ def read_file(path: Path) -> tuple[Any, list[str]]:  # what it holds; names of c
             if (found := stand_in(error, known)) is None:
                 with path.open("rb") as file:
                     start = file.read(24)
-                if not start.startswith((b"PK", b"\x80")):  # a page of the web, a pointer of Git LFS
+                if not start.startswith((b"PK", b"\x80")):  # a page of the web
                     raise InputError(f"{path} is no checkpoint of PyTorch: it begins with {start!r}") from error
                 raise InputError(f"{path} holds more than tensors and settings, and code of a file is not run: save a state_dict") from error
             known |= dict([found])

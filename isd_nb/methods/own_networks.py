@@ -77,7 +77,7 @@ def check_own(net: nn.Module, recipe: Recipe, channels: int) -> None:
     check_copy(copied(net), both, images[:2], name)
     check_learning(net, recipe, images, both.shape[1])
 
-
+# %% ../../nbs/machine_room/87_own_networks.ipynb #netw-state-c1
 def check_state(net: nn.Module, name: str) -> None:
     "Raise an `InputError` where no file of weights holds what a network keeps."
     state = net.state_dict()
@@ -147,7 +147,7 @@ def check_learning(net: nn.Module, recipe: Recipe, images: Tensor, width: int) -
         warnings.warn(f"{name} changes {', '.join(moved[:3])} while it trains, which no checkpoint holds, so that a resumed run may differ: "
                       "keep it in a buffer", stacklevel=2)
 
-
+# %% ../../nbs/machine_room/87_own_networks.ipynb #on-beside-c1
 moving_kinds = (Number, torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 

@@ -168,10 +168,10 @@ def feature_groups(encoders: Mapping[str, nn.Module], train: ImageSet, test: Ima
     widths = feature_widths(encoders, train, place)
     kept = kept_at(widths, len(train), len(test), place)
     groups = passes(widths, len(train), len(test), from_first(free_memory()) if shared else free_memory())
-    for left, names in zip(range(len(groups) - 1, -1, -1), groups):
+    for names in groups:
         some = {name: encoders[name] for name in names}
         found = [features_of(some, images, place, {n: kinds[n] for n in names}, shared, kept) for images in (train, test)]
-        if then and not left:
+        if then and names is groups[-1]:
             then()
         yield {name: (found[0].pop(name), found[1].pop(name)) for name in names}
 

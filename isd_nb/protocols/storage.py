@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import InputError
+from ..kernels.archives import damaged_part
 from ..kernels.devices import from_all, from_first, processes
 
 # %% ../../nbs/machine_room/43_storage.ipynb #lf2efbcb34
@@ -80,10 +81,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
 
 # %% ../../nbs/machine_room/43_storage.ipynb #c07-4f9161
 def check_whole(path: Path) -> None:
-    "Raise where the sums that `torch.save` writes do not fit: PyTorch itself does not check them."
-    with zipfile.ZipFile(path) as parts:
-        if (part := parts.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{part} is not what was written")
+    "Raise where the sums that `torch.save` writes do not fit."
+    if part := damaged_part(path):
+        raise zipfile.BadZipFile(f"{part} is not what was written")
 
 
 def read_whole(path: Path) -> dict[str, Any]:
