@@ -6,11 +6,10 @@
 A recipe, cut short, once in each form for every seed, from the same weights and in the same order of images:
 
 * `fast`: `isd_nb.engine.training.train`, as `isd_train` runs it: views of the whole batch as matrices, channels_last,
-  bfloat16
-  where the processor has it, the streaming loss, the foreach moving average;
+  bfloat16 where the processor has it, the streaming loss, the foreach moving average;
 * `plain`: one image at a time through Pillow and torchvision with the same random numbers, float32, the default memory
   layout, the full batch-by-queue matrix, a loop over parameters (recipes of grey images only);
-* `exact_loss`: as `fast`, but the loss reads the queue in single precision (recipes with 4,096 anchors or more).
+* `exact_loss`: as `fast`, but the loss reads the queue in single precision (recipes whose queue is read in bfloat16).
 
 All are scored by 20-NN with the teacher's features on held-out images (the bank: up to 10,000 training images, evenly
 spread), after each quarter. Labels choose nothing. Differences of a seed are compared with the spread over seeds.
@@ -116,7 +115,7 @@ def train_fast(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) 
 
 def train_with_exact_loss(recipe: Recipe, images: ImageSet, score: Callable[[ISD], float]) -> list[float]:
     "As `train_fast`, with all products of the loss in single precision."
-    with patch("isd_nb.kernels.bfloat16_attention.product_precision", lambda anchors: torch.float32):
+    with patch("isd_nb.isd.product_precision", lambda anchors: torch.float32):
         return train_fast(recipe, images, score)
 
 

@@ -13,6 +13,7 @@ import torch
 from launching import forking, run_forked
 from isd_nb.kernels.convolution import dense_pays, product_pays
 from isd_nb.kernels.devices import has_bfloat16
+from isd_nb.methods.building import build_method
 from isd_nb.recipe import find_recipe
 from isd_nb.sources.digits import digits
 
@@ -161,3 +162,25 @@ def test_benchmarks_of_minutes_begin(name, monkeypatch, capsys):
         script.main()
     printed = " ".join(capsys.readouterr().out.split())
     assert not ended.value.code and f"usage: {name}.py" in printed and script.__doc__.split("\n")[0] in printed
+
+
+def test_the_exact_loss_of_equivalence_reaches_the_method(monkeypatch):
+    "What is patched is the name that `ISD` calls; otherwise both forms would be the same."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script, seen = importlib.import_module("equivalence"), []
+    monkeypatch.setattr("isd_nb.isd.product_precision", lambda anchors: torch.bfloat16)
+
+    def loss(queries, *others, products):
+        seen.append(products)
+        return queries.sum()
+
+    def train_once(*given):
+        method = build_method(find_recipe("digits"), digits()[0])
+        method(torch.zeros(4, 1, 16, 16), torch.zeros(4, 1, 16, 16))
+        return []
+
+    monkeypatch.setattr("isd_nb.isd.streaming_soft_label_loss", loss)
+    monkeypatch.setattr(script, "train_fast", train_once)
+    for form in (script.train_fast, script.train_with_exact_loss):
+        form(None, None, None)
+    assert seen == [torch.bfloat16, torch.float32]

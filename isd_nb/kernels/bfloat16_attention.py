@@ -53,7 +53,7 @@ def bfloat16_attention(scaled: Tensor,  # float32 (B, D) queries or keys, each d
 
 # %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c26-2696fc
 def product_precision(anchors: Tensor) -> torch.dtype:  # (K, D), what will be read
-    "bfloat16 where autocast uses it on a processor that multiplies it, and the queue is long enough to gain; else float32."
+    "bfloat16 where autocast uses it on a processor that multiplies it, and the queue holds enough numbers to gain; else float32."
     kind = anchors.device.type
     halves = kind == "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-    return torch.bfloat16 if halves and len(anchors) >= 4096 and has_bfloat16(kind) else torch.float32
+    return torch.bfloat16 if halves and anchors.numel() >= 1 << 17 and has_bfloat16(kind) else torch.float32
