@@ -3,7 +3,8 @@
     python benchmarks/collapse.py --images 62000
     python benchmarks/collapse.py --summary
 
-The recipe, the splits and the seeds are those of ablations.py; nothing is tuned until it collapses. Of every
+The splits and the seeds are those of ablations.py; the recipe is the one before today's, `isd` of
+results/search/digits/final.json, whose head has batch norm. Nothing is tuned until it collapses. Of every
 encoder, while training: 20-NN accuracy of the validation split, effective rank, spread of unit features, alignment,
 uniformity, the same of the projector's vectors (rank and spread), and the entropy of the soft labels. `end` holds
 the scores of the 500 test digits. Each run is a file OUT/NAME-SEED.json and is not repeated.
@@ -55,7 +56,7 @@ CASES: dict[str, Variant] = {
 def in_numbers(variant: Variant) -> Variant:
     "A variant whose teacher temperature and queue are numbers."
     method, changes = variant
-    settings = final_settings()
+    settings = final_settings("isd")
     student = settings.get("student_temperature", 0.1)
     values = {"student": student, "twice": 2 * student, "batch": settings["batch_size"]}
     return method, {k: values.get(v, v) if isinstance(v, str) else v for k, v in changes.items()}
@@ -65,7 +66,7 @@ def run(name: str, seed: int, images: int) -> dict[str, Any]:
     "One training with its curves; a training that diverges says so."
     train_set, test = digits(seed=200 + seed)
     train_set, validation = hold_out(train_set, "digits")
-    recipe = variant_recipe(in_numbers(CASES[name]), images, seed, POINTS)
+    recipe = variant_recipe(in_numbers(CASES[name]), images, seed, POINTS, "isd")
     try:
         method, curve, cost = trained(recipe, train_set, health(recipe, train_set, validation, IMAGES, BANK))
     except InputError as error:

@@ -3,11 +3,12 @@
     python benchmarks/momentum.py --images 62000
     python benchmarks/momentum.py --summary
 
-The recipe, the splits and the seeds are those of ablations.py; teacher and student of every run are compared twenty
-times while training, by 20-NN accuracy of the validation split. Momentum is constant, or rises along a cosine to 1;
-the learning rate decays along a cosine, or stays for 70% of the steps and falls to a fifth then and again at 90%, as
-in the authors' scripts. `steps-0.999` is what the poster has: momentum 0.999, a rate that stays. Nothing is chosen by
-these runs. Each run is a file OUT/SCHEDULE-MOMENTUM-SEED.json and is not repeated.
+The splits and the seeds are those of ablations.py; the recipe is the one before today's, `isd` of
+results/search/digits/final.json. Teacher and student of every run are compared twenty times while training, by 20-NN
+accuracy of the validation split. Momentum is constant, or rises along a cosine to 1; the learning rate decays along a
+cosine, or stays for 70% of the steps and falls to a fifth then and again at 90%, as in the authors' scripts.
+`steps-0.999` is what the poster has: momentum 0.999, a rate that stays. Nothing is chosen by these runs. Each run is
+a file OUT/SCHEDULE-MOMENTUM-SEED.json and is not repeated.
 """
 
 import json
@@ -38,7 +39,7 @@ def run(case: str, seed: int, images: int) -> dict[str, Any]:
     "One training, with the accuracy of both encoders at twenty moments."
     train_set, test = digits(seed=200 + seed)
     train_set, validation = hold_out(train_set, "digits")
-    recipe = variant_recipe(("isd", CASES[case]), images, seed, evaluations=20)
+    recipe = variant_recipe(("isd", CASES[case]), images, seed, evaluations=20, entry="isd")
     method, curve, cost = trained(recipe, train_set, curve_of(train_set, validation))
     return dict(scores=scores_of(method, train_set, test), curve=curve, recipe_json=describe(recipe), **cost)
 

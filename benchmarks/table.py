@@ -1,6 +1,6 @@
 """The final tables: frozen settings, and the test images scored once, at the end.
 
-    python benchmarks/table.py --images 250000 --splits 101 102 103
+    python benchmarks/table.py --images 460800 --splits 101 102 103
     python benchmarks/table.py --recipe cifar10_small --data folder:data/cifar10 --images 300000 --splits 0 1 2
     python benchmarks/table.py --summary
 
@@ -54,8 +54,6 @@ BORROWED = {"byol": "byol_asym"}  # takes the settings of another where it has n
 METHODS = (
     "isd",
     "isd_by_hand",
-    "moco_v2_by_hand",
-    "simclr_by_hand",
     "isd_predictor",
     "moco_v2",
     "byol_asym",
@@ -76,7 +74,7 @@ GUIDES = RESULTS.parent / "runs" / "guides"
 def settings_for(entry: str, recipe: str = "digits") -> tuple[dict[str, Any], str]:  # settings, and where from
     "The frozen settings of an entry."
     folder, earlier = RESULTS / "search" / recipe, RESULTS / "compare" / f"{recipe}_settings.json"
-    if entry.endswith("_by_hand"):
+    if entry == "isd_by_hand":
         return json.loads((folder / "final.json").read_text())[entry]["settings"], "found by hand, outside the search"
     path = folder / "chosen.json"
     chosen = json.loads(path.read_text()) if path.is_file() else {}
