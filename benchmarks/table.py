@@ -8,9 +8,10 @@
 and with it every image. Settings were chosen by digits of split 0: by the 260 of search.py's validation split, and in
 earlier days by its 500 test digits. None of these 760 is scored here: of the 500 test digits of a split the others
 are, some 290 (`never_chosen_by`). Of the 1,297 others 260 originals are held out as in search.py: their 20-NN accuracy
-while training is the learning curve (over images seen and processor seconds). Networks and classifiers see the other 1,037 originals, four copies each. PIRL, InvP, CompRess and
-supervised training keep settings of an earlier search of four trials (results/compare/digits_settings.json), and BYOL
-takes those of `byol_asym`; their rows say so. CompRess distils the teacher of `isd` of the same split, trained first.
+while training is the learning curve (over images seen and processor seconds). Networks and classifiers see the other
+1,037 originals, four copies each. PIRL, InvP, CompRess and supervised training keep settings of an earlier search of
+four trials (results/compare/digits_settings.json), and BYOL takes those of `byol_asym`; their rows say so. CompRess
+distils the teacher of `isd` of the same split, trained first.
 
 **CIFAR-10.** The test images are those of the set. A tenth of the training images is held out as in search.py, for
 the learning curves alone. A split is a seed of the training. Only methods with a search of their own take part.
