@@ -18,8 +18,9 @@ with the same effort: `isd` has no predictor, `isd_predictor` has one, as publis
 searched: it doubles the compute for the same images, and is an ablation.
 
 **The space** is stated below. Learning rate, weight decay, projector, batch norm's parts, crops and rotation are
-searched for every method; momentum, temperatures, predictor and options where the method has them. The network is
-the same for all.
+searched for every method; momentum, temperatures, predictor and options where the method has them. Projectors have
+64 to 512 dimensions; of BYOL and SimSiam, which need batch norm inside, all have a hidden layer (`PROJECTORS`). The
+network is the same for all.
 
 Every finished trial is a file OUT/RECIPE/METHOD/TRIAL-IMAGES.json and is not repeated. `--summary` writes what was
 chosen to OUT/RECIPE/chosen.json, which `isd_compare --settings` reads (but for `isd_predictor`, which is no
@@ -48,7 +49,10 @@ from isd_nb.sources.door import load_images
 from isd_nb.recipe import Recipe, find_recipe
 
 Rungs = Sequence[tuple[int, int]]  # (images seen by a trial, trials), from the first round to the last
-RUNGS: dict[str, Rungs] = {"digits": ((62_000, 12), (187_000, 3)), "cifar10_small": ((50_000, 6), (150_000, 2))}
+RUNGS: dict[str, Rungs] = {
+    "digits": ((62_000, 24), (187_000, 6)),
+    "cifar10_small": ((50_000, 6), (150_000, 2)),
+}
 
 # Settings of the recipes when the search began, for those that may have changed since.
 START_OF_BOTH: dict[str, Any] = dict(
@@ -86,7 +90,7 @@ COMMON: dict[str, dict[str, list]] = {
     "digits": {
         "learning_rate": [0.06, 0.1, 0.2, 0.4],
         "weight_decay": [2e-5, 1e-4, 5e-4],
-        "projector": [[128, 64], [256, 64], [256, 128]],
+        "projector": [[128, 64], [256, 128], [256], [512]],
         "batch_norm_splits": [1, 2, 4],
         "views.crop_scale": [[0.5, 1.3], [0.3, 1.3], [0.4, 1.6]],
         "views.rotation": [10, 20],
@@ -99,6 +103,9 @@ COMMON: dict[str, dict[str, list]] = {
         "views.crop_scale": [[0.2, 1.0], [0.3, 1.0], [0.12, 1.0]],
     },
 }
+# but for methods whose projector needs a hidden layer with batch norm ...
+PROJECTORS: dict[str, list] = {"digits": [[128, 64], [256, 128], [256, 256], [512, 256]]}
+HIDDEN = ("byol", "byol_asym", "simsiam")
 # ... and from what it has of these.
 QUEUE = {"momentum": [[0.8, 1.0], [0.9, 1.0], [0.95, 1.0], [0.98, 1.0], [0.97, 0.99]], "queue_size": [1024, 2048, 4096]}
 TEACHER = {"momentum": QUEUE["momentum"]}
@@ -121,6 +128,8 @@ SPACES: dict[str, dict[str, list]] = {
         "options.prototypes": [32, 64, 128, 256],
         "options.epsilon": [0.03, 0.05],
     },
+    "pirl": {"options.temperature": [0.07, 0.1, 0.2], "options.weight": [0.5, 0.75]},
+    "invp": {"options.temperature": [0.07, 0.1, 0.2], "options.positives": [5, 20, 100]},
 }
 
 
@@ -138,6 +147,8 @@ def settings_of(entry: str, trial: int, recipe: str, seed: int = 0) -> dict[str,
         return {}
     rng = np.random.default_rng([seed, trial, *entry.encode()])
     space = COMMON[recipe] | SPACES[entry]
+    if entry in HIDDEN and recipe in PROJECTORS:
+        space |= {"projector": PROJECTORS[recipe]}
     return {name: values[rng.integers(len(values))] for name, values in space.items()}
 
 
