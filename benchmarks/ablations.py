@@ -44,8 +44,6 @@ VARIANTS: dict[str, Variant] = {
     # the heads
     "predictor_128": ("isd", {"predictor": [128]}),
     "no_projector": ("isd", {"projector": []}),
-    "projector_256_256": ("isd", {"projector": [256, 256]}),
-    "one_layer_64": ("isd", {"projector": [64]}),
     # the queue
     **{f"queue_{k}": ("isd", {"queue_size": k}) for k in (256, 8192)},
     "prefilled": ("variants:Prefilled", {}),
@@ -56,13 +54,10 @@ VARIANTS: dict[str, Variant] = {
     "momentum_0.99": ("isd", {"momentum": [0.99, 0.99]}),
     "momentum_0.97_to_0.99": ("isd", {"momentum": [0.97, 0.99]}),
     # batch norm
-    "parts_4": ("isd", {"batch_norm_splits": 4}),
     "parts_4-shuffled_keys": ("variants:Shuffled", {"batch_norm_splits": 4}),
-    # both directions: at the same images, and at the same passes through encoders
-    "symmetric": ("isd", {"options.symmetric": True}),
+    # both directions, at the same passes through encoders
     "symmetric-half_the_images": ("isd", {"options.symmetric": True}),
     # the views
-    "crops_larger": ("isd", {"views.crop_scale": [0.7, 1.2]}),
     "crops_smaller": ("isd", {"views.crop_scale": [0.25, 1.3]}),
     "crops_of_all_sizes": ("isd", {"views.crop_scale": [0.4, 1.6]}),
     "rotation_20": ("isd", {"views.rotation": 20}),

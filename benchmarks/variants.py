@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from isd_nb.methods.byol import BYOLAsym
 from isd_nb.method import shuffle_order
-from isd_nb.methods.moco_v2 import contrastive_loss
+from isd_nb.kernels.bfloat16_attention import product_precision
+from isd_nb.methods.moco_v2 import streaming_contrastive_loss
 from isd_nb.methods.simclr import SimCLR
 from isd_nb.methods.simsiam import SimSiam
 from isd_nb.data import ImageSet
@@ -21,7 +22,7 @@ from isd_nb.encoders import BackboneConfig, Encoder, build_backbone, mlp
 from isd_nb.isd import ISD
 from isd_nb.method import Output
 from isd_nb.kernels.attention import at_least_float32
-from isd_nb.loss import soft_label_loss
+from isd_nb.loss import streaming_soft_label_loss
 from isd_nb.sources.batches import seeded
 
 
@@ -73,7 +74,8 @@ class OneHot(ISD):
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
         queries, keys = self.compare_both(view_q, view_k, buffers := {})
-        loss = contrastive_loss(queries, keys, self.queue.anchors, self.student_temperature)
+        products = product_precision(anchors := self.queue.anchors)  # as ISD's own loss: only the label differs
+        loss = streaming_contrastive_loss(queries, keys, anchors, self.student_temperature, products=products)
         return Output(loss, keys[: len(view_q)], buffers)
 
 
@@ -89,8 +91,10 @@ class Mixture(ISD):
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
         queries, keys = self.compare_both(view_q, view_k, buffers := {})
-        hard = contrastive_loss(queries, keys, self.queue.anchors, self.student_temperature)
-        soft = soft_label_loss(queries, keys, self.queue.anchors, self.student_temperature, self.teacher_temperature)
+        anchors, student, teacher = self.queue.anchors, self.student_temperature, self.teacher_temperature
+        products = product_precision(anchors)
+        hard = streaming_contrastive_loss(queries, keys, anchors, student, products=products)
+        soft = streaming_soft_label_loss(queries, keys, anchors, student, teacher, products=products)
         return Output(self.weight * hard + (1 - self.weight) * soft, keys[: len(view_q)], buffers)
 
 

@@ -123,3 +123,20 @@ def test_the_settings_of_saved_trials_stay(name: str, monkeypatch: pytest.Monkey
         made = experiment.entry_recipe(trial["entry"], base, trial["budget"], trial["settings"], trial["seed"])
         now = experiment.describe(made)
         assert {k: v for k, v in trial["recipe_json"].items() if k in now and now[k] != v} == {}
+
+
+@pytest.mark.parametrize("name", ["isd", "variants:OneHot", "variants:Mixture"])
+def test_controlled_pairs_read_the_queue_in_one_precision(
+    health: ModuleType, images: ImageSet, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    "Where ISD's products are in bfloat16, so are those of the variants that differ in the label alone."
+    seen = []
+    variants = importlib.import_module("variants")
+    for place in ("isd_nb.isd", "variants"):
+        monkeypatch.setattr(f"{place}.product_precision", lambda anchors: torch.bfloat16)
+        for loss in ("streaming_soft_label_loss", "streaming_contrastive_loss"):
+            if hasattr(variants if place == "variants" else importlib.import_module(place), loss):
+                monkeypatch.setattr(f"{place}.{loss}", lambda q, *_, products: (seen.append(products), q.sum())[1])
+    method = prepare_training(replace(TOY, method=name), images, "cpu").method
+    method(*torch.rand(2, 8, 1, 16, 16))
+    assert seen and set(seen) == {torch.bfloat16}

@@ -51,6 +51,22 @@ def test_no_original_is_on_both_sides(search: ModuleType) -> None:
     assert torch.equal(held.labels, search.hold_out(images, "digits")[1].labels), "the split does not change"
 
 
+def test_the_final_table_scores_no_digit_that_chose_a_setting(search: ModuleType) -> None:
+    "The canvas hides which digit an image shows, so originals are followed by their numbers."
+    table = importlib.import_module("table")
+    train_set = digits()[0]
+    targets = table.load_digits().target
+    others = np.setdiff1d(np.arange(len(targets)), table.test_originals(0), assume_unique=True)
+    order = table.train_test_split(np.arange(len(targets)), test_size=500, stratify=targets, random_state=0)[0]
+    assert set(order) == set(others) and (targets[order].repeat(4) == train_set.labels.numpy()).all()
+    held = order[sorted({i // 4 for i in sides(search, len(train_set), train_set.labels)[1]})]
+    for split in (101, 102, 103):
+        scored = table.test_originals(split)[table.never_chosen_by(split).numpy()]
+        assert len(scored) > 200 and not np.isin(scored, [*held, *table.test_originals(0)]).any()
+        final = table.sets_of("digits", "digits", split)[2]
+        assert (targets[scored] == final.labels.numpy()).all()
+
+
 def sides(search: ModuleType, count: int, labels: torch.Tensor) -> tuple[list[int], list[int]]:
     "The rows on either side, found through images that hold their own number in two bytes."
     numbers = torch.arange(count)
