@@ -1,9 +1,13 @@
 """The benchmarks' scripts at toy size: that they run and save what the page on benchmarks reads, not their speed."""
 import argparse
 import importlib
+import itertools
 import json
+import os
 import re
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,3 +254,19 @@ def test_the_exact_loss_of_equivalence_reaches_the_method(monkeypatch):
     for form in (script.train_fast, script.train_with_exact_loss):
         form(None, None, None)
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_readers_of_packed_sets_begin_together(monkeypatch, tmp_path):
+    "Here one has read to its end before the other has opened: each would be measured alone."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    packed = importlib.import_module("packed")
+
+    def of_one_late(folder, size, batch):
+        with suppress(FileExistsError):
+            (folder / "first").symlink_to(str(os.getpid()))
+        time.sleep(0 if os.readlink(folder / "first") == str(os.getpid()) else 0.3)
+        return itertools.repeat(torch.zeros(batch))
+    monkeypatch.setitem(packed.CONTESTANTS, "late", of_one_late)
+    found = packed.read_together(2, "late", tmp_path, 8, 4, 0.2)
+    (_, *one, _), (_, *other, _) = found
+    assert max(one[0], other[0]) < min(one[1], other[1]) and packed.rates(found)["images_per_second"] > 0
