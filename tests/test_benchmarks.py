@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -270,3 +271,20 @@ def test_readers_of_packed_sets_begin_together(monkeypatch, tmp_path):
     found = packed.read_together(2, "late", tmp_path, 8, 4, 0.2)
     (_, *one, _), (_, *other, _) = found
     assert max(one[0], other[0]) < min(one[1], other[1]) and packed.rates(found)["images_per_second"] > 0
+
+
+def test_a_file_states_instructions_and_commit(monkeypatch, tmp_path):
+    "Two processors of one name may differ, as the code of one version may; without a clone there is no commit."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "COMMIT", "1234567+")
+    found = common.about("x", rounds=2)
+    assert found["instructions"].startswith(torch.backends.cpu.get_cpu_capability()) and found["rounds"] == 2
+    assert found["commit"] == "1234567+" and common.commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", common.commit(tmp_path))
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "new.py").touch()
+    assert common.commit(tmp_path).endswith("+")
