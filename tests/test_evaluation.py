@@ -24,7 +24,8 @@ from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.errors import InputError
-from isd_nb.evaluation import LinearClassifier, Score, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
+from isd_nb.evaluation import (
+    LinearClassifier, Score, accuracy_interval, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy)
 from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
 from isd_nb.methods.building import backbone_config, build_method
 from isd_nb.protocols.scorer import score_encoders
@@ -300,3 +301,12 @@ def test_a_result_of_an_earlier_recipe_is_marked(
     (tmp_path / "x.json").write_text(json.dumps({"question": saved} if inside else saved))
     read_result("x", folder=tmp_path)
     assert "by an earlier form of the recipe: projector [128, 64] (today [256])\n" in capsys.readouterr().out
+
+
+def test_an_interval_of_an_accuracy_has_a_width_at_its_ends() -> None:
+    "By Wilson: with 20 of 20 right the lower end is 20 / (20 + 1.96 squared)."
+    right = torch.ones(20, dtype=torch.bool)
+    assert accuracy_interval(right) == pytest.approx((20 / (20 + 1.95996**2), 1), abs=1e-5)
+    assert accuracy_interval(~right) == pytest.approx((0, 1 - 20 / (20 + 1.95996**2)), abs=1e-5)
+    low, high = accuracy_interval(torch.arange(40) < 20)
+    assert low == pytest.approx(1 - high) and 0.35 < low < 0.36
