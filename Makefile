@@ -19,7 +19,7 @@ help:
 	@echo "make endure  kill runs, fill their disks and interrupt them, and compare how they end (half an hour)"
 	@echo "make fuzz    give the commands 2,400 bad inputs (minutes)"
 	@echo "make coverage measure which lines no notebook and no test runs (half an hour)"
-	@echo "make clean   remove the environments and caches (runs/ and data/ stay)"
+	@echo "make clean   remove the environments and caches (runs/, data/ and course/handouts/ stay)"
 
 $(VENV)/ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
@@ -88,4 +88,4 @@ coverage: $(VENV)/ready
 	$(BIN)/python tests/measure_coverage.py $(COVERAGE)
 
 clean:
-	rm -rf .venv .venv-* _build _site _slides course/handouts build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* _build _site _slides build dist isd_nb.egg-info .pytest_cache .ruff_cache .mypy_cache

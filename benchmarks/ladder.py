@@ -3,9 +3,10 @@
     python benchmarks/ladder.py --images 187000
     python benchmarks/ladder.py --summary
 
-Every step has the settings that the shared search chose for SimCLR (results/search/digits/chosen.json): learning
-rate, views, heads, batch norm and temperature. What SimCLR has not, the length of the queue and the teacher's
-momentum and temperature, is ISD's of the same file's beginning (search.py, START). Splits, seeds and scores are
+Every step has the settings that the shared search chose for SimCLR (results/search/digits/chosen.json: learning rate,
+views, batch norm and temperature) but for the projector, which has a hidden layer of 256 and 128 dimensions, as an
+earlier search chose it. What SimCLR has not, the length of the queue and the teacher's momentum and temperature, is
+ISD's at the search's beginning (search.py, START). Splits, seeds and scores are
 those of ablations.py: `digits(seed=200 + SEED)`, 500 test digits, the same for all steps of a seed. Nothing is
 chosen by these runs. Each run is a file OUT/STEP-SEED.json and is not repeated. The teacher is scored where the keys
 are its own, else the student.
@@ -24,6 +25,7 @@ from isd_nb.engine.launch import one_sentence
 from isd_nb.sources.digits import digits
 from search import base_of
 
+PROJECTOR = {"projector": [256, 128]}
 SHARPER = {"student_temperature": 0.1}  # ISD's; the search chose 0.3 for SimCLR
 STEPS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # what is new, the step before, the method, its settings
     "simclr": ("both views learn", "", "simclr", {}),
@@ -48,7 +50,7 @@ def run(step: str, seed: int, images: int) -> dict[str, Any]:
     train_set, test = digits(seed=200 + seed)
     train_set, _ = hold_out(train_set, "digits")
     _, _, method, changes = STEPS[step]
-    settings = json.loads((RESULTS / "search" / "digits" / "chosen.json").read_text())["simclr"]["settings"]
+    settings = json.loads((RESULTS / "search" / "digits" / "chosen.json").read_text())["simclr"]["settings"] | PROJECTOR
     if changes.get("learning_rate") == "twice":
         changes = changes | {"learning_rate": 2 * settings["learning_rate"]}
     recipe = entry_recipe(method, base_of("digits"), images, settings | {"predictor": []} | changes, seed)

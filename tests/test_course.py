@@ -149,6 +149,33 @@ def test_a_handout_is_its_page_without_solutions(name: str, folder: Path) -> Non
     assert not [link for link in links_of(handout) if not any((place / link).resolve().exists() for place in places)]
 
 
+def test_handouts_replace_no_work_of_others(tmp_path: Path) -> None:
+    out = tmp_path / "handouts"
+    handouts.write_handouts(out)
+    own, lesson, record = out / "my_exam.ipynb", out / "3_queue.ipynb", out / handouts.WRITTEN
+    own.write_text("{}\n")
+    old = dict.fromkeys(("gone.ipynb", "kept.ipynb", "quiz.md"), handouts.sum_of("old\n"))
+    record.write_text(json.dumps(json.loads(record.read_text()) | old))  # as after another version of the lessons
+    for name, text in (("gone.ipynb", "old\n"), ("kept.ipynb", "edited\n"), ("quiz.md", "old\n")):
+        (out / name).write_text(text)
+    handouts.write_handouts(out)
+    assert own.exists() and not (out / "gone.ipynb").exists() and (out / "kept.ipynb").exists()
+    assert (out / "quiz.md").read_text() != "old\n"
+    lesson.write_text(lesson.read_text() + " ")
+    edited, quiz = lesson.read_text(), (out / "quiz.md").stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match=r"^3_queue\.ipynb in .*--out$"):
+        handouts.write_handouts(out)
+    assert lesson.read_text() == edited and (out / "quiz.md").stat().st_mtime_ns == quiz
+
+
+def test_lessons_are_never_replaced_by_handouts(tmp_path: Path) -> None:
+    (tmp_path / "1_views.ipynb").write_text((ROOT / "nbs" / "1_isd" / "1_views.ipynb").read_text())
+    with pytest.raises(FileExistsError, match=r"1_views\.ipynb"):
+        handouts.write_handouts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "handouts" not in (ROOT / "Makefile").read_text().partition("\nclean:")[2]  # students write there
+
+
 def code_cells(path: Path) -> list[str]:
     return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
 

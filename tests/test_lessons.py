@@ -103,6 +103,9 @@ def test_exercises_are_complete(path: Path) -> None:
     tagged = [c for c in cells_of(path, "code") if "exercise" in c["metadata"].get("tags", [])]
     part = prose_of(path).partition("\n## Exercises")[2]
     announced = re.findall(r"^\*\*(?:Exercise \d+|\d+\. [^*]+)\*\* \(\d+ minutes, (?:easy|medium|hard)\)", part, re.M)
+    minutes = sum(int(n) for line in announced for n in re.findall(r"\((\d+) minutes", line))
+    box = source(cells_of(path, "markdown")[0])
+    assert re.search(rf"\*\*Minutes\*\* \| \d+, and {minutes} for the exercises \|", box), f"{minutes} for them"
     assert len(tagged) >= 2, "two exercises or more, each in a tagged cell"
     assert len(announced) == len(tagged), f"`**Exercise 1** (5 minutes, easy)` before each: {announced}"
     for summary in ("Hint", "Solution"):

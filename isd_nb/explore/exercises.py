@@ -6,6 +6,7 @@
 __all__ = ['check', 'two_views', 'tiny_student']
 
 # %% ../../nbs/machine_room/77_exercises.ipynb #c766de4dc
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,34 @@ def check(answer: Callable[[], Any],  # computes the answer: a number, a list or
           ) -> None:
     'Print "Right", or what is wrong with the answer; never raise.'
     try:
-        got = answer()
-        empty = any(part is None or part is ... for part in (got if isinstance(got, (list, tuple)) else [got]))
-        result = None if empty else torch.as_tensor(got).detach().double()
+        print(_verdict(answer(), torch.as_tensor(expected).detach().double(), tolerance))
     except Exception as error:  # whatever a half-written answer raises, the page goes on
-        nothing = "NoneType" in str(error)  # what an empty function returns was used
-        return print("Not yet: a function returns nothing" if nothing else f"Not yet: {type(error).__name__}: {error}")
-    if result is None:
-        return print("Not yet: the function returns nothing")
-    print(_verdict(result, torch.as_tensor(expected).detach().double(), tolerance))
+        nothing = "NoneType" in str(error) and not _is_of_a_function(error, answer)  # what an empty function returns was used
+        print("Not yet: a function returns nothing" if nothing else f"Not yet: {type(error).__name__}: {error}")
 
 # %% ../../nbs/machine_room/77_exercises.ipynb #cfe7d5f48
-def _verdict(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str:
+def _is_of_a_function(error: Exception, answer: Callable[[], Any]) -> bool:
+    "Was the error raised in a function of another cell than the check's?"
+    below = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]  # without `check` itself
+    codes = [frame.f_code for frame in below if frame.f_globals is getattr(answer, "__globals__", None)]
+    return any(code.co_filename != codes[0].co_filename for code in codes)  # the first is that of `answer`
+
+
+def _verdict(got: Any, expected: torch.Tensor, tolerance: float) -> str:
+    "One sentence on what an answer returned."
+    parts = got if isinstance(got, (list, tuple)) else [got]
+    if any(part is None or part is ... for part in parts):
+        return "Not yet: the function returns nothing"
+    for place, part in enumerate(parts):
+        if parts is got and expected.dim() == 1 and isinstance(part, torch.Tensor) and part.numel() != 1:
+            return f"Not yet: the result at [{place}] has the shape {tuple(part.shape)}, it should be one number"
+    values = torch.as_tensor(got).detach().to_dense().cpu()
+    if values.is_complex():
+        return "Not yet: the result is complex, it should be real"
+    return _difference(values.double(), expected, tolerance)
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str:
     "One sentence on two tensors."
     if got.shape != expected.shape:
         return f"Not yet: the shape is {tuple(got.shape)}, it should be {tuple(expected.shape)}"
@@ -40,15 +57,19 @@ def _verdict(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str
     if not wrong:
         return "Right"
     if got.numel() <= 6:
-        return f"Not yet: the result is {_short(got)}, it should be {_short(expected)}"
+        return "Not yet: the result is {}, it should be {}".format(*_apart(got, expected))
     place = ", ".join(map(str, wrong[0]))
     return (f"Not yet: {len(wrong)} of {got.numel()} numbers differ; the one at [{place}] is "
-            f"{got[tuple(wrong[0])]:.6g}, it should be {expected[tuple(wrong[0])]:.6g}")
+            "{}, it should be {}".format(*_apart(*(x[tuple(wrong[0])] for x in (got, expected)))))
 
 
-def _short(values: torch.Tensor) -> str:
-    "All numbers, rounded."
-    return ", ".join(f"{v:.6g}" for v in values.flatten().tolist())
+def _apart(*tensors: torch.Tensor) -> list[str]:
+    "All numbers of each tensor: whole ones in full, others rounded to as many digits as tell the tensors apart."
+    for digits in (6, 10, 17):
+        texts = [", ".join(f"{v:.0f}" if v.is_integer() and abs(v) < 1e15 else f"{v:.{digits}g}" for v in x.flatten().tolist()) for x in tensors]
+        if len(set(texts)) > 1:
+            break
+    return texts
 
 # %% ../../nbs/machine_room/77_exercises.ipynb #ex-views
 def two_views(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, 16, 16) each
