@@ -2,8 +2,9 @@
 
     python benchmarks/by_hand.py --images 62000 --trial batch_128 batch_size=128 learning_rate=0.06 --trial as_it_was
 
-The settings are laid over those of `--entry` when the search began (search.py, START). Each trial is a file
-OUT/RECIPE/by_hand/NAME-IMAGES-SEED.json and is not repeated.
+The settings are laid over the recipe of `--entry` when the search began (search.py, START, and what its method
+changes), so that nothing changes them afterwards. Each trial is a file OUT/RECIPE/by_hand/NAME-IMAGES-SEED.json and
+is not repeated.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 
 from experiment import RESULTS, about, chosen_encoder, describe, entry_recipe, found, hold_out, keep, scores_of, trained
 from isd_nb.engine.launch import one_sentence
+from isd_nb.methods.building import check_method
 from isd_nb.methods.choosing import change_setting
 from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
@@ -28,14 +30,13 @@ Sets = tuple[ImageSet, ImageSet]
 
 
 def recipe_of(given: argparse.Namespace, base: Recipe, settings: list[str]) -> Recipe:
-    "The recipe of the entry with these settings."
-    changed = base
+    "The recipe of the entry with these settings, which come after what the method itself changes."
+    recipe = entry_recipe(given.entry, base, given.images, {}, given.seed)
+    recipe = replace(recipe, method=given.method or recipe.method)
     for setting in settings:
-        changed = change_setting(changed, setting)
-    recipe = entry_recipe(given.entry, changed, given.images, {}, given.seed)
-    if any(s.startswith("predictor=") for s in settings):
-        recipe = replace(recipe, predictor=changed.predictor)
-    return replace(recipe, options=changed.options or recipe.options, method=given.method or recipe.method)
+        recipe = change_setting(recipe, setting)
+    check_method(recipe)
+    return replace(recipe, steps=max(1, round(given.images / recipe.batch_size)))
 
 
 def trial(recipe: Recipe, sets: Sets) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Images per second of a packed set, of other formats, and of the same images in memory.
 
     python benchmarks/packed.py --data SPEC [--json FILE] [--size 32] [--images 10000] [--batch 256] [--rounds 7]
-                                [--processes 1 2]
+                                [--processes 1 2] [--seconds 3]
 
 Every contestant hands out batches of bytes (B, C, H, W) in random order (WebDataset: shards in order, shuffled in a
-buffer of 1,000), in one process and in several at once; a round reads all images once in each process, and the
-contestants take turns. The formats that are not installed are left out: pip install datasets webdataset.
+buffer of 1,000), in one process and in several that begin together; each reads for some seconds, epoch after epoch,
+and the contestants take turns. The formats that are not installed are left out: pip install datasets webdataset.
 """
 import argparse
 import io
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +30,13 @@ from isd_nb.data import ImageSet, subsample_evenly
 from isd_nb.sources.door import load_sets
 from isd_nb.sources.packed import read_packed, write_packed
 
-Batches = Iterator[Tensor]  # uint8 (B, C, H, W) each
+Batches = Iterator[Tensor]  # uint8 (B, C, H, W) each, without end
 
 
 def order(count: int, batch: int) -> Iterator[Tensor]:
-    yield from torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(batch)
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield from torch.randperm(count, generator=generator).split(batch)
 
 
 def from_memory(folder: Path, size: int, batch: int) -> Batches:
@@ -62,7 +66,7 @@ def from_shards(folder: Path, size: int, batch: int) -> Batches:
 
     shards = sorted(str(path) for path in folder.glob("shard-*.tar"))
     stream = webdataset.WebDataset(shards, shardshuffle=False).shuffle(1000).decode().to_tuple("npy")
-    return (torch.from_numpy(part[0]) for part in stream.batched(batch))
+    return (torch.from_numpy(part[0]) for _ in itertools.repeat(None) for part in stream.batched(batch))
 
 
 CONTESTANTS: dict[str, Callable[[Path, int, int], Batches]] = dict(
@@ -94,25 +98,32 @@ def write_all(folder: Path, images: ImageSet, files: ImageSet, size: int, names:
     return {name: round(seconds, 2) for name, seconds in took.items()}
 
 
-def read_once(name: str, folder: Path, size: int, batch: int) -> tuple[int, float, float]:
-    "All images once: their number, and the seconds by the clock and of the processor."
+TOGETHER: list[Any] = []  # in a process that reads beside others: the barrier at which they begin
+
+
+def read_for(name: str, folder: Path, size: int, batch: int, seconds: float) -> tuple[int, float, float, float]:
+    "Read for some seconds: the number of images, begin and end by the clock, and the seconds of the processor."
     next(CONTESTANTS[name](folder, size, batch))  # imports, and pages in memory
-    batches = CONTESTANTS[name](folder, size, batch)  # opening is not timed: it happens once in a run
-    clock, processor = time.perf_counter(), time.process_time()
-    count = sum(len(part) for part in batches)
-    return count, time.perf_counter() - clock, time.process_time() - processor
+    batches, count = CONTESTANTS[name](folder, size, batch), 0  # opening is not timed: it happens once in a run
+    for barrier in TOGETHER:
+        barrier.wait()
+    begun, processor = time.perf_counter(), time.process_time()
+    while (now := time.perf_counter()) < begun + seconds:
+        count += len(next(batches))
+    return count, begun, now, time.process_time() - processor
 
 
-def rates(name: str, folder: Path, size: int, batch: int, processes: int) -> dict[str, float]:
+def read_together(processes: int, *what: Any) -> list[tuple[int, float, float, float]]:
+    "What `read_for` returns in each of so many processes, which begin together."
+    context = multiprocessing.get_context("fork")
+    with context.Pool(processes, TOGETHER.append, (context.Barrier(processes),)) as pool:
+        return pool.starmap(read_for, [what] * processes, chunksize=1)
+
+
+def rates(found: list[tuple[int, float, float, float]]) -> dict[str, float]:
     "Images per second of all processes together, and per second of a processor."
-    if processes == 1:
-        found = [read_once(name, folder, size, batch)]
-    else:
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
-            found = pool.starmap(read_once, [(name, folder, size, batch)] * processes, chunksize=1)
-    total = sum(count for count, _, _ in found)
-    return dict(images_per_second=total / max(seconds for _, seconds, _ in found),
-                images_per_processor_second=total / sum(seconds for *_, seconds in found))
+    return dict(images_per_second=sum(count / (ended - begun) for count, begun, ended, _ in found),
+                images_per_processor_second=sum(count for count, *_ in found) / sum(worked for *_, worked in found))
 
 
 def main() -> None:
@@ -124,6 +135,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     torch.set_num_threads(1)  # processes are forked
@@ -140,7 +152,8 @@ def main() -> None:
             rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
             for number in range(args.rounds):
                 for name in names if number % 2 == 0 else names[::-1]:
-                    rounds[name].append(rates(name, folder, args.size, args.batch, processes))
+                    what = name, folder, args.size, args.batch, args.seconds
+                    rounds[name].append(rates(read_together(processes, *what)))
             results[processes] = {name: {key: round(statistics.median(row[key] for row in rows)) for key in rows[0]}
                                   for name, rows in rounds.items()}
             for name, row in results[processes].items():
@@ -148,7 +161,8 @@ def main() -> None:
                 print(f"{processes} process(es) {name:12}{row['images_per_second']:>12,} images/s, "
                       f"{row['images_per_processor_second']:>12,} per processor second, {share:.1%}", flush=True)
     if args.json:
-        settings = about("packed", images=len(images), size=args.size, batch=args.batch, rounds=args.rounds)
+        settings = about("packed", images=len(images), size=args.size, batch=args.batch, rounds=args.rounds,
+                         seconds=args.seconds)
         settings["command"] = settings["command"].replace(args.data, "SPEC")
         args.json.write_text(json.dumps(settings | dict(write_seconds=wrote, results=results), indent=1) + "\n")
 

@@ -104,10 +104,12 @@ def race(saved: dict[str, Any]) -> None:
         found = saved["summary"].get(method)
         if found:
             ax.axhline(found["mark"], lw=0.6, color="black")
-        slower = found["slower_than_ours"] if found else {}
-        ratios = [f"{titles[name]} {ratio:.1f}x" for name, ratio in slower.items() if name != "ours"]
-        more = f"seconds to {found['mark']:g} by those of this book:\n{', '.join(ratios)}"
-        ax.set_title(f"{names[method]}: {more if ratios else 'no mark that all reach'}", fontsize=8)
+        lines = [", ".join(f"{titles[name]} {ratio:.1f}x" for name, ratio in found[key].items() if name != "ours")
+                 for key in ("slower_than_ours", "slower_per_step")] if found else [""]
+        title = "no mark that all reach"
+        if lines[0]:
+            title = f"seconds by those of this book,\nto {found['mark']:g}: {lines[0]}\nper step: {lines[1]}"
+        ax.set_title(f"{names[method]}: {title}", fontsize=8)
         ax.set(xlabel="seconds of training", ylabel="20-NN accuracy, teacher")
         ax.legend(fontsize=8)
 

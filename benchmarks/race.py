@@ -16,8 +16,9 @@ have made ready meanwhile is thrown away before the clocks go on.
 A mark is reached at the first evaluation at or above it. Ratios are of the highest mark that every contestant of a
 method reaches in every seed, if it lies above the accuracy of the untrained networks. Threads are each contestant's
 own default; beside busy processes two OpenMP threads wait for each other, so race once more with OMP_NUM_THREADS=1.
-What FILE already holds of the same settings is not run again; after `--minutes` nothing new is started, and the same
-command goes on.
+Beside them stand the ratios of the seconds of all steps: a mark is chosen afterwards, and one evaluation decides it.
+What FILE already holds of the same settings is not run again, but with `--anew`; after `--minutes` nothing new is
+started, and the same command (without `--anew`) goes on. `--summary` sums up FILE's runs anew and trains nothing.
 """
 from __future__ import annotations
 
@@ -317,14 +318,14 @@ def reached(rows: list[dict[str, float]], mark: float, clock: str = "seconds") -
     return next((row[clock] for row in rows if row["knn20"] >= mark), None)
 
 
-def times_ours(runs: list[dict], mark: float) -> dict[str, float]:
-    """By contestant, the median over seeds of its seconds to a mark over ours at the same seed."""
-    seconds = {(run["contestant"], run["seed"]): reached(run["rows"], mark) for run in runs}
-    ratios: dict[str, list[float]] = {}
-    for (name, seed), taken in seconds.items():
-        if own := seconds.get(("ours", seed)):
-            ratios.setdefault(name, []).append(taken / own)
-    return {name: round(statistics.median(found), 2) for name, found in ratios.items()}
+def ratios(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str, dict[int, float]]:
+    """By contestant and seed, a value of its rows over that of ours at the same seed."""
+    values = {(run["contestant"], run["seed"]): value(run["rows"]) for run in runs}
+    found: dict[str, dict[int, float]] = {}
+    for (name, seed), mine in values.items():
+        if own := values.get(("ours", seed)):
+            found.setdefault(name, {})[seed] = round(mine / own, 2)
+    return found
 
 
 def medians(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str, float]:
@@ -333,8 +334,16 @@ def medians(runs: list[dict], value: Callable[[list[dict]], float]) -> dict[str,
     return {name: statistics.median(value(run["rows"]) for run in runs if run["contestant"] == name) for name in names}
 
 
+def over_seeds(found: dict[str, dict[int, float]]) -> dict[str, float]:
+    """By contestant, the median of its seeds' ratios."""
+    return {name: round(statistics.median(by_seed.values()), 2) for name, by_seed in found.items()}
+
+
 def summary(runs: list[dict]) -> dict[str, dict]:
-    """By method: the highest mark, above the untrained nets, that all reach in all seeds; both clocks, medians."""
+    """By method: the highest mark, above the untrained nets, that all reach in all seeds; both clocks, medians.
+
+    The mark is chosen when all curves are known, on their plateau, where one evaluation decides. So the ratios of the
+    seconds of all steps stand beside its own, both by seed, too."""
     found = {}
     for method in dict.fromkeys(run["method"] for run in runs):
         mine = [run for run in runs if run["method"] == method]
@@ -345,8 +354,12 @@ def summary(runs: list[dict]) -> dict[str, dict]:
         mark = shared[-1]
         wall = medians(mine, lambda rows: reached(rows, mark))  # noqa: B023 (used at once)
         worked = medians(mine, lambda rows: reached(rows, mark, "processor_seconds"))  # noqa: B023
-        found[method] = dict(mark=mark, seconds=wall, processor_seconds=worked, slower_than_ours=times_ours(mine, mark),
-                             last_knn20=medians(mine, lambda rows: rows[-1]["knn20"]))
+        to_mark = ratios(mine, lambda rows: reached(rows, mark))  # noqa: B023
+        all_steps = ratios(mine, lambda rows: rows[-1]["seconds"])
+        found[method] = dict(
+            mark=mark, seconds=wall, processor_seconds=worked, slower_than_ours=over_seeds(to_mark),
+            slower_by_seed=to_mark, slower_per_step=over_seeds(all_steps), slower_per_step_by_seed=all_steps,
+            last_knn20=medians(mine, lambda rows: rows[-1]["knn20"]))
     return found
 
 
@@ -373,7 +386,7 @@ def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: lis
         if not takes_part(name, method) or (method, name, seed) in done:
             continue
         if time.monotonic() - begun > 60 * args.minutes:
-            print(f"{args.minutes:g} minutes are over; the same command goes on")
+            print(f"{args.minutes:g} minutes are over; the same command{' without --anew' * args.anew} goes on")
             break
         load = os.getloadavg()[0]
         rows = one_run(args, method, name, seed)
@@ -398,6 +411,16 @@ def earlier_runs(file: Path | None, settings: dict[str, Any]) -> list[dict]:
     return before["runs"]
 
 
+def print_summary(found: dict[str, dict], data: str) -> None:
+    """Seconds to the mark, and both ratios."""
+    for method, row in found.items():
+        print(f"{method}: 20-NN {row['mark']} on {data}")
+        for name, seconds in row["seconds"].items():
+            slower = [f"   {row[key][name]:5.2f}x ours {what}" for key, what in
+                      (("slower_than_ours", "to the mark"), ("slower_per_step", "per step")) if name in row[key]]
+            print(f"  {name:8}{seconds:8.1f} s{row['processor_seconds'][name]:8.1f} processor s{''.join(slower)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="results; resumed where it exists")
@@ -410,26 +433,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--neighbours", type=int, default=0, help="busy processes beside each, same priority")
     parser.add_argument("--minutes", type=float, default=3.5, help="start nothing new after this time")
+    parser.add_argument("--anew", action="store_true", help="run again what the file holds, whatever its settings")
+    parser.add_argument("--summary", action="store_true", help="sum up the file's runs anew; train nothing")
     parser.add_argument("--one", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--first-seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         recipe = race_recipe(args.methods[0], args.data, args.steps, args.first_seed, args.folder)
         return print(json.dumps(run_one(args.one, recipe, args.every)))
+    if args.summary and not args.json:
+        parser.error("--summary needs --json FILE")
+    if args.summary:
+        saved = json.loads(args.json.read_text())
+        saved["summary"] = summary(saved["runs"])
+        args.json.write_text(json.dumps(saved) + "\n")
+        return print_summary(saved["summary"], saved["data"])
     settings = dict(data=args.data, steps=args.steps, every=args.every, neighbours=args.neighbours)
     settings |= dict(recipes=recipes(args))
-    runs = earlier_runs(args.json, settings | dict(threads=torch.get_num_threads(), torch=torch.__version__))
+    same = settings | dict(threads=torch.get_num_threads(), torch=torch.__version__)
+    runs = [] if args.anew else earlier_runs(args.json, same)
 
     def save(runs: list[dict]) -> None:
         if args.json:
             found = about("race", **settings, seeds=args.seeds, priority=os.nice(0), summary=summary(runs), runs=runs)
+            found["command"] = found["command"].replace(" --anew", "")
             args.json.write_text(json.dumps(found) + "\n")
-    runs = race(args, save, runs)
-    for method, row in summary(runs).items():
-        print(f"{method}: 20-NN {row['mark']} on {args.data}")
-        for name, seconds in row["seconds"].items():
-            slower = f"   {row['slower_than_ours'][name]:5.2f}x ours" if row["slower_than_ours"] else ""
-            print(f"  {name:8}{seconds:8.1f} s{row['processor_seconds'][name]:8.1f} processor s{slower}")
+    print_summary(summary(race(args, save, runs)), args.data)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ LEFT = {  # by the module that names have left and the one where they are: names
     "evaluation": {
         "embedding": "check_images=check_request in_batches",
         "kernels.linear_classifier": "one_thread",
+        "kernels.scores": "bootstrap_interval=accuracy_interval",
     },
     "explorer": {
         "cli.explore": "HtmlFile LabOptions Limit Moments Opening command isd_explore open_lab produce write_notebook",
@@ -130,6 +131,9 @@ LEFT = {  # by the module that names have left and the one where they are: names
         "kernels.attention": "similarities",
         "kernels.buffers": "average_over_processes call_apart",
         "method": "FromRecipe WithTeacher width_of",
+    },
+    "kernels.scores": {
+        "kernels.scores": "bootstrap_interval=accuracy_interval",
     },
     "loss": {
         "kernels.attention": "attend=streaming_attention check_looks=check_vectors wide=at_least_float32",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['vote', 'knn_predict', 'knn_accuracy', 'linear_probe', 'linear_accuracy', 'few_label_accuracy', 'evaluate', 'embed',
-           'evaluating', 'nearest', 'LinearClassifier', 'fit_linear', 'Score', 'score', 'bootstrap_interval',
+           'evaluating', 'nearest', 'LinearClassifier', 'fit_linear', 'Score', 'score', 'accuracy_interval',
            'seed_interval']
 
 # %% ../nbs/1_isd/8_evaluation.ipynb #c02-6a48e7
@@ -20,9 +20,9 @@ from .embedding import embed, evaluating
 from .errors import InputError
 from .kernels.linear_classifier import LinearClassifier, fit_linear
 from .kernels.nearest_neighbours import check_features, nearest
-from .kernels.scores import Score, as_features, as_tensor, bootstrap_interval, check_labels, score, seed_interval
+from .kernels.scores import Score, accuracy_interval, as_features, as_tensor, check_labels, score, seed_interval
 
-_all_ = ["embed", "evaluating", "nearest", "LinearClassifier", "fit_linear", "Score", "score", "bootstrap_interval",
+_all_ = ["embed", "evaluating", "nearest", "LinearClassifier", "fit_linear", "Score", "score", "accuracy_interval",
          "seed_interval"]  # built in the machine room, imported from here
 
 # %% ../nbs/1_isd/8_evaluation.ipynb #c12-a1dd55

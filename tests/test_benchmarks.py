@@ -1,8 +1,14 @@
 """The benchmarks' scripts at toy size: that they run and save what the page on benchmarks reads, not their speed."""
 import argparse
 import importlib
+import itertools
 import json
+import os
+import re
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,11 +125,76 @@ def test_the_mark_of_a_race_is_one_that_all_reach(race):
     assert race.summary(runs)["isd"]["slower_than_ours"]["plain"] == 4
 
 
+def test_a_race_states_the_ratio_of_all_steps_beside_that_of_the_mark(race):
+    "A mark is on the plateau, where one evaluation decides: here seed 1 of the other passes it two evaluations later."
+    def run(name, pace, seed, *scores):
+        rows = [dict(seconds=pace * i, processor_seconds=pace * i, knn20=s) for i, s in enumerate([0.5, *scores])]
+        return dict(method="isd", contestant=name, seed=seed, rows=rows)
+    runs = [run("ours", 1, seed, 0.81, 0.81, 0.81) for seed in range(2)]
+    runs += [run("plain", 2, 0, 0.81, 0.81, 0.81), run("plain", 2, 1, 0.79, 0.79, 0.81)]
+    found = race.summary(runs)["isd"]
+    assert found["slower_by_seed"]["plain"] == {0: 2, 1: 6} and found["slower_than_ours"]["plain"] == 4
+    assert found["slower_per_step_by_seed"]["plain"] == {0: 2, 1: 2} and found["slower_per_step"]["plain"] == 2
+
+
+def test_a_saved_race_is_summed_up_as_now(race):
+    saved = json.loads((FOLDER.parent / "results" / "bench" / "race.json").read_text())
+    assert saved["summary"] == json.loads(json.dumps(race.summary(saved["runs"])))
+
+
 def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
     (tmp_path / "race.json").write_text(json.dumps(dict(steps=10, runs=[1])))
     assert race.earlier_runs(tmp_path / "race.json", dict(steps=10)) == [1]
     with pytest.raises(SystemExit, match="other settings"):
         race.earlier_runs(tmp_path / "race.json", dict(steps=20))
+
+
+def test_a_race_begins_anew(race, tmp_path, monkeypatch):
+    "Also over a file of other settings; what it kept is what `benchmarks/run.py` has."
+    file = tmp_path / "race.json"
+    file.write_text(json.dumps(dict(steps=10, runs=[1])))
+    rows = [dict(seconds=1.0, processor_seconds=1.0, knn20=0.1), dict(seconds=2.0, processor_seconds=2.0, knn20=0.9)]
+    monkeypatch.setattr(race, "one_run", lambda *given: rows)
+    few = ["--methods", "isd", "--contestants", "ours", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["race.py", "--anew", *few, "--json", str(file)])
+    race.main()
+    found = json.loads(file.read_text())
+    assert [run["contestant"] for run in found["runs"]] == ["ours"] and "--anew" not in found["command"]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("run")
+
+
+def test_make_bench_repeats_the_saved_files(bench):
+    def plain(words):  # without where the result is written, and without what only repeats a race
+        places = {place + n for place, word in enumerate(words) if word in ("--json", "--out") for n in (0, 1)}
+        return [word for place, word in enumerate(words) if place not in places and word != "--anew"]
+    for path in (bench.ROOT / "results" / "bench").glob("*.json"):
+        command = json.loads(path.read_text())["command"].removeprefix("python ")
+        if path.stem == "equivalence":  # measured seed by seed, on one machine after the other
+            parts = {part.partition(" --seeds")[0] for part in command.removeprefix("python ").split("; python ")}
+            (command,) = parts
+        assert plain(bench.command_of(path.stem, None)) == plain(command.split()), path.name
+
+
+def test_what_the_benchmarks_page_names_can_be_measured(bench):
+    page = json.loads((FOLDER.parent / "nbs" / "machine_room" / "86_benchmarks.ipynb").read_text())
+    printed = "".join(t for c in page["cells"] for o in c.get("outputs", []) for t in o.get("text", []))
+    assert set(re.findall(r"benchmarks/run\.py (\w+)", printed)) <= set(bench.COMMANDS)
+
+
+def test_a_benchmark_that_fails_does_not_keep_the_others_from_running(bench, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **how: ran.append(command[1:]) or SimpleNamespace(
+        returncode=int(command[1] == "benchmarks/loss.py")))
+    monkeypatch.setattr("sys.argv", ["run.py", "loss", "packed", "race"])
+    with pytest.raises(SystemExit, match=r"not measured: loss, packed \(it needs --data\)"):
+        bench.main()
+    assert [command[0] for command in ran] == [f"benchmarks/{name}.py" for name in ("loss", "race", "plot")]
+    assert "--anew" in ran[1] and "800" in ran[1]
 
 
 def test_a_contestant_that_ends_is_named(monkeypatch, capfd):
@@ -184,3 +255,36 @@ def test_the_exact_loss_of_equivalence_reaches_the_method(monkeypatch):
     for form in (script.train_fast, script.train_with_exact_loss):
         form(None, None, None)
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_readers_of_packed_sets_begin_together(monkeypatch, tmp_path):
+    "Here one has read to its end before the other has opened: each would be measured alone."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    packed = importlib.import_module("packed")
+
+    def of_one_late(folder, size, batch):
+        with suppress(FileExistsError):
+            (folder / "first").symlink_to(str(os.getpid()))
+        time.sleep(0 if os.readlink(folder / "first") == str(os.getpid()) else 0.3)
+        return itertools.repeat(torch.zeros(batch))
+    monkeypatch.setitem(packed.CONTESTANTS, "late", of_one_late)
+    found = packed.read_together(2, "late", tmp_path, 8, 4, 0.2)
+    (_, *one, _), (_, *other, _) = found
+    assert max(one[0], other[0]) < min(one[1], other[1]) and packed.rates(found)["images_per_second"] > 0
+
+
+def test_a_file_states_instructions_and_commit(monkeypatch, tmp_path):
+    "Two processors of one name may differ, as the code of one version may; without a clone there is no commit."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "COMMIT", "1234567+")
+    found = common.about("x", rounds=2)
+    assert found["instructions"].startswith(torch.backends.cpu.get_cpu_capability()) and found["rounds"] == 2
+    assert found["commit"] == "1234567+" and common.commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", common.commit(tmp_path))
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "new.py").touch()
+    assert common.commit(tmp_path).endswith("+")

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import call
+from torch import nn
 from launching import QUICK, Forked, forking
 
 from isd_nb.cli.compare import isd_compare, report
 from isd_nb.studies import compare as module
 from isd_nb.studies.compare import (
-    Task, compare, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
+    Task, compare, count_passes, finished, plan, read_settings, recipe_for, run_tasks, smaller_batch, step_cost)
 from isd_nb.studies.teacher_and_student import decay_table
 from isd_nb.studies.tables import by_method, comparison_table, compute, plot_compute, plot_learning
 from isd_nb.engine.contract import check_contract
@@ -109,6 +110,17 @@ def test_queue_methods_never_meet_their_own_key() -> None:
         assert (output.keys @ method.queue.anchors.T).max() < 0.9999, name
         method.update(output)
         torch.testing.assert_close((output.keys @ method.queue.anchors.T).amax(1), torch.ones(32))
+
+
+def test_a_pass_back_is_counted_where_a_gradient_arrives() -> None:
+    "Keys that the student computes and that are detached afterwards cost no backward pass."
+    images = digits()[0].subset(range(64))
+    student, counts = build_method(recipe_for("isd", TINY, 64), images).student, {"forward": 0.0, "backward": 0.0}
+    handles = count_passes(nn.ModuleList([student]), 8 * 16 * 16, counts)
+    queries, keys = student(torch.rand(8, 1, 16, 16)), student(torch.rand(8, 1, 16, 16)).detach()
+    assert counts == {"forward": 2.0, "backward": 0.0}
+    (queries - keys).square().sum().backward()
+    assert counts == {"forward": 2.0, "backward": 1.0} and len(handles) == 1
 
 
 def test_symmetric_losses_cost_twice() -> None:

@@ -175,7 +175,7 @@ def public_calls() -> dict[str, Callable[..., object]]:
         "vote": lambda give: evaluation.vote(give(features.abs()), give(labels[None, :5].expand(12, 5).contiguous())),
         "layer": lambda give: layer(give(features)),
         "score": lambda give: evaluation.score(give(features), give(labels)).top1,
-        "bootstrap": lambda give: evaluation.bootstrap_interval(give(some > 0)),
+        "accuracy": lambda give: evaluation.accuracy_interval(give(some > 0)),
         "seeds": lambda give: evaluation.seed_interval(give(features[0])),
         "embed": lambda give: evaluation.embed(net, give(pixels)),
         "ImageSet": lambda give: ImageSet(give(pixels), give(labels[:6])).images,

@@ -24,11 +24,12 @@ from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
 from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.errors import InputError
-from isd_nb.evaluation import LinearClassifier, Score, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy
+from isd_nb.evaluation import (
+    LinearClassifier, Score, accuracy_interval, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy)
 from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
 from isd_nb.methods.building import backbone_config, build_method
 from isd_nb.protocols.scorer import score_encoders
-from isd_nb.recipe import find_recipe
+from isd_nb.recipe import find_recipe, recipe_to_json
 from isd_nb.views import GENTLE
 
 RECIPE = replace(find_recipe("digits"), width=4, batch_size=16, queue_size=32, projector=(8,), predictor=(8,))
@@ -290,3 +291,22 @@ def test_rows_of_a_claim_belong_to_their_images(tmp_path: Path, capsys: pytest.C
     assert (again["before"]["protocol_version"], again["before"]["rows"]) == (1, saved["rows"])
     read_result("toy", folder=tmp_path)
     assert "by protocol" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_result_of_an_earlier_recipe_is_marked(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: bool) -> None:
+    "A claim keeps the recipe in its question, `isd_compare` beside its runs; the budget is stated in images."
+    saved = {"recipe": recipe_to_json(replace(find_recipe("digits"), projector=(128, 64), steps=7))}
+    (tmp_path / "x.json").write_text(json.dumps({"question": saved} if inside else saved))
+    read_result("x", folder=tmp_path)
+    assert "by an earlier form of the recipe: projector [128, 64] (today [256])\n" in capsys.readouterr().out
+
+
+def test_an_interval_of_an_accuracy_has_a_width_at_its_ends() -> None:
+    "By Wilson: with 20 of 20 right the lower end is 20 / (20 + 1.96 squared)."
+    right = torch.ones(20, dtype=torch.bool)
+    assert accuracy_interval(right) == pytest.approx((20 / (20 + 1.95996**2), 1), abs=1e-5)
+    assert accuracy_interval(~right) == pytest.approx((0, 1 - 20 / (20 + 1.95996**2)), abs=1e-5)
+    low, high = accuracy_interval(torch.arange(40) < 20)
+    assert low == pytest.approx(1 - high) and 0.35 < low < 0.36

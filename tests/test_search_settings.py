@@ -155,3 +155,24 @@ def test_what_cannot_work_is_one_sentence(search: ModuleType, tmp_path: Path) ->
 def test_stratified_shares_what_rounding_leaves() -> None:
     chosen = stratified(np.repeat(np.arange(3), (10, 11, 12)), 8, seed=0)
     assert chosen.sum() == 8
+
+
+@pytest.mark.parametrize(("entry", "settings", "kept"), [
+    ("moco_v2", ["batch_norm_splits=2", "batch_size=16"], dict(batch_norm_splits=2, steps=4)),
+    ("simsiam", ["projector=[8]"], dict(projector=(8,), steps=2)),
+    ("isd", ["predictor=[8]"], dict(predictor=(8,))),  # an entry without one
+])
+def test_a_setting_of_a_trial_by_hand_is_in_its_recipe(
+    search: ModuleType, entry: str, settings: list[str], kept: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "MoCo v2 changes the parts of batch norm, SimSiam the projector; what a trial states is laid on afterwards."
+    script, seen = importlib.import_module("by_hand"), []
+    monkeypatch.setattr(script, "base_of", search.base_of)
+    monkeypatch.setattr(script, "load_images", lambda *given: [None])
+    monkeypatch.setattr(script, "hold_out", lambda *given: (None, []))
+    monkeypatch.setattr(script, "trained", lambda recipe, images: seen.append(recipe) or (None, [], {}))
+    monkeypatch.setattr(script, "scores_of", search.scores_of)
+    command = ["--entry", entry, "--images", "64", "--out", str(tmp_path), "--trial", "mine", *settings]
+    monkeypatch.setattr("sys.argv", ["by_hand.py", *command])
+    script.main()
+    assert {name: getattr(seen[0], name) for name in kept} == kept and seen[0].method == entry

@@ -21,7 +21,7 @@ from torch import nn
 from ..data import ImageSet
 from ..errors import InputError, locked, suggest
 from ..evaluation import (
-    Score, bootstrap_interval, few_label_accuracy, linear_probe, seed_interval)
+    Score, accuracy_interval, few_label_accuracy, linear_probe, seed_interval)
 from ..kernels.devices import machine
 from .fine_tuning import FINETUNE, LINEAR, augmented_linear, crops_only, finetune, imagenet_side, probe_views
 from .scorer import feature_groups, neighbour_votes
@@ -236,7 +236,7 @@ class Together:
 # %% ../../nbs/machine_room/46_answers.ipynb #c21-da7377
 def top(score: Score) -> dict[str, float]:
     "The columns of a `Score`: what it is, and the confidence interval of its top-1."
-    low, high = bootstrap_interval(score.correct.cpu())
+    low, high = accuracy_interval(score.correct.cpu())
     return dict(top1=score.top1, top5=score.top5, low=low, high=high)
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c23-9e7450
@@ -246,7 +246,7 @@ def neighbours(asked: EvalTarget) -> dict[str, float]:
     k = min(20, len(features))
     found = neighbour_votes(features, labels, test_features, {"nn": (1, None), "20-nn": (k, None), "weighted": (k, 0.07)})
     right = {name: votes == truth.to(votes.device) for name, votes in found.items()}
-    low, high = bootstrap_interval(right["20-nn"].cpu())
+    low, high = accuracy_interval(right["20-nn"].cpu())
     shares = {name: hits.double().mean().item() for name, hits in right.items()}
     return {"nn": shares["nn"], "20-nn": shares["20-nn"], "low": low, "high": high, "weighted": shares["weighted"]}
 

@@ -108,11 +108,11 @@ def parted(entry: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
 
 # %% ../../nbs/machine_room/65_compare.ipynb #c15-5f21b3
 def count_passes(method: nn.Module, pixels: int, counts: dict[str, float]) -> list[Any]:  # handles of the hooks
-    "Count the pixels that go through every backbone, in units of `pixels`."
+    "Count the pixels that go forward through every backbone, and those whose gradient arrives, in units of `pixels`."
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        share = inputs[0].shape[0] * inputs[0].shape[-1] * inputs[0].shape[-2] / pixels
-        counts["forward"] += share
-        counts["backward"] += share * output.requires_grad
+        counts["forward"] += (share := inputs[0].shape[0] * inputs[0].shape[-1] * inputs[0].shape[-2] / pixels)
+        if output.requires_grad:  # what is detached later gets no gradient
+            output.register_hook(lambda gradient: counts.update(backward=counts["backward"] + share))
     return [m.backbone.register_forward_hook(count) for m in method.modules() if isinstance(m, Encoder)]
 
 # %% ../../nbs/machine_room/65_compare.ipynb #c16-b2d992

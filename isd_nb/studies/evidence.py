@@ -175,17 +175,18 @@ def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` 
     if "question" in saved and (old := saved["question"].get("protocol_version", 1)) < protocol_version:
         unnoted = "" if "images" in saved["question"] else ", which did not note the images"
         print(f"  by protocol {old} (today {protocol_version}){unnoted}")
-    if changed := changed_since(saved.get("question", {}).get("recipe", {})):
+    if changed := changed_since(saved.get("question", saved).get("recipe", {})):
         print(f"  by an earlier form of the recipe: {changed}")
     return saved
 
 # %% ../../nbs/machine_room/66_evidence.ipynb #c23-783e0f-c
 def changed_since(then: Mapping[str, Any]) -> str:  # "" where nothing has
-    "The settings of a saved recipe that are others in the recipe of this name today."
+    "The settings of a saved recipe that are others in the recipe of this name today; how long a training lasts is stated in images."
     if then.get("name") not in recipes:
         return ""
     now = recipe_to_json(find_recipe(then["name"]))
-    return ", ".join(f"{name} {value} (today {now[name]})" for name, value in then.items() if name in now and name not in ("data", "views") and value != now[name])
+    others = [name for name in then if name in now and name not in ("data", "views", "seed", "steps", "epochs", "evaluations")]
+    return ", ".join(f"{name} {then[name]} (today {now[name]})" for name in others if then[name] != now[name])
 
 # %% ../../nbs/machine_room/66_evidence.ipynb #c24-6b14b6
 def column(rows: Sequence[Mapping[str, Any]], name: str, **key: Any) -> list[float]:  # in the order of the seeds
