@@ -22,7 +22,6 @@ RESULTS = ROOT / "results"
 PROTOCOLS = {"knn1": "1-NN", "knn20": "20-NN", "linear": "linear", "labels_1": "1% of the labels", "labels_10": "10%"}
 TITLES = dict(
     isd="ISD", isd_predictor="ISD with a predictor", isd_by_hand="ISD, set by hand", moco_v2="MoCo v2", co2="CO2",
-    moco_v2_by_hand="MoCo v2, set by hand", simclr_by_hand="SimCLR, set by hand",
     byol="BYOL", byol_asym="BYOL-asym", simsiam="SimSiam", simclr="SimCLR", swav="SwAV", compress="CompRess",
     pirl="PIRL", invp="InvP", supervised="trained with labels", pixels="raw pixels", untrained="untrained net",
     student="ISD, student", teacher="ISD, teacher", ressl="ReSSL", sce="SCE", msf="mean-shift",
