@@ -253,7 +253,7 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
     names, files = tuple(classes or index.classes), index.files
     numbers = np.array([names.index(c) for c in index.classes], dtype=np.int64)
     labels = torch.from_numpy(numbers[index.labels]) if len(index.labels) else None
-    about: dict[str, Any] = dict(classes=tuple(map(printable, names)), levels=levels, resized=resized)
+    about: dict[str, Any] = dict(classes=names, levels=levels, resized=resized)
     if (total or len(files)) * 3 * size * size > memory:
         return ImageSet(None, labels, paths=files, shape=(3, size, size), **about)
     images, keep = read_files(files, size, str(files.folder), levels, total, channels, resized)
