@@ -13,9 +13,10 @@ settings = parser["DEFAULT"]
 
 def linked(text):
     "Markdown whose links and images lead to the repository, for a package index has none of its files."
-    place = "{}/{}/" + settings["branch"]  # GitHub has pages below blob/ and files, such as images, below raw/
-    return re.sub(r"(!?)(\[[^][]*\])\((?!\w+:|#)([^)\s]+)\)",
-                  lambda m: f"{m[1]}{m[2]}({place.format(settings['git_url'], 'raw' if m[1] else 'blob')}/{m[3]})", text)
+    def absolute(link):  # GitHub has pages below blob/ and files, such as images, below raw/
+        image, words, path = link.groups()
+        return f"{image}{words}({settings['git_url']}/{'raw' if image else 'blob'}/{settings['branch']}/{path})"
+    return re.sub(r"(!?)(\[[^][]*\])\((?!\w+:|#)([^)\s]+)\)", absolute, text)
 
 
 setup(

@@ -216,7 +216,9 @@ NAMED = """const names = Array.from({ length: 40 }, (_, i) => `p${i % 4}/slice${
     const family = "\\u{1f469}\\u200d\\u{1f467}", classes = ["=1+1", family.repeat(20)];
     const named = { ...model({}).values.header, names, classes, note: "a note" };
     const { fillText } = CanvasRenderingContext2D.prototype;
-    CanvasRenderingContext2D.prototype.fillText = function (...given) { drawn.push(given[0]); return fillText.apply(this, given); };
+    CanvasRenderingContext2D.prototype.fillText = function (...given) {
+      drawn.push(given[0]);
+      return fillText.apply(this, given); };
     const root = view(model({ header: named }));
     await ready(root);
     CanvasRenderingContext2D.prototype.fillText = fillText; """
@@ -231,7 +233,7 @@ def test_the_table_of_a_selection_is_for_spreadsheets(page: "browser.Page") -> N
         URL.createObjectURL = createObjectURL;
         return [await blobs[0].text(), root.querySelector(".isd-sheet button").title]; """)
     rows = list(csv.reader(io.StringIO(found[0], newline="")))
-    assert [[row[0], row[1][:5], row[2]] for row in rows[1:3]] == [["0", "'=1+1", "p0/slice0.png"], ["4", "'=1+1", "p0/slice4.png"]]
+    assert rows[1:3] == [["0", "'=1+1", "p0/slice0.png"], ["4", "'=1+1", "p0/slice4.png"]]
     assert rows[3][2] == "p3/a\nb.png"
 
 

@@ -130,7 +130,10 @@ def test_a_card_states_whether_labels_were_used(run: Path, tmp_path: Path) -> No
     assert "trained with labels" in card and "learned from" in card and "evaluation only" not in card
 
 
-@pytest.mark.parametrize("licence", ["apache-2.0", "cc-by-nc-4.0: research only", "[x", "*", "no", "other # mine", "a\nb: c", "1.0", "- x"])
+LICENCES = ("apache-2.0", "cc-by-nc-4.0: research only", "[x", "*", "no", "other # mine", "a\nb: c", "1.0", "- x")
+
+
+@pytest.mark.parametrize("licence", LICENCES)
 def test_any_licence_is_a_text_in_the_header_of_a_card(licence: str) -> None:
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     header = yaml.safe_load(front_matter(licence).strip("-"))
