@@ -344,9 +344,9 @@ def left_out_text(left_out: Mapping[str, Mapping[str, int]], most: int = 6) -> s
     ordered = sorted(left_out.items(), key=lambda item: -sum(item[1].values()))
     said = []
     for what, inside in ordered[:most]:
-        places = [f"{printable(f)}/ {n:,}" for f, n in sorted(inside.items(), key=lambda item: -item[1]) if f]
+        places = [f"{f}/ {n:,}" for f, n in sorted(inside.items(), key=lambda item: -item[1]) if f]
         more = f", {len(places) - 3} more" if len(places) > 3 else ""
-        said.append(f"{sum(inside.values()):,} {printable(what)}" + (f" (in {', '.join(places[:3])}{more})" if places else ""))
+        said.append(f"{sum(inside.values()):,} {what}" + (f" (in {', '.join(places[:3])}{more})" if places else ""))
     return "; ".join([*said, *([f"{len(ordered) - most} more kinds of files"] if len(ordered) > most else [])])
 
 # %% ../../nbs/machine_room/23_layout.ipynb #ly25-le28
