@@ -1,4 +1,5 @@
 """Reads everything about the package from settings.ini."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,11 +10,20 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 
+
+def linked(text):
+    "Markdown whose links and images lead to the repository, for a package index has none of its files."
+    def absolute(link):  # GitHub has pages below blob/ and files, such as images, below raw/
+        image, words, path = link.groups()
+        return f"{image}{words}({settings['git_url']}/{'raw' if image else 'blob'}/{settings['branch']}/{path})"
+    return re.sub(r"(!?)(\[[^][]*\])\((?!\w+:|#)([^)\s]+)\)", absolute, text)
+
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description=linked((here / "README.md").read_text(encoding="utf-8")) if (here / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     author=settings["author"],
     license="Apache-2.0",

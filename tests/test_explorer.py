@@ -100,7 +100,8 @@ def test_archives_and_packed_sets_are_explored(isd_explore: Callable, colour_run
     pack("folder:colour", "packed", 16)
     for data in ("folder:set.zip", "packed:packed"):
         assert isd_explore(colour_run, "--data", data, "--html", "x.html", "--moments", "1") == 0
-        names = [path.name for path in gallery.run_images(Recipe("x", image_size=16, data=data), None, "data", 9).paths]
+        paths = gallery.run_images(Recipe("x", image_size=16, data=data), None, "data", 9).paths
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
         assert json.dumps(names) in Path("x.html").read_text()
     files, on_disk = gallery.run_files(colour_run, 1), load_images("folder:set.zip", 16, memory=0)[1]
     before = gallery.digest(colour_run, files, on_disk)

@@ -1,4 +1,6 @@
 """The explorer where a second view is open, the kernel is slow or fails, and values are unusual."""
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -207,6 +209,53 @@ def test_the_image_before_an_own_one_is_the_last(page: "browser.Page") -> None:
         map.dispatchEvent(new KeyboardEvent("keydown", { key: "," }));
         return root.explorer.state.query; """, OWN)
     assert found == COUNT - 1
+
+
+NAMED = """const names = Array.from({ length: 40 }, (_, i) => `p${i % 4}/slice${i}.png`), blobs = [], drawn = [];
+    Object.assign(names, { 1: "p1/a\\u202fb\\u00a0c.png", 2: "p2/Cafe\\u0301.png", 3: "p3/a\\nb.png" });
+    const family = "\\u{1f469}\\u200d\\u{1f467}", classes = ["=1+1", family.repeat(20)];
+    const named = { ...model({}).values.header, names, classes, note: "a note" };
+    const { fillText } = CanvasRenderingContext2D.prototype;
+    CanvasRenderingContext2D.prototype.fillText = function (...given) {
+      drawn.push(given[0]);
+      return fillText.apply(this, given); };
+    const root = view(model({ header: named }));
+    await ready(root);
+    CanvasRenderingContext2D.prototype.fillText = fillText; """
+
+
+@needs_browser
+def test_the_table_of_a_selection_is_for_spreadsheets(page: "browser.Page") -> None:
+    found = on_page(page, NAMED + """const { createObjectURL } = URL;
+        URL.createObjectURL = (blob) => { blobs.push(blob); return "#"; };
+        root.explorer.pick([0, 4, 3]);
+        root.querySelector("[name=csv]").click();
+        URL.createObjectURL = createObjectURL;
+        return [await blobs[0].text(), root.querySelector(".isd-sheet button").title]; """)
+    rows = list(csv.reader(io.StringIO(found[0], newline="")))
+    assert rows[1:3] == [["0", "'=1+1", "p0/slice0.png"], ["4", "'=1+1", "p0/slice4.png"]]
+    assert rows[3][2] == "p3/a\nb.png"
+
+
+@needs_browser
+def test_the_search_finds_names_however_they_are_typed(page: "browser.Page") -> None:
+    found = on_page(page, NAMED + """const search = root.querySelector("[name=search]"), seen = [];
+        for (const text of ["a b c", "CAF\\u00c9", "cafe\\u0301", "A B.png", "a\\\\x0ab", "p1/", "nothing"]) {
+          search.value = text;
+          search.dispatchEvent(new Event("input"));
+          seen.push(root.querySelector(".isd-hits").textContent);
+        }
+        await ready(root);
+        return [seen, root.querySelector(".isd-query").textContent]; """)
+    assert found[0] == ["1 found"] * 5 + ["10 found", "0 found"] and "p1/" not in found[1]
+
+
+@needs_browser
+def test_a_name_is_cut_between_letters_and_a_note_fits(page: "browser.Page") -> None:
+    found = on_page(page, NAMED + """const { scrollWidth, clientWidth } = document.documentElement;
+        return [drawn.filter((text) => text.startsWith(family)), scrollWidth - clientWidth]; """)
+    family = "\U0001f469\u200d\U0001f467"
+    assert set(found[0]) == {17 * family + "\u2026"} and found[1] == 0
 
 
 @pytest.fixture

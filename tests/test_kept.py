@@ -28,7 +28,7 @@ from isd_nb.cli.train import isd_train
 from isd_nb.data import ImageSet
 from isd_nb.encoders import load_encoder, save_encoder
 from isd_nb.engine.launch import ended_by_sigterm, in_words
-from isd_nb.engine.model_card import model_card
+from isd_nb.engine.model_card import code_span, front_matter, model_card
 from isd_nb.engine.report import suspect_labels
 from isd_nb.engine.runs import read_metrics
 from isd_nb.engine.training import train
@@ -128,6 +128,21 @@ def test_a_card_states_whether_labels_were_used(run: Path, tmp_path: Path) -> No
     train_whole(with_method(QUICK, "supervised"), images, tmp_path / "sup", device="cpu", root=tmp_path)
     card = model_card(tmp_path / "sup")
     assert "trained with labels" in card and "learned from" in card and "evaluation only" not in card
+
+
+LICENCES = ("apache-2.0", "cc-by-nc-4.0: research only", "[x", "*", "no", "other # mine", "a\nb: c", "1.0", "- x")
+
+
+@pytest.mark.parametrize("licence", LICENCES)
+def test_any_licence_is_a_text_in_the_header_of_a_card(licence: str) -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    header = yaml.safe_load(front_matter(licence).strip("-"))
+    assert header["license"] == licence.replace("\n", r"\x0a") and header["library_name"] == "isd_nb"
+
+
+def test_a_name_stays_code_in_a_card() -> None:
+    assert code_span("folder:a") == "`folder:a`"
+    assert code_span("folder:`<img src=x>``") == "``` folder:`<img src=x>`` ```"
 
 
 def test_a_temperature_may_be_learned() -> None:

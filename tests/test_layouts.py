@@ -16,7 +16,7 @@ from PIL import Image
 from isd_nb.cli.evaluate import isd_eval
 from isd_nb.cli.train import isd_train as train_command
 from isd_nb.data import FileList, ImageSet, formats, held_out, open_image, raster_formats
-from isd_nb.errors import InputError, printable
+from isd_nb.errors import InputError, encodable, printable
 from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets, load_shown
 from isd_nb.sources.folders import suffixes, survey
@@ -272,8 +272,8 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     os.rename(os.fsencode(tmp_path / "set/train/a/0.png"), os.fsencode(tmp_path / "set/train/a") + b"/\xfc.png")
     (tmp_path / "set" / "train" / "a" / os.fsdecode(b"\xe4.\xe4")).touch()
     sets = load_sets(f"folder:{tmp_path / 'set'}", 4, root=tmp_path)
-    assert sets.train.classes == ("a", r"caf\xe9") and sets.test.labels.tolist() == [0, 1]
-    for text in (str(sets.found), *sets.train.classes, *(printable(p) for p in sets.train.paths)):
+    assert sets.train.classes == ("a", os.fsdecode(b"caf\xe9")) and sets.test.labels.tolist() == [0, 1]
+    for text in (str(sets.found), *map(encodable, sets.train.classes), *map(printable, sets.train.paths)):
         text.encode("utf-8")
     json.dumps(sets.found.to_json(), ensure_ascii=False).encode("utf-8")
 

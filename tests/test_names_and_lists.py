@@ -1,4 +1,5 @@
-"""Names and lists that others have made: folders of one date, homes, letters in two forms, spreadsheets."""
+"""Names and lists that others have made: folders of one date, homes, letters in two forms, odd blanks, spreadsheets."""
+import csv
 import json
 import os
 import subprocess
@@ -9,17 +10,22 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import torch
 from conftest import call
 from launching import Forked
 from PIL import Image
 
 from isd_nb.cli.compare import isd_compare
 from isd_nb.cli.evaluate import isd_eval
+from isd_nb.cli.options import run_directory
 from isd_nb.cli.pack import isd_pack, pack
 from isd_nb.cli.train import isd_train
+from isd_nb.data import FileList, ImageSet
+from isd_nb.engine import training
+from isd_nb.engine.embedding import embed_to_file
+from isd_nb.engine.export import to_share
 from isd_nb.engine.runs import read_metrics, write_metrics
-from isd_nb.data import ImageSet
-from isd_nb.errors import refusal
+from isd_nb.errors import encodable, printable, refusal
 from isd_nb.kernels.archives import entries_in
 from isd_nb.recipe import find_recipe, recipe_to_json
 from isd_nb.sources import packed
@@ -27,6 +33,7 @@ from isd_nb.sources.digits import digits
 from isd_nb.sources.door import load_sets
 from isd_nb.sources.folders import in_threads
 from isd_nb.sources.given import absolute, parse_folder, read_table
+from isd_nb.sources.identity import fingerprint
 from isd_nb.sources.packed import read_packed, write_packed
 from isd_nb.studies.compare import Task, read_result
 
@@ -254,3 +261,60 @@ def test_a_path_with_a_null_byte_is_one_sentence(tmp_path: Path, data: str) -> N
         done = call(command, tmp_path, *given)
         assert done.returncode == 2 and "a\\x00b is no path: it holds a null byte" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+ORDINARY = ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0dc1\u0dca\u200d\u0dbb\u0dd3", "\u72ac\u3000\u67f4",
+            "family \U0001f469\u200d\U0001f469\u200d\U0001f467", "at 9.41\u202fAM", "a\\b")
+ALIKE = ("x\\ny", "x\ny", "bad\\xff", os.fsdecode(b"bad\xff"))
+
+
+def mean(images: torch.Tensor) -> torch.Tensor:
+    return images.flatten(2).mean(2)
+
+
+def rows_of(table: Path) -> list[tuple[str, str]]:  # file, class
+    with table.open(encoding="utf-8", newline="") as file:
+        return [(row["file"], row["class"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse some of these names")
+def test_tables_have_names_as_they_are(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "set", *(f"{name}/{name} {i}.png" for name in ORDINARY for i in range(5)))
+    embed_to_file(mean, f"folder:{place}", tmp_path / "f.npy", 8, report=tmp_path / "report")
+    for table in (tmp_path / "f.csv", tmp_path / "report" / "outliers.csv"):
+        rows = rows_of(table)
+        assert len(rows) == 30 and all((place / file).is_file() for file, _ in rows)
+        assert all(Path(file).parent.name == name for file, name in rows)
+    sets = load_sets(f"folder:{place}?labels={tmp_path / 'f.csv'}", 8, root=tmp_path / "cache")
+    assert len(sets.train) + len(sets.test) == 30 and set(sets.train.classes) == {*ORDINARY}
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    embed_to_file(mean, f"folder:{place}", tmp_path / "f.parquet", 8)
+    assert set(parquet.read_table(tmp_path / "f.parquet")["class"].to_pylist()) == {*ORDINARY}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse some of these names")
+def test_names_that_differ_stay_apart_in_tables(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "set", *(f"{name}/{i}.png" for name in ALIKE for i in range(5)))
+    embed_to_file(mean, f"folder:{place}", tmp_path / "f.csv", 8)
+    rows = rows_of(tmp_path / "f.csv")
+    assert len({file for file, _ in rows}) == 20 and len({name for _, name in rows}) == 4
+    assert {file for file, _ in rows} == {f"{encodable(name)}/{i}.png" for name in ALIKE for i in range(5)}
+    assert [printable(name) for name in ALIKE] == [r"x\ny", r"x\x0ay", r"bad\\xff", r"bad\xff"]
+    lines = (f"{encodable(name)}/{i}.png,{i % 2}\n" for name in ALIKE[2:] for i in range(5))
+    (tmp_path / "some.csv").write_text("file,label\n" + "".join(lines))
+    sets = load_sets(f"folder:{place}?labels={tmp_path / 'some.csv'}", 8, root=tmp_path / "cache")
+    assert len(sets.train) + len(sets.test) == 10
+
+
+def test_sets_of_odd_names_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"1")
+    images = ImageSet(None, torch.tensor([1]), (ORDINARY[0], "two\nlines", os.fsdecode(b"caf\xe9"), ORDINARY[4]),
+                      FileList.of(tmp_path, ["1.png"]), (1, 8, 8))
+    assert fingerprint(images) == "f98e6ee7ddc227fb4a36bafc483e75e9"
+
+
+def test_a_path_that_is_no_utf8_is_refused_before_training(tmp_path: Path) -> None:
+    out, recipe = tmp_path / os.fsdecode(b"run\xf5"), find_recipe("digits")
+    for said in (refusal(run_directory, out, recipe, False), refusal(training.train, recipe, digits()[0], out),
+                 refusal(to_share, tmp_path, out)):
+        assert r"run\xf5 is not UTF-8" in said and "choose another out (--out)" in said

@@ -23,7 +23,7 @@ from isd_nb.data import ImageSet
 from isd_nb.errors import InputError
 from isd_nb.engine.finish import finish, score_table
 from isd_nb.explore import neighbours
-from isd_nb.explore.figures import draw, draw_figures, train_or_go_on
+from isd_nb.explore.figures import draw, draw_figures, save_figure, train_or_go_on
 from isd_nb.explore.gallery import run_images
 from isd_nb.explore.gpu_notebooks import toy_folder
 from isd_nb.protocols.answers import ResultCache, table_of
@@ -280,3 +280,15 @@ def test_no_query_is_its_own_neighbour(with_test: bool, tmp_path: Path, monkeypa
     rows = [shown[start:start + 9] for start in range(0, len(shown), 9)]
     assert len(rows) == 8 and sizes == [2_000]
     assert [any((one == query).all() for one in others) for query, *others in rows] == [with_test] * 8
+
+
+def test_a_figure_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
+    class Failing:
+        def savefig(self, path: Path, **how: object) -> None:
+            Path(path).write_bytes(b"half")
+            raise MemoryError
+
+    (place := tmp_path / "map.png").write_bytes(b"whole")
+    with pytest.raises(MemoryError):
+        save_figure(Failing(), place)
+    assert place.read_bytes() == b"whole" and [*tmp_path.iterdir()] == [place]

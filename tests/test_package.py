@@ -96,6 +96,14 @@ def test_what_is_inside(installed: Path) -> None:
     assert {p.relative_to(installed) for p in (installed / "isd_nb").rglob("*.py")} == source
 
 
+def test_links_of_the_description_lead_to_the_repository(installed: Path) -> None:
+    text = next(installed.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
+    places = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(places) > 20 and all(place.startswith(("https://", "#")) for place in places)
+    assert "](https://github.com/isd-nb/isd_nb/raw/main/results/figures/learning.png)" in text
+    assert "](https://github.com/isd-nb/isd_nb/blob/main/nbs/index.ipynb)" in text
+
+
 def test_your_code_of_readme_works_from_there(installed: Path) -> None:
     code = re.search(r"## Your code\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert code

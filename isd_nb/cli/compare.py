@@ -18,6 +18,7 @@ from typer import Option
 from .options import CompareBatch, CompareOut, DataSpec, Device, Labels, RecipeName, Root, SeedList, TestFolder, White, Window, console
 from ..engine.launch import one_sentence
 from ..errors import InputError
+from ..explore.figures import save_figure
 from ..methods.building import methods
 from ..methods.choosing import choose_recipe
 from ..sources.given import with_given
@@ -82,7 +83,7 @@ def draw_comparison(comparison: Mapping[str, Any], out: Path) -> list[str]:  # t
     figures = {"learning.png": plot_learning, "compute.png": plot_compute}
     try:
         for name, draw in figures.items():
-            draw(comparison).savefig(out / name, dpi=100)
+            save_figure(draw(comparison), out / name)
     except ImportError as error:
         print(f"no figures: {error.name} is not installed (pip install 'isd_nb[explore]')")
         return []

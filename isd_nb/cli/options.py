@@ -21,7 +21,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from ..engine.evaluate_source import Source, Weights
-from ..errors import InputError
+from ..errors import InputError, need_utf8
 from ..kernels.devices import device_help, given_rank
 from ..methods.building import methods
 from ..recipe import Recipe, recipes
@@ -30,7 +30,7 @@ from ..recipe import Recipe, recipes
 def run_directory(out: Path | None, recipe: Recipe, resume: bool, root: Path = Path("runs")) -> Path:
     "Where the run lives."
     if out is not None:
-        return out
+        return need_utf8(out)
     stem = f"{recipe.name}-{recipe.method.rpartition(':')[2]}"
     endings = [p.name.removeprefix(f"{stem}-") for p in root.glob(f"{stem}-*")]
     numbers = [int(ending) for ending in endings if ending.isdigit()]

@@ -33,7 +33,7 @@ from ..embedding import AtWork, as_floats, check_request, evaluating, in_batches
 from .evaluate_source import Source, as_encoder, found_line, name_of, resized_of, weights_fingerprint, white_of
 from .launch import end_with_parent, ended_by_sigterm, in_words, warnings_as_notes, with_threads
 from .report import check_report, check_written, described, has_columns, has_features, need_arrow, report_files, write_report
-from ..errors import InputError, locked, printable, suggest
+from ..errors import InputError, locked, need_utf8, printable, suggest
 from ..evaluation import embed
 from ..kernels.devices import cores, pick_devices
 from ..protocols.fine_tuning import with_channels
@@ -155,7 +155,7 @@ def key_of(encoder: Any, name: str, sets: Named, size: int) -> str:
     "A fingerprint of all that the features depend on."
     found = hashlib.sha256(f"{weights_fingerprint(encoder)} {name} {size}".encode())
     for row in described(sets):
-        found.update("\0".join(row).encode(errors="surrogateescape"))
+        found.update("\0".join(row).encode())
     for _, images in sets:  # files may have changed under the same names
         found.update(f"{identity(images)} {images.shape} {images.levels} {images.resized}".encode())
         if images.images is not None:
@@ -282,7 +282,7 @@ def write_npy(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], 
 # %% ../../nbs/machine_room/58_embedding.ipynb #n10-59s183a
 def write_csv(path: Path, raw: BinaryIO, about: Iterator[tuple[str, str, str]], count: int, width: int) -> None:
     "One line for each image, one column for each feature; names are as they are, for programs: a spreadsheet takes one that begins with = for a formula."
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"feature_{i}" for i in range(width))])
         for piece in raw_rows(raw, width):
@@ -309,7 +309,7 @@ def put_together(out: Path, folder: Path, sets: Sequence[tuple[str, ImageSet]], 
     with writing(out), (folder / "features.raw").open("rb") as raw:
         writers[out.suffix](folder / out.name, raw, described(sets), count, width)
         if out.suffix == ".npy":
-            with (folder / "table.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([columns, *described(sets)])
             os.replace(folder / "table.csv", out.with_suffix(".csv"))
         os.replace(folder / out.name, out)
@@ -320,7 +320,7 @@ def check_out(out: Path, data: str, report: Path | str | None = None, beside: Se
     "Refuse files that cannot be written, or that would take the place of others, before anything is computed."
     if out.suffix not in writers:
         raise InputError(f"features are written to a file that ends in .npy, .csv or .parquet, not {out.name}: {suggest(out.suffix, writers)}")
-    if out.suffix == ".parquet":
+    if out.suffix == ".parquet" and need_utf8(out):
         need_arrow()
     table = out.with_suffix(".csv")
     written = [out, table] if out.suffix == ".npy" else [out]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..encoders import FrozenEncoder, load_encoder, read_safetensors, save_encoder
 from .launch import ended_by_sigterm
 from .model_card import holds_encoders, is_card, model_card, read_summary, shareable
-from ..errors import InputError, from_extra, printable, suggest
+from ..errors import InputError, from_extra, need_utf8, printable, suggest
 from ..methods.checkpoints import open_encoder
 from ..methods.hub import check_name, file_name, need_hub
 from ..protocols.storage import in_one_piece
@@ -162,7 +162,7 @@ def export_encoder(source: str | FrozenEncoder,  # what `load_encoder` reads
                    size: int | None = None,  # of the images, in pixels; None: as the encoder was trained
                    ) -> float:  # the largest difference of a feature, relative to the largest feature
     "Write an encoder for other programs, and check that its features are the same."
-    out = Path(out)
+    out = need_utf8(Path(out))
     check_place(source, out)
     encoder = open_encoder(source) if isinstance(source, str) else source
     size, channels = size or encoder.image_size, encoder.config.channels
@@ -193,7 +193,7 @@ def card_for_hub(card: str, name: str, summary: Mapping[str, Any], data: str, li
     results = model_index(printable(data), summary)
     header = need_hub().ModelCardData(license=licence, library_name="isd_nb", tags=["self-supervised-learning", "image-feature-extraction", "isd"],
                                       model_name=name.partition("/")[2] if results else None, eval_results=results or None)
-    return f"---\n{header.to_yaml()}\n---" + card.split("---", 2)[2].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')
+    return f"---\n{header.to_yaml()}\n---" + "\n" + card.split("\n---\n", 1)[1].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')
 
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex08-chk
@@ -232,7 +232,7 @@ def to_share(run: Path | str,  # a directory that isd_train wrote
              file: str = file_name,  # what the weights are called
              ) -> list[Path]:
     "Write what can be passed on: a run's encoders and its card, README.md, without paths of this machine."
-    run, folder = Path(run), Path(folder)
+    run, folder = Path(run), need_utf8(Path(folder))
     check_shared(run, folder, file)
     encoders = {which: load_encoder(run, which) for which in holds_encoders(run)}
     first = next(iter(encoders.values()))

@@ -8,6 +8,7 @@ __all__ = ['load_into', 'last_name', 'shareable', 'about', 'model_card', 'holds_
 # %% ../../nbs/machine_room/57_model_card.ipynb #c03-ad253b
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,22 @@ def read_summary(run: Path) -> dict[str, Any]:
     return read_json(path, "the model card needs its numbers: mend it, or remove it") if path.is_file() else {}
 
 
+def yaml_text(text: str) -> str:
+    "A text as YAML reads it: as it is where it is a plain word, else in quotation marks."
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*", text) and text.lower() not in ("y", "n", "yes", "no", "true", "false", "on", "off", "null")
+    return text if plain else json.dumps(printable(text), ensure_ascii=False)
+
+
+def code_span(text: str) -> str:
+    "A text as code in Markdown: between more backticks than it has in a row."
+    fence, blank = "`" * (1 + max(map(len, re.findall("`+", text)), default=0)), " " * ("`" in text)
+    return f"{fence}{blank}{text}{blank}{fence}"
+
+
 def front_matter(licence: str) -> str:
     "The header that model hubs read."
     tags = "".join(f"\n- {t}" for t in ("self-supervised-learning", "image-feature-extraction", "isd"))
-    return f"---\nlicense: {licence}\nlibrary_name: isd_nb\ntags:{tags}\n---"
+    return f"---\nlicense: {yaml_text(licence)}\nlibrary_name: isd_nb\ntags:{tags}\n---"
 
 # %% ../../nbs/machine_room/57_model_card.ipynb #c18-75eeb2
 def learns_from_labels(recipe: Mapping[str, Any]) -> bool:
@@ -117,12 +130,12 @@ def model_card(run: Path | str,  # a run's directory, with encoder.safetensors a
     labels = f"{len(classes)} classes, {use}." if classes else "No labels."
     parts = [front_matter(licence), f"# {recipe['name']}: {recipe['method']}", about(encoder, summary),
              f"The file holds: {', '.join(encoder.metadata['encoders'])}.", "## Use", usage(which, encoder.config.name),
-             "## Data", f"`{printable(recipe['data'])}`. {labels} The images have a licence of their own, which may limit the use of weights "
+             "## Data", f"{code_span(printable(recipe['data']))}. {labels} The images have a licence of their own, which may limit the use of weights "
              "learned from them (ImageNet's is for non-commercial research).",
              "## Numbers", scores_in_markdown(summary), "Share of correct test images; k-NN by cosine similarity on backbone features, "
              "unweighted majority; one linear layer on fixed features.",
              "## Recipe", f"```json\n{json.dumps(recipe, indent=1)}\n```",
-             "## Licence", f"Weights: {licence}. Made with isd_nb, an independent implementation of ISD (ICCV 2021)."]
+             "## Licence", f"Weights: {printable(licence)}. Made with isd_nb, an independent implementation of ISD (ICCV 2021)."]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/machine_room/57_model_card.ipynb #c20-a11dd1

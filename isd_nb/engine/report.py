@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import FileList, ImageSet
-from ..errors import InputError, from_extra, given_path, printable
+from ..errors import InputError, encodable, from_extra, given_path
 from ..kernels.nearest_neighbours import nearest
 from ..protocols.storage import in_one_piece
 from ..sources.given import parse_folder
@@ -28,9 +28,10 @@ def described(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, str, 
     folders = [os.fspath(images.paths.folder) for _, images in sets if isinstance(images.paths, FileList)]
     top = os.path.commonpath(folders) if folders else ""
     for split, images in sets:
+        classes = [*map(encodable, images.classes)]
         for i in range(len(images)):
-            label = "" if images.labels is None else images.classes[int(images.labels[i])]
-            yield printable(os.path.relpath(images.paths[i], top or None)) if images.paths else f"{split}/{i}", label, split
+            label = "" if images.labels is None else classes[int(images.labels[i])]
+            yield encodable(os.path.relpath(images.paths[i], top or None)) if images.paths else f"{split}/{i}", label, split
 
 # %% ../../nbs/machine_room/60_report.ipynb #rp03-ld28
 def neighbours_of(features: Tensor,  # (N, F)
@@ -189,6 +190,6 @@ def as_text(cell: str) -> str:
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
     "A CSV file; a text that a spreadsheet would take for a formula begins with an apostrophe."
-    with in_one_piece(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with in_one_piece(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *([as_text(cell) for cell in line] for line in lines)])
     return path

@@ -25,7 +25,7 @@ from .state import (
     Diverged, TrainState, check_encoders, check_losses, check_weights, count_seconds, prepare_training, restore_train_state,
     micro_batches, own_chance, save_encoders, save_train_state, shard, train_step, try_method)
 from .threads import ThreadChoice
-from ..errors import InputError, suggest
+from ..errors import InputError, need_utf8, suggest
 from ..method import Method
 from ..protocols.monitor import Monitor, warn_of_collapse
 from ..protocols.storage import CheckpointTimer, Stopped, stop_signals, writing
@@ -216,7 +216,7 @@ def train(recipe: Recipe, images: ImageSet,
           ) -> Trained:
     "Train a method by a recipe; raises `Stopped` after saving when a signal arrives."
     check_tracker(tracker)
-    out = Path(out)
+    out = need_utf8(Path(out))
     if resume:
         check_begun(out, recipe, len(images), longer)  # before what is built of another recipe is refused for something else
     state = prepare_training(recipe, images, str(device), tracker, out)

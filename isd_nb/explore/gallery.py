@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/machine_room/70_gallery.ipynb #c03-own
 from .umap_map import layout, need_umap
 from ..data import ImageSet
-from ..errors import InputError, kept_if_allowed, locked, printable
+from ..errors import InputError, kept_if_allowed, locked
 from ..sources.door import load_shown
 from ..encoders import FrozenEncoder, load_encoder, read_safetensors
 from ..evaluation import embed
@@ -272,7 +272,7 @@ def gallery_of_run(run: Path | str,  # a directory that isd_train wrote
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = run / "explorer"
     key = digest(run, files, images)
-    settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=printable(run.resolve().name), encode=encode_with(files, device),
+    settings: dict[str, Any] = dict(temperature=recipe.teacher_temperature, title=run.resolve().name, encode=encode_with(files, device),
                                     views=key_views_of(recipe), folder=folder, key=key)
     if cached := read_cache(folder, key):
         return Gallery(images, **(cached | settings))

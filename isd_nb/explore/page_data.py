@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import ImageSet
-from ..errors import InputError, from_extra, kept_if_allowed, printable
+from ..errors import InputError, encodable, from_extra, kept_if_allowed, printable
 from .gallery import CheckpointKey, Gallery
 from .neighbours import agreement, disagreement, hubness
 from .umap_map import palette, plot_map
 from ..protocols.storage import in_one_piece
+from ..sources.identity import places_of
 from ..views import Views
 
 # %% ../../nbs/machine_room/73_page_data.ipynb #c09-82231d
@@ -142,8 +143,8 @@ def describe(gallery: Gallery) -> tuple[dict[str, Any], dict[str, np.ndarray | b
     if not is_large(images):
         arrays |= sheets("image", images, images.get)
     header: dict[str, Any] = dict(count=len(images), encoders=encoders, steps=steps, palette=palette, k=min(12, len(images) - 1),
-                  classes=[printable(name) for name in images.classes] if labels else [],
-                  names=[printable(path.name) for path in images.paths] or None, own=gallery.encode is not None,
+                  classes=[*map(encodable, images.classes)] if labels else [],
+                  names=[encodable(os.fsdecode(name)) for name in places_of(images.paths)[1]] if images.paths else None, own=gallery.encode is not None,
                   temperature=gallery.temperature, note=remark(images), other_views=gallery.views is not None,
                   thumbnails=dict(size=thumbnail_size(images), columns=sheet_columns))
     return header, arrays

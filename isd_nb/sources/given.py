@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, given_path, leads_somewhere, printable
+from ..errors import InputError, encodable, given_path, leads_somewhere, printable
 from ..kernels.archives import is_folder
 from ..kernels.dicom import parse_window
 from .folders import ending_of, suffixes
@@ -251,9 +251,9 @@ def ways_to_name(path: str) -> tuple[str, ...]:  # the most exact first
 
 
 def ways_below(path: str) -> list[str]:
-    "The same with a table that may begin at a folder further down."
-    parts = path.split("/")
-    return [way for i in range(len(parts)) for way in ways_to_name("/".join(parts[i:]))]
+    "The same with a table that may begin at a folder further down; a backslash, also that of an escape, was read as a slash."
+    forms = [form.split("/") for form in dict.fromkeys((path, encodable(path).replace("\\", "/")))]
+    return [way for parts in forms for i in range(len(parts)) for way in ways_to_name("/".join(parts[i:]))]
 
 
 def match(table: Mapping[str, str], paths: Sequence[str], where: str) -> tuple[list[str | None], set[str]]:

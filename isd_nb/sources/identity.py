@@ -77,11 +77,21 @@ def pixels_into(found: Any, images: Tensor, most: int = 16 << 20) -> None:
     rows = evenly(len(images), max(1, most // max(1, images[:1].numel())))
     found.update(images[torch.tensor(rows, device=images.device)].cpu().contiguous().numpy().tobytes() if rows else b"")
 
+# %% ../../nbs/machine_room/29_identity.ipynb #id08-before
+def names_before(images: ImageSet) -> list[str]:
+    "The names of classes; those of folders and packed sets as earlier versions wrote them."
+    def shown(letter: str) -> str:
+        if "\udc80" <= letter <= "\udcff":
+            return f"\\x{ord(letter) - 0xdc00:02x}"
+        return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+    of_folders = bool(images.origin) or isinstance(images.paths, FileList)
+    return ["".join(map(shown, name)) if of_folders else name for name in images.classes]
+
 # %% ../../nbs/machine_room/29_identity.ipynb #id09-le28
 def fingerprint(images: ImageSet) -> str:  # 32 hexadecimal digits
     "The same for the same images and labels, wherever they lie; another one for others."
     found = blake2b(digest_size=16)
-    found.update(json.dumps(["isd_nb images 1", len(images), list(images.classes)]).encode())
+    found.update(json.dumps(["isd_nb images 1", len(images), names_before(images)]).encode())
     found.update(b"no labels" if images.labels is None else images.labels.cpu().numpy().tobytes())
     if images.levels and "dicom" in images.levels:  # the same files through another window are other images
         found.update(json.dumps(images.levels["dicom"]).encode())

@@ -253,7 +253,7 @@ def as_images(index: FolderIndex, classes: Sequence[str], size: int, memory: int
     names, files = tuple(classes or index.classes), index.files
     numbers = np.array([names.index(c) for c in index.classes], dtype=np.int64)
     labels = torch.from_numpy(numbers[index.labels]) if len(index.labels) else None
-    about: dict[str, Any] = dict(classes=tuple(map(printable, names)), levels=levels, resized=resized)
+    about: dict[str, Any] = dict(classes=names, levels=levels, resized=resized)
     if (total or len(files)) * 3 * size * size > memory:
         return ImageSet(None, labels, paths=files, shape=(3, size, size), **about)
     images, keep = read_files(files, size, str(files.folder), levels, total, channels, resized)
@@ -344,9 +344,9 @@ def left_out_text(left_out: Mapping[str, Mapping[str, int]], most: int = 6) -> s
     ordered = sorted(left_out.items(), key=lambda item: -sum(item[1].values()))
     said = []
     for what, inside in ordered[:most]:
-        places = [f"{printable(f)}/ {n:,}" for f, n in sorted(inside.items(), key=lambda item: -item[1]) if f]
+        places = [f"{f}/ {n:,}" for f, n in sorted(inside.items(), key=lambda item: -item[1]) if f]
         more = f", {len(places) - 3} more" if len(places) > 3 else ""
-        said.append(f"{sum(inside.values()):,} {printable(what)}" + (f" (in {', '.join(places[:3])}{more})" if places else ""))
+        said.append(f"{sum(inside.values()):,} {what}" + (f" (in {', '.join(places[:3])}{more})" if places else ""))
     return "; ".join([*said, *([f"{len(ordered) - most} more kinds of files"] if len(ordered) > most else [])])
 
 # %% ../../nbs/machine_room/23_layout.ipynb #ly25-le28

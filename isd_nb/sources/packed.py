@@ -165,7 +165,7 @@ def check_place(out: Path, parts: Mapping[str, ImageSet], source: Path | None) -
 def passed_on(found: Mapping[str, Any]) -> dict[str, Any]:
     "What was found, without the places."
     parts = {name: found[name] and {k: v for k, v in found[name].items() if k != "where"} for name in ("train", "test")}
-    return {**found, "data": printable(without_place(found["data"])), **parts}
+    return {**found, "data": without_place(found["data"]), **parts}
 
 
 def left_out_then(about: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -30,7 +30,7 @@ from ..engine.launch import one_sentence
 from ..engine.runs import read_metrics, read_recipe
 from ..engine.state import prepare_training, save_encoders, train_step
 from ..engine.training import train
-from ..errors import InputError, suggest
+from ..errors import InputError, need_utf8, suggest
 from ..kernels.devices import cores, machine, pick_device
 from ..methods.building import build_method, check_method, find_method, methods, read_sets, with_method
 from ..methods.choosing import change_setting
@@ -353,7 +353,7 @@ def compare(base: Recipe, names: Sequence[str], seeds: Sequence[int], out: Path,
     "Do the runs that are missing, and write `comparison.json` after each."
     from isd_nb import __version__
 
-    sets = comparable_sets(base, root, out)
+    sets = comparable_sets(base, root, need_utf8(out))
     images, found, noted = len(sets.train), str(sets.found), identities(sets)
     del sets  # every run reads them in its own process
     budget = budget or total_steps(base, images) * base.batch_size

@@ -37,8 +37,25 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const csv = (lines) => lines.map((cells) => cells.map((cell) => // RFC 4180
-  (/[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell)).join(",")).join("\r\n") + "\r\n";
+// A cell that a spreadsheet shows and does not execute; the same rule as `as_text` in isd_nb/engine/report.py.
+const asText = (cell) => (/^[=+\-@\t\r]/.test(cell) && (!String(cell).trim() || Number.isNaN(Number(cell))) ? `'${cell}` : String(cell));
+const csv = (lines) => lines.map((cells) => cells.map(asText).map((cell) => // RFC 4180
+  (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell)).join(",")).join("\r\n") + "\r\n";
+
+// ---- names: held as they are, shown with escapes for what is not seen or reverses text, as `printable` in isd_nb/errors.py
+
+const UNSEEN = /[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/;
+const escaped = (letter) => (letter === "\\" ? "\\\\" : letter < "\x80" ? `\\x${letter.charCodeAt(0).toString(16).padStart(2, "0")}`
+  : `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`);
+const printable = (name) => (UNSEEN.test(name) ? name.replace(new RegExp(`${UNSEEN.source}|\\\\`, "g"), escaped) : name);
+// As names are compared: in one Unicode form and case, any blanks as one, without letters that are not seen.
+const fold = (text) => text.replace(/\p{Cf}/gu, "").normalize("NFKC").replace(/\s+/g, " ").toLowerCase().normalize("NFKC");
+const findable = (name) => [...new Set([name, printable(name)])].map(fold).join("\n");
+const segmenter = globalThis.Intl?.Segmenter && new Intl.Segmenter();
+const cut = (name, most) => { // an emoji of several code points is one letter
+  const letters = segmenter ? Array.from(segmenter.segment(name), ({ segment }) => segment) : Array.from(name);
+  return letters.length > most ? `${letters.slice(0, most - 1).join("")}\u2026` : name;
+};
 
 // ---- who answers: the kernel, or arithmetic on the features in this file ----------------------------------------
 
@@ -227,7 +244,9 @@ const LEGENDS = { // what the two ends of the ramp mean
 };
 
 function explorer(root, header, arrays, ask, tell = () => {}) {
-  const { count, classes, steps, encoders } = header, labels = arrays.labels || null;
+  const { count, steps, encoders } = header, labels = arrays.labels || null;
+  const classes = header.classes.map(printable), tags = classes.map((name) => cut(name, 18));
+  const paths = header.names?.map(printable), files = paths?.map((path) => path.slice(path.lastIndexOf("/") + 1));
   const state = { encoder: encoders[0], step: steps.length - 1, colour: "none", query: 0, k: header.k,
     temperature: header.temperature, hidden: new Set(), selection: [], lasso: false, own: null,
     contours: false, names: true };
@@ -246,7 +265,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     Object.assign(canvas.dataset, { index, kind: "own" });
     return canvas;
   };
-  const nameOf = (i) => (i === OWN ? state.own.name : labels ? classes[labels[i]] : header.names ? header.names[i] : `image ${i}`);
+  const nameOf = (i) => (i === OWN ? printable(state.own.name) : labels ? classes[labels[i]] : files ? files[i] : `image ${i}`);
   const shown = () => (state.encoder === "both" ? encoders : [state.encoder]);
 
   // -- the skeleton
@@ -357,9 +376,12 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   const hub = () => { const start = row(); next((i) => -arrays.hubness[start + i]); };
   const search = el("input", { type: "search", name: "search", placeholder: header.names ? "class or file name" : "class name" });
   const hits = el("output", { className: "isd-hits" });
+  let folded = null; // made at the first search
   const matches = () => {
-    const text = search.value.trim().toLowerCase(), holds = (name) => name && name.toLowerCase().includes(text);
-    return text ? [...Array(count).keys()].filter((i) => (labels && holds(nameOf(i))) || (header.names && holds(header.names[i]))) : [];
+    const text = fold(search.value).trim();
+    if (!text) return [];
+    folded ||= { classes: header.classes.map(findable), names: (header.names || []).map(findable) };
+    return [...Array(count).keys()].filter((i) => (labels && folded.classes[labels[i]].includes(text)) || folded.names[i]?.includes(text));
   };
   search.addEventListener("input", () => {
     const found = matches();
@@ -578,10 +600,10 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     ink.font = "bold 14px system-ui, sans-serif";
     if (labels && state.names && classes.length <= 30) {
       const a = middle(pane.encoder, leaving), b = middle(pane.encoder, state.step); // the names glide along
-      classes.forEach((name, c) => {
+      classes.forEach((_, c) => {
         if (!b[c] || state.hidden.has(c)) return;
         const [x, y] = toScreen(pane, a[c][0] + (b[c][0] - a[c][0]) * now.moment, a[c][1] + (b[c][1] - a[c][1]) * now.moment);
-        write(ink, name.length > 18 ? `${name.slice(0, 17)}\u2026` : name, x, y);
+        write(ink, tags[c], x, y);
       });
     }
     if (state.encoder === "both") write(ink, pane.encoder, pane.left + pane.width / 2, 14);
@@ -703,7 +725,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
     const mineIsOwn = state.query === OWN, others = (count - !mineIsOwn).toLocaleString("en");
     const query = el("div", { className: "isd-query" }, thumbnail(state.query, 84),
       el("div", {}, el("b", {}, nameOf(state.query)), el("br"), mineIsOwn ? "your own image" : `image ${state.query}`,
-        ...(!mineIsOwn && labels && header.names ? [el("br"), header.names[state.query]] : [])));
+        ...(!mineIsOwn && labels && files ? [el("br"), el("span", { title: paths[state.query] }, files[state.query])] : [])));
     const hard = el("div", { className: "isd-hard" }, ...(header.other_views && !mineIsOwn ? [otherView(state.query, 48)] : []),
       el("div", {}, el("h4", {}, "MoCo's label"), bars(line("own other view", 1, "isd-hot"),
         line(`all ${others} others`, 0, "isd-hot")),
@@ -787,7 +809,7 @@ function explorer(root, header, arrays, ask, tell = () => {}) {
   }
 
   const selectionTable = (indices) => csv([["image", "class", "file"], ...indices.map((i) =>
-    [i, labels ? classes[labels[i]] : "", header.names ? header.names[i] : ""])]);
+    [i, labels ? header.classes[labels[i]] : "", header.names ? header.names[i] : ""])]);
 
   // -- mouse and keyboard
   const zoom = (factor, x, y) => { // about a place on the screen, by default the middle
