@@ -74,7 +74,8 @@ class OneHot(ISD):
     def forward(self, view_q: Tensor, view_k: Tensor) -> Output:  # (B, C, H, W) each, float in [0, 1]
         "Compare; change nothing."
         queries, keys = self.compare_both(view_q, view_k, buffers := {})
-        products = product_precision(anchors := self.queue.anchors)  # as ISD's own loss: only the label differs
+        anchors, colder = self.queue.anchors, self.teacher_temperature < self.student_temperature
+        products = product_precision(anchors, len(queries), colder)  # as ISD's own loss: only the label differs
         loss = streaming_contrastive_loss(queries, keys, anchors, self.student_temperature, products=products)
         return Output(loss, keys[: len(view_q)], buffers)
 
@@ -92,7 +93,7 @@ class Mixture(ISD):
         "Compare; change nothing."
         queries, keys = self.compare_both(view_q, view_k, buffers := {})
         anchors, student, teacher = self.queue.anchors, self.student_temperature, self.teacher_temperature
-        products = product_precision(anchors)
+        products = product_precision(anchors, len(queries), teacher < student)
         hard = streaming_contrastive_loss(queries, keys, anchors, student, products=products)
         soft = streaming_soft_label_loss(queries, keys, anchors, student, teacher, products=products)
         return Output(self.weight * hard + (1 - self.weight) * soft, keys[: len(view_q)], buffers)

@@ -239,7 +239,7 @@ def test_the_exact_loss_of_equivalence_reaches_the_method(monkeypatch):
     "What is patched is the name that `ISD` calls; otherwise both forms would be the same."
     monkeypatch.syspath_prepend(str(FOLDER))
     script, seen = importlib.import_module("equivalence"), []
-    monkeypatch.setattr("isd_nb.isd.product_precision", lambda anchors: torch.bfloat16)
+    monkeypatch.setattr("isd_nb.isd.product_precision", lambda *given: torch.bfloat16)
 
     def loss(queries, *others, products):
         seen.append(products)

@@ -133,7 +133,7 @@ def test_controlled_pairs_read_the_queue_in_one_precision(
     seen = []
     variants = importlib.import_module("variants")
     for place in ("isd_nb.isd", "variants"):
-        monkeypatch.setattr(f"{place}.product_precision", lambda anchors: torch.bfloat16)
+        monkeypatch.setattr(f"{place}.product_precision", lambda *given: torch.bfloat16)
         for loss in ("streaming_soft_label_loss", "streaming_contrastive_loss"):
             if hasattr(variants if place == "variants" else importlib.import_module(place), loss):
                 monkeypatch.setattr(f"{place}.{loss}", lambda q, *_, products: (seen.append(products), q.sum())[1])

@@ -52,8 +52,11 @@ def bfloat16_attention(scaled: Tensor,  # float32 (B, D) queries or keys, each d
     return total[:, :dim] / mass + centre + nan_guard, (top.float() + mass.log())[:, 0] + scaled @ centre + nan_guard[:, 0]
 
 # %% ../../nbs/machine_room/05_bfloat16_attention.ipynb #c26-2696fc
-def product_precision(anchors: Tensor) -> torch.dtype:  # (K, D), what will be read
-    "bfloat16 where autocast uses it on a processor that multiplies it, and the queue holds enough numbers to gain; else float32."
+def product_precision(anchors: Tensor,  # (K, D), what will be read
+                      rows: int,  # by how many queries
+                      suits: bool = True,  # the loss may be rounded: of ISD where the teacher is colder than the student
+                      ) -> torch.dtype:
+    "bfloat16 where autocast uses it on a processor that multiplies it, and there is enough to multiply to gain; else float32."
     kind = anchors.device.type
     halves = kind == "cpu" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-    return torch.bfloat16 if halves and anchors.numel() >= 1 << 17 and has_bfloat16(kind) else torch.float32
+    return torch.bfloat16 if suits and halves and rows >= 128 and anchors.numel() >= 1 << 18 and has_bfloat16(kind) else torch.float32

@@ -92,5 +92,5 @@ class MoCoV2(WithQueue):
         buffers: dict[str, Any] = {}
         queries, keys = self.compare(view_q, view_k, buffers)
         loss = streaming_contrastive_loss(queries, keys, self.queue.anchors, self.student_temperature,
-                                          products=product_precision(self.queue.anchors))
+                                          products=product_precision(self.queue.anchors, len(queries)))
         return Output(loss, keys, buffers)
