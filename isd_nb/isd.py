@@ -43,7 +43,6 @@ class ISD(WithQueue):
         "Compare; change nothing."
         buffers: dict[str, Any] = {}
         queries, keys = self.compare_both(view_q, view_k, buffers)  # (B, D) or (2B, D)
-        colder = self.teacher_temperature < self.student_temperature
-        loss = streaming_soft_label_loss(queries, keys, self.queue.anchors, self.student_temperature, self.teacher_temperature,
-                                         products=product_precision(self.queue.anchors, len(queries), colder))
+        products = product_precision(self.queue.anchors, len(queries), self.teacher_temperature < self.student_temperature)
+        loss = streaming_soft_label_loss(queries, keys, self.queue.anchors, self.student_temperature, self.teacher_temperature, products=products)
         return Output(loss, keys[:len(view_q)], buffers)
