@@ -142,6 +142,23 @@ def test_a_saved_race_is_summed_up_as_now(race):
     assert saved["summary"] == json.loads(json.dumps(race.summary(saved["runs"])))
 
 
+def test_a_race_saved_without_ratios_per_step_is_read(race, tmp_path, monkeypatch):
+    results = FOLDER.parent / "results"
+    saved = json.loads((results / "bench" / "race.json").read_text())
+    for row in saved["summary"].values():
+        row.pop("slower_per_step", row.pop("slower_per_step_by_seed", None))
+    (tmp_path / "bench").mkdir()
+    for name in ("step", "step_blur", "views", "loss"):
+        (tmp_path / "bench" / f"{name}.json").write_bytes((results / "bench" / f"{name}.json").read_bytes())
+    (tmp_path / "bench" / "race.json").write_text(json.dumps(saved))
+    assert "per step)" not in importlib.import_module("readme").speed(tmp_path)
+    plot = importlib.import_module("plot")
+    plot.race(saved)
+    titles = [ax.get_title() for ax in plot.plt.gcf().axes]
+    plot.plt.close("all")
+    assert titles and not any("per step" in title for title in titles)
+
+
 def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
     (tmp_path / "race.json").write_text(json.dumps(dict(steps=10, runs=[1])))
     assert race.earlier_runs(tmp_path / "race.json", dict(steps=10)) == [1]

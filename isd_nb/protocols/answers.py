@@ -57,7 +57,16 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
 def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The rows of a file, if it is there and belongs to this question."
     values = rows_file(path) if path.is_file() else {}
-    return values["rows"] if values.get("question") == question else []
+    return [interval_anew(row, values.get("test_images")) for row in values["rows"]] if values.get("question") == question else []
+
+
+def interval_anew(row: dict[str, Any], count: Any) -> dict[str, Any]:  # the number of test images, where the file has it
+    "A saved row with the interval as it is computed today, which follows from its accuracy and the number of test images."
+    share = row.get(main_column(row))
+    if not isinstance(count, int) or not isinstance(share, float) or not {"low", "high"} <= row.keys():
+        return row
+    low, high = accuracy_interval(torch.arange(count) < round(share * count))
+    return {**row, "low": low, "high": high}
 
 
 def add_row(choose: Callable[[], Path],  # the file; another may have been written meanwhile
@@ -281,7 +290,7 @@ def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str,
     elif question.protocol == "linear":
         yield {}, lambda folder: linear(asked, question, folder)
     elif question.protocol == "transfer":
-        yield {}, lambda folder: {**linear(asked, question, folder), **neighbours(asked)}
+        yield {}, lambda folder: {**neighbours(asked), **linear(asked, question, folder)}
     else:
         compute = tuned if question.protocol == "finetune" else labelled
         for f in question.fractions:
