@@ -54,6 +54,11 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
     return next((row for row in rows if all(k in row and row[k] == v for k, v in key.items())), None)
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c08-bea1f5
+def main_column(row: Mapping[str, Any]) -> str:
+    "The column that a row's interval is of."
+    return "top1" if "top1" in row else "20-nn"
+
+
 def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The rows of a file, if it is there and belongs to this question."
     values = rows_file(path) if path.is_file() else {}
@@ -310,11 +315,6 @@ def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str],
     means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" if c in group[0] else " " * 10 for c in columns)
     return (f"{group[0]['encoder']:<16}{name}{f'{100 if fraction is None else 100 * fraction:.3g}%':>8}{means}"
             f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
-
-
-def main_column(row: Mapping[str, Any]) -> str:
-    "The column that a row's interval is of."
-    return "top1" if "top1" in row else "20-nn"
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c40-aa8db6
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
