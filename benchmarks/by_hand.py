@@ -34,6 +34,8 @@ def recipe_of(given: argparse.Namespace, base: Recipe, settings: list[str]) -> R
     recipe = entry_recipe(given.entry, base, given.images, {}, given.seed)
     recipe = replace(recipe, method=given.method or recipe.method)
     for setting in settings:
+        if setting.partition("=")[0] in ("steps", "epochs", "seed"):
+            raise InputError(f"--trial takes no {setting}: --images sets how long a trial is, --seed its seed")
         recipe = change_setting(recipe, setting)
     check_method(recipe)
     return replace(recipe, steps=max(1, round(given.images / recipe.batch_size)))

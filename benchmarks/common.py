@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import isd_nb
 from isd_nb.kernels.devices import has_bfloat16
 
 ROOT = Path(__file__).parent.parent
@@ -27,9 +28,9 @@ def instructions() -> str:
     return torch.backends.cpu.get_cpu_capability() + (" with bfloat16" if has_bfloat16("cpu") else "")
 
 
-def commit(root: Path = ROOT) -> str | None:  # None: no clone, or no git
-    "The commit of the code, with + where package or benchmarks differ from it."
-    if not (root / ".git").exists():
+def commit(root: Path = ROOT, code: Path = Path(isd_nb.__file__).parent) -> str | None:
+    "The commit of the code, with + where package or benchmarks differ; None: no clone, another package ran, or no git."
+    if not (root / ".git").exists() or code.resolve() != (root / "isd_nb").resolve():
         return None
     asked = ["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "isd_nb", "benchmarks"]
     try:

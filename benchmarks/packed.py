@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import statistics
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -98,15 +99,21 @@ def write_all(folder: Path, images: ImageSet, files: ImageSet, size: int, names:
     return {name: round(seconds, 2) for name, seconds in took.items()}
 
 
+OPENING = 300.0  # seconds; a reader that has not opened its images by then has failed
 TOGETHER: list[Any] = []  # in a process that reads beside others: the barrier at which they begin
 
 
 def read_for(name: str, folder: Path, size: int, batch: int, seconds: float) -> tuple[int, float, float, float]:
     "Read for some seconds: the number of images, begin and end by the clock, and the seconds of the processor."
-    next(CONTESTANTS[name](folder, size, batch))  # imports, and pages in memory
-    batches, count = CONTESTANTS[name](folder, size, batch), 0  # opening is not timed: it happens once in a run
+    try:
+        next(CONTESTANTS[name](folder, size, batch))  # imports, and pages in memory
+        batches, count = CONTESTANTS[name](folder, size, batch), 0  # opening is not timed: it happens once in a run
+    except BaseException:
+        for barrier in TOGETHER:
+            barrier.abort()  # the others would wait for this one
+        raise
     for barrier in TOGETHER:
-        barrier.wait()
+        barrier.wait(OPENING)
     begun, processor = time.perf_counter(), time.process_time()
     while (now := time.perf_counter()) < begun + seconds:
         count += len(next(batches))
@@ -115,9 +122,16 @@ def read_for(name: str, folder: Path, size: int, batch: int, seconds: float) -> 
 
 def read_together(processes: int, *what: Any) -> list[tuple[int, float, float, float]]:
     "What `read_for` returns in each of so many processes, which begin together."
-    context = multiprocessing.get_context("fork")
+    context, found, failed = multiprocessing.get_context("fork"), [], []
     with context.Pool(processes, TOGETHER.append, (context.Barrier(processes),)) as pool:
-        return pool.starmap(read_for, [what] * processes, chunksize=1)
+        for reader in [pool.apply_async(read_for, what) for _ in range(processes)]:
+            try:
+                found.append(reader.get(2 * OPENING + what[-1]))  # also where a process was ended from outside
+            except Exception as error:
+                failed.append(error)
+    if failed:  # those that only waited for another come last
+        raise min(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    return found
 
 
 def rates(found: list[tuple[int, float, float, float]]) -> dict[str, float]:

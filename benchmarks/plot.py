@@ -105,10 +105,11 @@ def race(saved: dict[str, Any]) -> None:
         if found:
             ax.axhline(found["mark"], lw=0.6, color="black")
         lines = [", ".join(f"{titles[name]} {ratio:.1f}x" for name, ratio in found[key].items() if name != "ours")
-                 for key in ("slower_than_ours", "slower_per_step")] if found else [""]
+                 for key in ("slower_than_ours", "slower_per_step") if key in found] if found else [""]
         title = "no mark that all reach"
         if lines[0]:
-            title = f"seconds by those of this book,\nto {found['mark']:g}: {lines[0]}\nper step: {lines[1]}"
+            to_mark = f"seconds by those of this book,\nto {found['mark']:g}: {lines[0]}"
+            title = "\nper step: ".join([to_mark, *lines[1:]])
         ax.set_title(f"{names[method]}: {title}", fontsize=8)
         ax.set(xlabel="seconds of training", ylabel="20-NN accuracy, teacher")
         ax.legend(fontsize=8)

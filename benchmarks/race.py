@@ -17,8 +17,9 @@ A mark is reached at the first evaluation at or above it. Ratios are of the high
 method reaches in every seed, if it lies above the accuracy of the untrained networks. Threads are each contestant's
 own default; beside busy processes two OpenMP threads wait for each other, so race once more with OMP_NUM_THREADS=1.
 Beside them stand the ratios of the seconds of all steps: a mark is chosen afterwards, and one evaluation decides it.
-What FILE already holds of the same settings is not run again, but with `--anew`; after `--minutes` nothing new is
-started, and the same command (without `--anew`) goes on. `--summary` sums up FILE's runs anew and trains nothing.
+What FILE already holds of the same settings is not run again; after `--minutes` nothing new is started, the exit code
+is 1, and the same command goes on. `--anew` runs all again into FILE.new, which takes FILE's place when it is complete.
+`--summary` sums up FILE's runs anew and trains nothing.
 """
 from __future__ import annotations
 
@@ -58,6 +59,7 @@ from isd_nb.engine.threads import ThreadChoice
 from isd_nb.engine.training import batches
 from isd_nb.methods.building import backbone_config, find_method
 from isd_nb.protocols.scorer import score_encoders
+from isd_nb.protocols.storage import in_one_piece
 from isd_nb.recipe import Recipe, find_recipe, learning_rate, recipe_to_json
 from isd_nb.sources.door import Sets, load_sets
 from isd_nb.teacher import cosine_momentum
@@ -377,8 +379,8 @@ def one_run(args: argparse.Namespace, method: str, name: str, seed: int) -> list
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: list[dict]) -> list[dict]:
-    """Run what is missing, seed by seed, so that contestants take turns; save after each."""
+def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: list[dict]) -> bool:
+    """Add what is missing, seed by seed, so that contestants take turns; save after each. False: time is over."""
     begun = time.monotonic()
     done = {(run["method"], run["contestant"], run["seed"]) for run in runs}
     order = itertools.product(range(args.seeds), args.methods, args.contestants)
@@ -386,13 +388,12 @@ def race(args: argparse.Namespace, save: Callable[[list[dict]], None], runs: lis
         if not takes_part(name, method) or (method, name, seed) in done:
             continue
         if time.monotonic() - begun > 60 * args.minutes:
-            print(f"{args.minutes:g} minutes are over; the same command{' without --anew' * args.anew} goes on")
-            break
+            return False
         load = os.getloadavg()[0]
         rows = one_run(args, method, name, seed)
         runs.append(dict(method=method, contestant=name, seed=seed, load_before=load, rows=rows))
         save(runs)
-    return runs
+    return True
 
 
 def recipes(args: argparse.Namespace) -> str:
@@ -433,7 +434,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--neighbours", type=int, default=0, help="busy processes beside each, same priority")
     parser.add_argument("--minutes", type=float, default=3.5, help="start nothing new after this time")
-    parser.add_argument("--anew", action="store_true", help="run again what the file holds, whatever its settings")
+    parser.add_argument("--anew", action="store_true", help="run all again, beside the file until complete")
     parser.add_argument("--summary", action="store_true", help="sum up the file's runs anew; train nothing")
     parser.add_argument("--one", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--first-seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -451,14 +452,21 @@ def main() -> None:
     settings = dict(data=args.data, steps=args.steps, every=args.every, neighbours=args.neighbours)
     settings |= dict(recipes=recipes(args))
     same = settings | dict(threads=torch.get_num_threads(), torch=torch.__version__)
-    runs = [] if args.anew else earlier_runs(args.json, same)
+    file = args.json.with_name(f"{args.json.name}.new") if args.json and args.anew else args.json
+    runs = earlier_runs(file, same)
 
     def save(runs: list[dict]) -> None:
-        if args.json:
+        if file:
             found = about("race", **settings, seeds=args.seeds, priority=os.nice(0), summary=summary(runs), runs=runs)
             found["command"] = found["command"].replace(" --anew", "")
-            args.json.write_text(json.dumps(found) + "\n")
-    print_summary(summary(race(args, save, runs)), args.data)
+            with in_one_piece(file) as unfinished:
+                unfinished.write_text(json.dumps(found) + "\n")
+    complete = race(args, save, runs)
+    print_summary(summary(runs), args.data)
+    if not complete:
+        sys.exit(f"{args.minutes:g} minutes are over; the same command goes on")
+    if file and file != args.json and file.exists():
+        file.replace(args.json)
 
 
 if __name__ == "__main__":

@@ -143,9 +143,9 @@ def speed(results: Path) -> str:
     titles = dict(plain="usual pipeline", lightly="lightly", tuned="tuned by hand")
     for method, name in (("isd", "ISD"), ("moco_v2", "MoCo v2")):
         found = race["summary"][method]
-        others = [f"{title} {found['seconds'][key]:.0f} s ({against(found['slower_than_ours'][key])}; "
-                  f"{against(found['slower_per_step'][key])} per step)"
-                  for key, title in titles.items() if key in found["seconds"]]
+        per_step = {key: f"; {against(ratio)} per step" for key, ratio in found.get("slower_per_step", {}).items()}
+        others = [f"{title} {found['seconds'][key]:.0f} s ({against(found['slower_than_ours'][key])}"
+                  f"{per_step.get(key, '')})" for key, title in titles.items() if key in found["seconds"]]
         command = race["command"].partition(" --minutes")[0]
         rows.append([f"{name} on digits to a 20-NN accuracy of {found['mark']}: `{command}`",
                      f"{found['seconds']['ours']:.0f} s", ", ".join(others)])

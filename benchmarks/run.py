@@ -3,8 +3,9 @@
     python benchmarks/run.py [NAME ...]     # by default all that run on a CPU and need no other images
     python benchmarks/run.py packed --data folder:PATH
 
-Each runs with the command that its saved file names, and a race begins anew. One that fails does not keep the others
-from running; it is named at the end.
+Each runs with the command that its saved file names. A race begins anew beside its file, which it replaces when it is
+complete; where its time is over, the same command goes on. One that fails does not keep the others from running; it is
+named at the end.
 """
 import argparse
 import shlex

@@ -142,6 +142,23 @@ def test_a_saved_race_is_summed_up_as_now(race):
     assert saved["summary"] == json.loads(json.dumps(race.summary(saved["runs"])))
 
 
+def test_a_race_saved_without_ratios_per_step_is_read(race, tmp_path, monkeypatch):
+    results = FOLDER.parent / "results"
+    saved = json.loads((results / "bench" / "race.json").read_text())
+    for row in saved["summary"].values():
+        row.pop("slower_per_step", row.pop("slower_per_step_by_seed", None))
+    (tmp_path / "bench").mkdir()
+    for name in ("step", "step_blur", "views", "loss"):
+        (tmp_path / "bench" / f"{name}.json").write_bytes((results / "bench" / f"{name}.json").read_bytes())
+    (tmp_path / "bench" / "race.json").write_text(json.dumps(saved))
+    assert "per step)" not in importlib.import_module("readme").speed(tmp_path)
+    plot = importlib.import_module("plot")
+    plot.race(saved)
+    titles = [ax.get_title() for ax in plot.plt.gcf().axes]
+    plot.plt.close("all")
+    assert titles and not any("per step" in title for title in titles)
+
+
 def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
     (tmp_path / "race.json").write_text(json.dumps(dict(steps=10, runs=[1])))
     assert race.earlier_runs(tmp_path / "race.json", dict(steps=10)) == [1]
@@ -150,16 +167,22 @@ def test_a_race_is_not_mixed_with_one_of_other_settings(race, tmp_path):
 
 
 def test_a_race_begins_anew(race, tmp_path, monkeypatch):
-    "Also over a file of other settings; what it kept is what `benchmarks/run.py` has."
+    "Also beside a file of other settings, which stays until the race is complete; an unfinished one goes on."
     file = tmp_path / "race.json"
-    file.write_text(json.dumps(dict(steps=10, runs=[1])))
+    file.write_text(before := json.dumps(dict(steps=10, runs=[1])))
     rows = [dict(seconds=1.0, processor_seconds=1.0, knn20=0.1), dict(seconds=2.0, processor_seconds=2.0, knn20=0.9)]
-    monkeypatch.setattr(race, "one_run", lambda *given: rows)
-    few = ["--methods", "isd", "--contestants", "ours", "--seeds", "1"]
+    seconds, ran = itertools.count(0, 3600), []
+    monkeypatch.setattr(race.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(race, "one_run", lambda *given: ran.append(given[-1]) or rows)
+    few = ["--methods", "isd", "--contestants", "ours", "--seeds", "2", "--minutes", "60"]
     monkeypatch.setattr("sys.argv", ["race.py", "--anew", *few, "--json", str(file)])
+    with pytest.raises(SystemExit, match="60 minutes are over; the same command goes on"):
+        race.main()
+    assert ran == [0] and file.read_text() == before
     race.main()
     found = json.loads(file.read_text())
-    assert [run["contestant"] for run in found["runs"]] == ["ours"] and "--anew" not in found["command"]
+    assert ran == [run["seed"] for run in found["runs"]] == [0, 1] and "--anew" not in found["command"]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.fixture
@@ -273,6 +296,24 @@ def test_readers_of_packed_sets_begin_together(monkeypatch, tmp_path):
     assert max(one[0], other[0]) < min(one[1], other[1]) and packed.rates(found)["images_per_second"] > 0
 
 
+@pytest.mark.parametrize("how", ["error", "end"])
+def test_a_reader_that_fails_does_not_keep_the_others_waiting(how, monkeypatch, tmp_path):
+    "Its error is the one that is shown; a process may also be ended from outside."
+    monkeypatch.syspath_prepend(str(FOLDER))
+    packed = importlib.import_module("packed")
+
+    def one_fails(folder, size, batch):
+        with suppress(FileExistsError):
+            (folder / "first").symlink_to(str(os.getpid()))
+        if os.readlink(folder / "first") == str(os.getpid()):
+            os._exit(1) if how == "end" else torch.zeros(2)[5]
+        return itertools.repeat(torch.zeros(batch))
+    monkeypatch.setitem(packed.CONTESTANTS, "fails", one_fails)
+    monkeypatch.setattr(packed, "OPENING", 20.0 if how == "error" else 0.2)
+    with pytest.raises(IndexError if how == "error" else packed.multiprocessing.TimeoutError):
+        packed.read_together(2, "fails", tmp_path, 8, 4, 0.1)
+
+
 def test_a_file_states_instructions_and_commit(monkeypatch, tmp_path):
     "Two processors of one name may differ, as the code of one version may; without a clone there is no commit."
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -280,11 +321,12 @@ def test_a_file_states_instructions_and_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(common, "COMMIT", "1234567+")
     found = common.about("x", rounds=2)
     assert found["instructions"].startswith(torch.backends.cpu.get_cpu_capability()) and found["rounds"] == 2
-    assert found["commit"] == "1234567+" and common.commit(tmp_path) is None
+    assert found["commit"] == "1234567+" and common.commit(tmp_path, tmp_path / "isd_nb") is None
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    assert re.fullmatch("[0-9a-f]{7,}", common.commit(tmp_path))
+    assert re.fullmatch("[0-9a-f]{7,}", common.commit(tmp_path, tmp_path / "isd_nb"))
+    assert common.commit(tmp_path) is None  # the package that runs is another
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "new.py").touch()
-    assert common.commit(tmp_path).endswith("+")
+    assert common.commit(tmp_path, tmp_path / "isd_nb").endswith("+")

@@ -26,6 +26,8 @@ from isd_nb.encoders import Encoder, load_encoder, save_encoder
 from isd_nb.errors import InputError
 from isd_nb.evaluation import (
     LinearClassifier, Score, accuracy_interval, embed, fit_linear, knn_accuracy, knn_predict, linear_accuracy)
+from isd_nb.protocols import answers
+from isd_nb.protocols.answers import ResultCache
 from isd_nb.protocols.fine_tuning import Classifier, FINETUNE, LINEAR, augmented_linear, finetune, fit_classifier
 from isd_nb.methods.building import backbone_config, build_method
 from isd_nb.protocols.scorer import score_encoders
@@ -300,7 +302,10 @@ def test_a_result_of_an_earlier_recipe_is_marked(
     saved = {"recipe": recipe_to_json(replace(find_recipe("digits"), projector=(128, 64), steps=7))}
     (tmp_path / "x.json").write_text(json.dumps({"question": saved} if inside else saved))
     read_result("x", folder=tmp_path)
-    assert "by an earlier form of the recipe: projector [128, 64] (today [256])\n" in capsys.readouterr().out
+    assert "differs from today's recipe: projector [128, 64] (today [256])\n" in capsys.readouterr().out
+    (tmp_path / "x.json").write_text(json.dumps({"recipe": "digits"}))  # as a table of `isd_train` has it
+    read_result("x", folder=tmp_path)
+    assert "differs" not in capsys.readouterr().out
 
 
 def test_an_interval_of_an_accuracy_has_a_width_at_its_ends() -> None:
@@ -310,3 +315,20 @@ def test_an_interval_of_an_accuracy_has_a_width_at_its_ends() -> None:
     assert accuracy_interval(~right) == pytest.approx((0, 1 - 20 / (20 + 1.95996**2)), abs=1e-5)
     low, high = accuracy_interval(torch.arange(40) < 20)
     assert low == pytest.approx(1 - high) and 0.35 < low < 0.36
+
+
+@pytest.mark.parametrize("column", ["top1", "20-nn"])
+def test_a_saved_row_has_the_interval_of_today(tmp_path: Path, column: str) -> None:
+    "Rows of before had one of the bootstrap: with all right it had no width. The accuracies stay as they are."
+    saved = dict(question={"a": 1}, test_images=20, rows=[{"encoder": "teacher", column: 1.0, "low": 1.0, "high": 1.0}])
+    (tmp_path / "x.json").write_text(json.dumps(saved))
+    row = ResultCache(tmp_path / "x.json", {"a": 1}).row({"encoder": "teacher"}, dict)
+    assert (row["low"], row["high"]) == accuracy_interval([True] * 20) and row[column] == 1
+
+
+def test_the_interval_of_a_transfer_is_that_of_its_top_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    "The table names it so."
+    monkeypatch.setattr(answers, "linear", lambda *given: dict(top1=0.5, top5=1.0, low=0.4, high=0.6))
+    monkeypatch.setattr(answers, "neighbours", lambda *given: {"20-nn": 0.8, "low": 0.7, "high": 0.9})
+    ((_, compute),) = answers.answers(None, answers.EvalConfig("transfer", "digits"))
+    assert (row := compute(Path()))["low"] == 0.4 and row["20-nn"] == 0.8

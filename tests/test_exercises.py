@@ -207,19 +207,25 @@ def test_a_wrong_answer_is_not_right() -> None:
     assert run([cell + "check(lambda: 6, 6)"], {}) == "Right\n"
 
 
+NONE = "something is None where a value is needed (a function that returns nothing?)"
+
+
 @pytest.mark.parametrize("answer, expected, words", [
     ("[torch.ones(3), 1]", "[3, 1]", "the result at [0] has the shape (3,), it should be one number"),
     ("4203009", "4203008", "the result is 4203009, it should be 4203008"),
     ("100000.5", "100000.25", "the result is 100000.5, it should be 100000.25"),
     ("1 + 5j", "1", "the result is complex, it should be real"),
     ("torch.ones(2, device='meta')", "[1, 1]", "NotImplementedError: "),
-    ("slope(torch.ones(2)) + 1", "1", "TypeError: "),
+    ("[np.ones(3), 1]", "[3, 1]", "the result at [0] has the shape (3,), it should be one number"),
+    ("slope(torch.ones(2)) + 1", "1", f"{NONE}: TypeError: "),
+    ("more(1)", "1", f"{NONE}: TypeError: "),
     ("empty() + 1", "1", "a function returns nothing"),
     ("len(empty())", "1", "a function returns nothing"),
 ])
 def test_a_refusal_names_what_is_wrong(answer: str, expected: str, words: str) -> None:
-    cells = ["import torch\nfrom isd_nb.explore.exercises import check",
-             "def slope(x): return x.grad * 2  # backward() is forgotten\ndef empty(): ..."]
+    cells = ["import numpy as np\nimport torch\nfrom isd_nb.explore.exercises import check",
+             "def slope(x): return x.grad * 2  # backward() is forgotten\n"
+             "def empty(): ...\ndef more(x): return empty() + x"]
     assert run([*cells, f"check(lambda: {answer}, {expected})"], {}).startswith(f"Not yet: {words}")
 
 

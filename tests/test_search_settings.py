@@ -4,13 +4,14 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import call
+from isd_nb.errors import InputError
 from isd_nb.sources.splits import stratified
 from isd_nb.engine.launch import one_sentence
 from isd_nb.studies.compare import read_settings
@@ -176,3 +177,10 @@ def test_a_setting_of_a_trial_by_hand_is_in_its_recipe(
     monkeypatch.setattr("sys.argv", ["by_hand.py", *command])
     script.main()
     assert {name: getattr(seen[0], name) for name in kept} == kept and seen[0].method == entry
+
+
+@pytest.mark.parametrize("setting", ["steps=3", "epochs=2", "seed=1"])
+def test_a_trial_by_hand_refuses_what_its_options_set(search: ModuleType, setting: str) -> None:
+    given = SimpleNamespace(entry="isd", images=64, seed=0, method=None)
+    with pytest.raises(InputError, match=f"--trial takes no {setting}: --images"):
+        importlib.import_module("by_hand").recipe_of(given, search.base_of("digits"), [setting])

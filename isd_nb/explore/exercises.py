@@ -6,6 +6,7 @@
 __all__ = ['check', 'two_views', 'tiny_student']
 
 # %% ../../nbs/machine_room/77_exercises.ipynb #c766de4dc
+import math
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,11 @@ def check(answer: Callable[[], Any],  # computes the answer: a number, a list or
     try:
         print(_verdict(answer(), torch.as_tensor(expected).detach().double(), tolerance))
     except Exception as error:  # whatever a half-written answer raises, the page goes on
-        nothing = "NoneType" in str(error) and not _is_of_a_function(error, answer)  # what an empty function returns was used
-        print("Not yet: a function returns nothing" if nothing else f"Not yet: {type(error).__name__}: {error}")
+        words = f"{type(error).__name__}: {error}"
+        if "NoneType" in str(error):  # what an empty function returns was used, by the check or by a function of another cell
+            inside = f"something is None where a value is needed (a function that returns nothing?): {words}"
+            words = inside if _is_of_a_function(error, answer) else "a function returns nothing"
+        print(f"Not yet: {words}")
 
 # %% ../../nbs/machine_room/77_exercises.ipynb #cfe7d5f48
 def _is_of_a_function(error: Exception, answer: Callable[[], Any]) -> bool:
@@ -41,8 +45,9 @@ def _verdict(got: Any, expected: torch.Tensor, tolerance: float) -> str:
     if any(part is None or part is ... for part in parts):
         return "Not yet: the function returns nothing"
     for place, part in enumerate(parts):
-        if parts is got and expected.dim() == 1 and isinstance(part, torch.Tensor) and part.numel() != 1:
-            return f"Not yet: the result at [{place}] has the shape {tuple(part.shape)}, it should be one number"
+        shape = getattr(part, "shape", ())  # of a tensor or a NumPy array
+        if parts is got and expected.dim() == 1 and math.prod(shape) != 1:
+            return f"Not yet: the result at [{place}] has the shape {tuple(shape)}, it should be one number"
     values = torch.as_tensor(got).detach().to_dense().cpu()
     if values.is_complex():
         return "Not yet: the result is complex, it should be real"

@@ -54,10 +54,24 @@ def matching(rows: Sequence[dict[str, Any]], key: Mapping[str, Any]) -> dict[str
     return next((row for row in rows if all(k in row and row[k] == v for k, v in key.items())), None)
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c08-bea1f5
+def main_column(row: Mapping[str, Any]) -> str:
+    "The column that a row's interval is of."
+    return "top1" if "top1" in row else "20-nn"
+
+
 def rows_of(path: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The rows of a file, if it is there and belongs to this question."
     values = rows_file(path) if path.is_file() else {}
-    return values["rows"] if values.get("question") == question else []
+    return [interval_anew(row, values.get("test_images")) for row in values["rows"]] if values.get("question") == question else []
+
+
+def interval_anew(row: dict[str, Any], count: Any) -> dict[str, Any]:  # the number of test images, where the file has it
+    "A saved row with the interval as it is computed today, which follows from its accuracy and the number of test images."
+    share = row.get(main_column(row))
+    if not isinstance(count, int) or not isinstance(share, float) or not {"low", "high"} <= row.keys():
+        return row
+    low, high = accuracy_interval(torch.arange(count) < round(share * count))
+    return {**row, "low": low, "high": high}
 
 
 def add_row(choose: Callable[[], Path],  # the file; another may have been written meanwhile
@@ -281,7 +295,7 @@ def answers(asked: EvalTarget, question: EvalConfig) -> Iterator[tuple[dict[str,
     elif question.protocol == "linear":
         yield {}, lambda folder: linear(asked, question, folder)
     elif question.protocol == "transfer":
-        yield {}, lambda folder: {**linear(asked, question, folder), **neighbours(asked)}
+        yield {}, lambda folder: {**neighbours(asked), **linear(asked, question, folder)}
     else:
         compute = tuned if question.protocol == "finetune" else labelled
         for f in question.fractions:
@@ -301,11 +315,6 @@ def line_of(group: Sequence[Mapping[str, Any]], columns: Sequence[str],
     means = "".join(f"{sum(r[c] for r in group) / len(group):>10.3f}" if c in group[0] else " " * 10 for c in columns)
     return (f"{group[0]['encoder']:<16}{name}{f'{100 if fraction is None else 100 * fraction:.3g}%':>8}{means}"
             f"   {max(low, 0):.3f} to {min(high, 1):.3f}, {f'{len(group)} draws of labels' if several else 'test images'}")
-
-
-def main_column(row: Mapping[str, Any]) -> str:
-    "The column that a row's interval is of."
-    return "top1" if "top1" in row else "20-nn"
 
 # %% ../../nbs/machine_room/46_answers.ipynb #c40-aa8db6
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -175,8 +175,9 @@ def read_saved(path: Path, command: str) -> dict[str, Any] | None:  # `command` 
     if "question" in saved and (old := saved["question"].get("protocol_version", 1)) < protocol_version:
         unnoted = "" if "images" in saved["question"] else ", which did not note the images"
         print(f"  by protocol {old} (today {protocol_version}){unnoted}")
-    if changed := changed_since(saved.get("question", saved).get("recipe", {})):
-        print(f"  by an earlier form of the recipe: {changed}")
+    recipe = saved.get("question", saved).get("recipe")
+    if isinstance(recipe, dict) and (changed := changed_since(recipe)):  # tables of `isd_train` hold its name
+        print(f"  differs from today's recipe: {changed}")
     return saved
 
 # %% ../../nbs/machine_room/66_evidence.ipynb #c23-783e0f-c
