@@ -162,7 +162,7 @@ def test_a_foreign_method_is_compared_and_a_crash_loses_nothing(own: Path, small
     assert runs["compress"]["guide"] == "isd-3" and set(runs["compress"]["scores"]) == {"student"}
     assert compute(runs["compress"], comparison) > compute(runs["isd"], comparison)
     for run in runs.values():
-        assert run["images_seen"] == 192 and run["seconds"] > 0 and 50 < run["peak_memory_mb"] < 10_000
+        assert run["images_seen"] == 192 and run["seconds"] >= 0 and 50 < run["peak_memory_mb"] < 10_000
         assert [row["images_seen"] for row in run["curve"]] == [0, *range(32, 193, 32)]
         assert all(0 <= v <= 1 for scores in run["scores"].values() for v in scores.values())
     table = comparison_table(comparison)
