@@ -160,12 +160,9 @@ def run(entry: str, split: int, images: int, recipe: str, data: str) -> dict[str
     method, curve, cost = trained(chosen, train_set, curve_of(train_set, validation))
     if entry == "isd":
         save_encoders(GUIDES / f"{split}" / "encoder.safetensors", method, chosen, train_set)
-    named = {k: v for k, v in settings.items() if k != "options.guide"}
     return dict(
         scores=scores_of(method, train_set, test, few=split, bank=len(train_set)),
-        test_images=len(test),
         curve=curve,
-        settings=method_of(entry)[1] | named,
         settings_from=source,
         recipe_json=describe(chosen) | ({"options": "see settings"} if entry == "compress" else {}),
         **cost,
@@ -216,7 +213,10 @@ def main() -> None:
         for entry in methods:
             data = f"digits(seed={split})" if given.data == "digits" else given.data
             path, asked = out / f"{entry}-{split}.json", dict(entry=entry, split=split, data=data)
-            asked |= {} if entry == "baselines" else dict(budget=given.images, seed=split)
+            asked |= dict(test_images=int(never_chosen_by(split).sum())) if given.data == "digits" else {}
+            if entry != "baselines":
+                settings = method_of(entry)[1] | settings_for(entry, given.recipe)[0]
+                asked |= dict(budget=given.images, seed=split, settings=settings)
             train_it = partial(run, entry, split, given.images, given.recipe, given.data)
             run_once(path, asked | notes, train_it, "table", f"{entry:<14} split {split}")
 
