@@ -280,15 +280,20 @@ def test_the_exact_loss_of_equivalence_reaches_the_method(monkeypatch):
     assert seen == [torch.bfloat16, torch.float32]
 
 
+def is_first(folder):
+    "Whether this process is the first of those that call this in a folder."
+    with suppress(FileExistsError):
+        (folder / "first").symlink_to(str(os.getpid()))
+    return os.readlink(folder / "first") == str(os.getpid())
+
+
 def test_readers_of_packed_sets_begin_together(monkeypatch, tmp_path):
     "Here one has read to its end before the other has opened: each would be measured alone."
     monkeypatch.syspath_prepend(str(FOLDER))
     packed = importlib.import_module("packed")
 
     def of_one_late(folder, size, batch):
-        with suppress(FileExistsError):
-            (folder / "first").symlink_to(str(os.getpid()))
-        time.sleep(0 if os.readlink(folder / "first") == str(os.getpid()) else 0.3)
+        time.sleep(0 if is_first(folder) else 0.3)
         return itertools.repeat(torch.zeros(batch))
     monkeypatch.setitem(packed.CONTESTANTS, "late", of_one_late)
     found = packed.read_together(2, "late", tmp_path, 8, 4, 0.2)
@@ -303,9 +308,7 @@ def test_a_reader_that_fails_does_not_keep_the_others_waiting(how, monkeypatch, 
     packed = importlib.import_module("packed")
 
     def one_fails(folder, size, batch):
-        with suppress(FileExistsError):
-            (folder / "first").symlink_to(str(os.getpid()))
-        if os.readlink(folder / "first") == str(os.getpid()):
+        if is_first(folder):
             os._exit(1) if how == "end" else torch.zeros(2)[5]
         return itertools.repeat(torch.zeros(batch))
     monkeypatch.setitem(packed.CONTESTANTS, "fails", one_fails)

@@ -193,7 +193,7 @@ def card_for_hub(card: str, name: str, summary: Mapping[str, Any], data: str, li
     results = model_index(printable(data), summary)
     header = need_hub().ModelCardData(license=licence, library_name="isd_nb", tags=["self-supervised-learning", "image-feature-extraction", "isd"],
                                       model_name=name.partition("/")[2] if results else None, eval_results=results or None)
-    return f"---\n{header.to_yaml()}\n---" + "\n" + card.split("\n---\n", 1)[1].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')
+    return f"---\n{header.to_yaml()}\n---\n" + card.split("\n---\n", 1)[1].replace('load_encoder("encoder.safetensors"', f'load_encoder("hub:{name}"')
 
 
 # %% ../../nbs/machine_room/59_export.ipynb #ex08-chk

@@ -53,7 +53,7 @@ def _verdict(got: Any, expected: torch.Tensor, tolerance: float) -> str:
         return "Not yet: the result is complex, it should be real"
     return _difference(values.double(), expected, tolerance)
 
-
+# %% ../../nbs/machine_room/77_exercises.ipynb #ex7-difference
 def _difference(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str:
     "One sentence on two tensors."
     if got.shape != expected.shape:

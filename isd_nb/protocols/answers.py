@@ -73,7 +73,7 @@ def interval_anew(row: dict[str, Any], count: Any) -> dict[str, Any]:  # the num
     low, high = accuracy_interval(torch.arange(count) < round(share * count))
     return {**row, "low": low, "high": high}
 
-
+# %% ../../nbs/machine_room/46_answers.ipynb #an10-addrow
 def add_row(choose: Callable[[], Path],  # the file; another may have been written meanwhile
             values: dict[str, Any], key: Mapping[str, Any], row: dict[str, Any]) -> Path:  # the file
     "Write the file with one more row, after those that others have written since; one with the same key stays."
